@@ -1,0 +1,240 @@
+"""Every setting of a run, with its default. YAML files and recipes state only what differs from these.
+
+Hydra composes and overrides; `compose_config` turns the result into these dataclasses once, in `main()`. A value out
+of range, an unknown key and a missing path all raise ConfigError there, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from opsd.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16")
+ENGINES = ("vllm", "transformers")
+SUPPORTS = ("teacher", "student", "union")
+GRADERS = ("final_hash", "math", "none")
+
+
+@dataclass
+class StudentConfig:
+    path: str = MISSING  # a Hugging Face folder
+    dtype: str = "float32"  # of the forward and backward pass; master weights are float32
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("student.dtype", self.dtype, DTYPES)
+
+
+@dataclass
+class DataConfig:
+    train_path: str = MISSING  # JSONL, one prompt a line
+    eval_path: str = MISSING  # JSONL, held-out prompts
+    prompt_key: str = "prompt"  # field with the prompt: a string, or a list of {role, content}
+    answer_key: str = "answer"  # field with the reference answer; absent is fine where grader is none
+    chat_template: bool = False  # put the prompt through the student tokenizer's chat template
+    instruction: str = ""  # appended to every prompt, after a newline
+    grader: str = "none"  # final_hash | math | none
+    max_prompt_tokens: int = 2048  # a longer prompt is refused at start-up
+    prompts_per_step: int = 64
+    samples_per_prompt: int = 1
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("data.grader", self.grader, GRADERS)
+        for name in ("max_prompt_tokens", "prompts_per_step", "samples_per_prompt"):
+            at_least(f"data.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class EngineConfig:
+    """What the rollout engines and the teacher's engines have in common."""
+
+    backend: str = "vllm"  # vllm | transformers
+    num_workers: int = 1  # Ray actors, each a whole engine
+    dtype: str = "float32"
+    tensor_parallel_size: int = 1  # GPU only
+    gpu_memory_utilization: float = 0.7  # GPU only
+    kv_cache_gib: float = 0.25  # CPU only
+    max_num_seqs: int = 256  # sequences in flight in one engine
+    cpu_threads: int = 1  # CPU only; more than one slows a tiny model down
+
+    section = "engine"
+
+    def __post_init__(self) -> None:
+        one_of(f"{self.section}.backend", self.backend, ENGINES)
+        one_of(f"{self.section}.dtype", self.dtype, DTYPES)
+        in_range(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
+        positive(f"{self.section}.kv_cache_gib", self.kv_cache_gib)
+        for name in ("num_workers", "tensor_parallel_size", "max_num_seqs", "cpu_threads"):
+            at_least(f"{self.section}.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class RolloutConfig(EngineConfig):
+    max_response_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    num_candidates: int = 16  # C: the student's own likeliest tokens that travel with each token
+
+    section = "rollout"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("rollout.temperature", self.temperature)
+        in_range("rollout.top_p", self.top_p, 0.0, 1.0)
+        at_least("rollout.max_response_tokens", self.max_response_tokens, 1)
+        at_least("rollout.num_candidates", self.num_candidates, 1)
+
+
+@dataclass
+class TeacherConfig(EngineConfig):
+    path: str = MISSING  # a Hugging Face folder
+    top_k: int = 64  # K: log-probabilities returned for each token
+    trust_remote_code: bool = False
+    max_batch_tokens: int = 8192  # prompt and response tokens scored in one engine step; bounds its memory
+
+    section = "teacher"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("teacher.top_k", self.top_k, 1)
+        at_least("teacher.max_batch_tokens", self.max_batch_tokens, 1)
+
+
+@dataclass
+class LossConfig:
+    divergence: str = "reverse_kl"  # a name in opsd.ops.divergences.DIVERGENCES
+    options: dict[str, Any] = field(default_factory=dict)  # e.g. {beta: 0.5} for jsd
+    support: str = "teacher"  # teacher | student | union: the tokens that have a bucket of their own
+
+    def __post_init__(self) -> None:
+        one_of("loss.support", self.support, SUPPORTS)
+
+
+@dataclass
+class LearnerConfig:
+    num_workers: int = 1  # FSDP2 ranks
+    learning_rate: float = 1e-6
+    schedule: str = "cosine"  # cosine | constant
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.0  # cosine falls to this share of learning_rate
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 16384  # packed tokens of one forward pass; a longer rollout goes alone
+    activation_checkpointing: bool = False
+    cpu_threads: int = 1
+
+    def __post_init__(self) -> None:
+        one_of("learner.schedule", self.schedule, ("cosine", "constant"))
+        positive("learner.learning_rate", self.learning_rate)
+        positive("learner.max_grad_norm", self.max_grad_norm)
+        in_range("learner.min_lr_ratio", self.min_lr_ratio, 0.0, 1.0)
+        at_least("learner.warmup_steps", self.warmup_steps, 0)
+        for name in ("num_workers", "micro_batch_tokens", "cpu_threads"):
+            at_least(f"learner.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class EvalConfig:
+    every: int = 50  # steps between evaluations; 0: only before and after
+    num_problems: int = 500  # greedy accuracy over the first so many rows of data.eval_path
+    num_kl_prompts: int = 128  # sampled answers for the KL to the teacher and the top-1 agreement
+    teacher: bool = True  # also measure the teacher's accuracy
+
+    def __post_init__(self) -> None:
+        at_least("eval.every", self.every, 0)
+        at_least("eval.num_problems", self.num_problems, 0)
+        at_least("eval.num_kl_prompts", self.num_kl_prompts, 1)
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 0  # steps; 0: only at the end
+    keep: int = 2  # newest checkpoints that stay
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint.every", self.every, 0)
+        at_least("checkpoint.keep", self.keep, 1)
+
+
+@dataclass
+class LogConfig:
+    wandb: str = "auto"  # auto: online where WANDB_API_KEY is set, else offline | off
+    project: str = "opsd"
+    dashboard: bool = True  # Ray dashboard
+    token_view_every: int = 50  # steps between the rollouts kept for the report's token view
+    token_view_rollouts: int = 4
+
+    def __post_init__(self) -> None:
+        one_of("log.wandb", self.wandb, ("auto", "off"))
+        at_least("log.token_view_every", self.token_view_every, 1)
+        at_least("log.token_view_rollouts", self.token_view_rollouts, 0)
+
+
+@dataclass
+class RunConfig:
+    """A run of `python -m opsd.train`: plain on-policy distillation, or what `hooks` makes of it."""
+
+    output_dir: str = MISSING
+    num_steps: int = 300
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
+    hook_options: dict[str, Any] = field(default_factory=dict)  # free for a user's own hooks
+    resume: str = "never"  # never | auto: go on from the newest checkpoint in output_dir
+    overwrite: bool = False  # delete an earlier run in output_dir
+    stop_at_step: int = 0  # save a checkpoint and stop there, for a queue with a time limit; 0: run to num_steps
+    student: StudentConfig = field(default_factory=StudentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("resume", self.resume, ("never", "auto"))
+        at_least("num_steps", self.num_steps, 1)
+        at_least("stop_at_step", self.stop_at_step, 0)
+        if self.resume == "auto" and self.overwrite:
+            raise ConfigError("resume=auto and overwrite=true contradict each other: choose one")
+
+
+def compose_config(hydra_cfg: DictConfig, config_class: type[RunConfig]) -> RunConfig:
+    """The typed config of what Hydra composed. Raises ConfigError that names the field."""
+    try:
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), hydra_cfg))
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise ConfigError(" ".join(str(error).split())) from error
+    return cfg
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ConfigError(f"{name} must be at least {low}, got {value}")
+
+
+def positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name} must be greater than 0, got {value}")
+
+
+def in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be in [{low}, {high}], got {value}")

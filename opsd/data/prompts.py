@@ -1,0 +1,106 @@
+"""The user's prompt file: read, checked and tokenised once; then batches in a seeded order that can be resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opsd.config import DataConfig
+from opsd.errors import DataError
+from opsd.types import Prompt
+
+
+def load_prompts(path: str, data: DataConfig, tokenizer: Any, max_prompt_tokens: int) -> list[Prompt]:
+    """The prompts of a JSONL file. Raises DataError that names the file and the line.
+
+    A line is an object with `data.prompt_key`, a string or a list of {role, content}, and `data.answer_key`.
+    """
+    rows = [_parse_row(path, number, line, data) for number, line in _lines(path)]
+    if not rows:
+        raise DataError(f"{path}: no prompts in it (the file is empty)")
+    texts = [_render(messages, data, tokenizer) for messages, _, _ in rows]
+    encoded = tokenizer(texts, add_special_tokens=not data.chat_template)["input_ids"]
+    prompts = []
+    for index, ((_, answer, number), text, ids) in enumerate(zip(rows, texts, encoded, strict=True)):
+        if not ids:
+            raise DataError(f"{path}, line {number}: the prompt has no tokens")
+        if len(ids) > max_prompt_tokens:
+            raise DataError(
+                f"{path}, line {number}: the prompt has {len(ids)} tokens, the limit is {max_prompt_tokens} "
+                "(data.max_prompt_tokens, or the models' context less rollout.max_response_tokens)"
+            )
+        token_ids = np.asarray(ids, dtype=np.int32)
+        prompts.append(Prompt(index=index, token_ids=token_ids, text=text, answer=answer, source=str(path)))
+    return prompts
+
+
+class PromptSource:
+    """Endless batches: a fresh seeded permutation of the prompts each epoch. `position` is all of its state."""
+
+    def __init__(self, prompts: list[Prompt], batch_size: int, *, seed: int, shuffle: bool, position: int = 0) -> None:
+        self.prompts = prompts
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.position = position  # prompts handed out so far
+        self._order_epoch = -1
+        self._order = np.arange(len(prompts))
+
+    def next_batch(self) -> list[Prompt]:
+        batch = [self._prompt_at(self.position + i) for i in range(self.batch_size)]
+        self.position += self.batch_size
+        return batch
+
+    def _prompt_at(self, position: int) -> Prompt:
+        epoch, offset = divmod(position, len(self.prompts))
+        if self.shuffle and epoch != self._order_epoch:
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
+            self._order_epoch = epoch
+        return self.prompts[self._order[offset]]
+
+
+def _lines(path: str) -> list[tuple[int, str]]:
+    if not Path(path).is_file():
+        raise DataError(f"{path}: there is no such file")
+    with open(path, encoding="utf-8") as file:
+        return [(number, line) for number, line in enumerate(file, start=1) if line.strip()]
+
+
+def _parse_row(path: str, number: int, line: str, data: DataConfig) -> tuple[Any, str | None, int]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict) or data.prompt_key not in row:
+        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise DataError(f"{path}, line {number}: expected an object with {data.prompt_key!r}, got {found or 'nothing'}")
+    if data.grader != "none" and row.get(data.answer_key) is None:
+        raise DataError(f"{path}, line {number}: data.grader={data.grader} needs {data.answer_key!r}, got {', '.join(row)}")
+    prompt = row[data.prompt_key]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not _are_messages(messages):
+        raise DataError(
+            f"{path}, line {number}: {data.prompt_key!r} must be a string or a list of role/content objects, got {prompt!r}"
+        )
+    answer = row.get(data.answer_key)
+    return messages, None if answer is None else str(answer), number
+
+
+def _are_messages(messages: Any) -> bool:
+    return (
+        isinstance(messages, list)
+        and len(messages) > 0
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
+    )
+
+
+def _render(messages: list[dict[str, str]], data: DataConfig, tokenizer: Any) -> str:
+    if data.instruction:
+        last = {**messages[-1], "content": f"{messages[-1]['content']}\n{data.instruction}"}
+        messages = [*messages[:-1], last]
+    if data.chat_template:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return "\n".join(message["content"] for message in messages)

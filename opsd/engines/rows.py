@@ -1,0 +1,144 @@
+"""From an engine's raw log-probabilities to event rows: padded ids dropped, stop ids merged, likeliest first.
+
+An engine reports a few token ids a row, the actual token first. What leaves here speaks of events (see `opsd.types`)
+in arrays of fixed width, with -1 / -inf in an empty slot.
+"""
+# T rows of a whole batch, M raw entries a row, K events kept a row, C student candidates, S stop ids, R rollouts
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from opsd.types import Vocabulary
+
+MAX_FOREIGN_MASS = 1.0 - 1e-6  # keeps the renormalisation finite where a model puts all of its mass on padded ids
+
+
+class FlatRows(Protocol):
+    """What vLLM's FlatLogprobs holds: the entries of row i lie at start_indices[i] .. end_indices[i] - 1."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    start_indices: list[int]
+    end_indices: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRows:
+    """The likeliest events of each row and the log-probability of the event of the actual token."""
+
+    top_ids_TK: np.ndarray  # int32, likeliest first, distinct; -1 marks an empty slot
+    top_logprobs_TK: np.ndarray  # float32; -inf in an empty slot
+    actual_logprobs_T: np.ndarray  # float32; -inf where the actual token is no shared id
+    shared_logmass_T: np.ndarray  # float32, <= 0: log of the mass on shared ids, as far as the row names foreign ones
+
+    def split(self, lengths: Sequence[int]) -> list[EventRows]:
+        """One EventRows for each run of rows: `lengths` sums to T. Views, no copies."""
+        bounds = np.cumsum(lengths)[:-1]
+        parts = (np.split(part, bounds) for part in vars(self).values())
+        return [EventRows(**dict(zip(vars(self), arrays, strict=True))) for arrays in zip(*parts, strict=True)]
+
+
+def has_foreign_ids(token_ids: np.ndarray, vocabulary: Vocabulary) -> bool:
+    """True where a token lies in the padding of a model's vocabulary: the other model may not know it."""
+    return bool((token_ids >= vocabulary.size).any())
+
+
+def pad_rows(flat_R: Sequence[FlatRows], first_rows_R: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of all rollouts one after another, each rollout's from its own first row on.
+
+    Returns ids int32 [T, M] (-1 beyond a row's end) and log-probabilities float32 [T, M] (-inf there).
+    """
+    ids, logprobs, starts, ends = [], [], [], []
+    num_entries = 0
+    for flat, first in zip(flat_R, first_rows_R, strict=True):
+        begin = flat.start_indices[first]
+        ids.append(np.array(flat.token_ids[begin:], np.int32))
+        logprobs.append(np.array(flat.logprobs[begin:], np.float32))
+        starts.append(np.array(flat.start_indices[first:]) - begin + num_entries)
+        ends.append(np.array(flat.end_indices[first:]) - begin + num_entries)
+        num_entries += len(ids[-1])
+    start_T, end_T = np.concatenate(starts), np.concatenate(ends)
+    slot_TM = start_T[:, None] + np.arange((end_T - start_T).max())
+    valid_TM = slot_TM < end_T[:, None]
+    slot_TM = np.where(valid_TM, slot_TM, 0)
+    ids_TM = np.where(valid_TM, np.concatenate(ids)[slot_TM], np.int32(-1))
+    return ids_TM, np.where(valid_TM, np.concatenate(logprobs)[slot_TM], np.float32(-np.inf))
+
+
+def event_rows(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary, num_kept: int) -> EventRows:
+    """Raw rows, the actual token in column 0 (and perhaps once more), to the `num_kept` likeliest events each.
+
+    Known mass on ids outside the vocabulary is taken out and the rest of the row renormalised. Every stop id of a row
+    adds to the one stop event; a stop id that the engine did not report is not in it.
+    """
+    repeated_TM = ids_TM == ids_TM[:, :1]
+    repeated_TM[:, 0] = False
+    logprobs_TM = np.where(repeated_TM | (ids_TM < 0), -np.inf, logprobs_TM)
+    logprobs_TM, shared_logmass_T = _drop_foreign(ids_TM, logprobs_TM, vocabulary)
+    ids_TM, logprobs_TM, actual_logprobs_T = _merge_stops(ids_TM, logprobs_TM, vocabulary)
+
+    order_TM = np.argsort(-logprobs_TM, axis=1, kind="stable")[:, :num_kept]
+    top_logprobs_TK = np.take_along_axis(logprobs_TM, order_TM, axis=1)
+    top_ids_TK = np.where(top_logprobs_TK > -np.inf, np.take_along_axis(ids_TM, order_TM, axis=1), -1)
+    missing = ((0, 0), (0, num_kept - top_ids_TK.shape[1]))
+    return EventRows(
+        top_ids_TK=np.pad(top_ids_TK, missing, constant_values=-1).astype(np.int32),
+        top_logprobs_TK=np.pad(top_logprobs_TK, missing, constant_values=-np.inf).astype(np.float32),
+        actual_logprobs_T=actual_logprobs_T.astype(np.float32),
+        shared_logmass_T=shared_logmass_T,
+    )
+
+
+def candidate_events(
+    logprobs_TX: np.ndarray, candidate_ids_TC: np.ndarray, rows: EventRows, vocabulary: Vocabulary
+) -> np.ndarray:
+    """Log-probabilities float32 [T, C] at the student's candidates, from a model's raw ones at X = C + S named ids.
+
+    The first C columns answer `candidate_ids_TC` (event ids, -1 empty), the last S the stop ids in order. `rows` of the
+    same rows gives the renormalisation.
+    """
+    num_stops = len(vocabulary.stop_ids)
+    stop_T1 = np.logaddexp.reduce(logprobs_TX[:, -num_stops:], axis=1, keepdims=True)
+    logprobs_TC = np.where(candidate_ids_TC == vocabulary.stop_event, stop_T1, logprobs_TX[:, :-num_stops])
+    logprobs_TC = logprobs_TC - rows.shared_logmass_T[:, None]
+    return np.where(candidate_ids_TC >= 0, logprobs_TC, -np.inf).astype(np.float32)
+
+
+def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in groups of like lengths, each at most `max_tokens` when padded to its longest; a longer one goes alone."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _drop_foreign(
+    ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log-probabilities with foreign ids out and the rest renormalised, log of the mass that stayed)."""
+    foreign_TM = ids_TM >= vocabulary.size
+    if not foreign_TM.any():
+        return logprobs_TM, np.zeros(len(ids_TM), np.float32)
+    foreign_mass_T = np.exp(np.where(foreign_TM, logprobs_TM, -np.inf), dtype=np.float64).sum(axis=1)
+    shared_logmass_T = np.log1p(-np.minimum(foreign_mass_T, MAX_FOREIGN_MASS)).astype(np.float32)
+    return np.where(foreign_TM, -np.inf, logprobs_TM - shared_logmass_T[:, None]), shared_logmass_T
+
+
+def _merge_stops(
+    ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(event ids, log-probabilities, log-probability of column 0's event): the mass of all stop ids in the row's first."""
+    stop_TM = np.isin(ids_TM, vocabulary.stop_ids)
+    merged_T1 = np.logaddexp.reduce(np.where(stop_TM, logprobs_TM, -np.inf), axis=1, keepdims=True)
+    first_TM = stop_TM & (np.cumsum(stop_TM, axis=1) == 1)
+    event_ids_TM = np.where(stop_TM, vocabulary.stop_event, ids_TM)
+    event_logprobs_TM = np.where(first_TM, merged_T1, np.where(stop_TM, -np.inf, logprobs_TM))
+    return event_ids_TM, event_logprobs_TM, event_logprobs_TM[:, 0]

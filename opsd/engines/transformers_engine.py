@@ -1,0 +1,242 @@
+"""A transformers engine: exact log-probabilities of any causal model, without vLLM. Slower; the reference for it."""
+# B sequences of a batch, L tokens of a padded batch, T response tokens, R rows, V vocabulary, D width, K teacher top-k, C candidates
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from opsd.config import EngineConfig
+from opsd.engines.rows import split_by_tokens
+from opsd.errors import ConfigError, DataError, StageError
+from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+
+HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits [R, V] that the head makes at once
+
+
+class TransformersEngine:
+    """One model, in eval mode. Padded ids have no probability and all stop ids are merged, exactly."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        vocabulary: Vocabulary,
+        config: EngineConfig,
+        device: str,
+        max_model_tokens: int,
+        trust_remote_code: bool = False,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        """`max_batch_tokens` bounds the padded tokens of one scoring pass; None: one pass for all.
+
+        Raises ConfigError where the context is too short or where the model alters its logits after the head.
+        """
+        self.vocabulary = vocabulary
+        self.max_num_seqs = config.max_num_seqs
+        self.max_batch_tokens = max_batch_tokens or sys.maxsize
+        self.policy_version: int | None = None  # None: the weights of `path`
+        self.device = torch.device(device)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, config.dtype), trust_remote_code=trust_remote_code
+        )
+        self.model.eval().requires_grad_(False).to(self.device)
+        _check_context(self.model, path, max_model_tokens)
+        _check_plain_head(self.model, path)
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: list[Prompt], samples: list[int], seeds: list[int], sampling: Sampling, policy_version: int
+    ) -> list[Rollout]:
+        """One rollout for each (prompt, sample number, seed), in order; the same seed draws the same tokens in any batch.
+
+        Raises StageError where the engine holds the weights of another policy version.
+        """
+        if self.policy_version not in (None, policy_version):
+            raise StageError(f"asked for policy version {policy_version}, the engine holds version {self.policy_version}")
+        rollouts = []
+        requests = list(zip(prompts, samples, seeds, strict=True))
+        for start in range(0, len(requests), self.max_num_seqs):
+            batch = requests[start : start + self.max_num_seqs]
+            rollouts += self._generate_batch(batch, sampling, policy_version)
+        return rollouts
+
+    @torch.inference_mode()
+    def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
+        """This model's log-probabilities on the response rows, in the order of `rollouts`."""
+        lengths = [len(rollout.prompt.token_ids) + len(rollout) for rollout in rollouts]
+        scores: dict[int, TeacherScores] = {}
+        for group in split_by_tokens(lengths, self.max_batch_tokens):
+            scored = self._score_batch([rollouts[index] for index in group], top_k)
+            scores.update(zip(group, scored, strict=True))
+        return [scores[index] for index in range(len(rollouts))]
+
+    def update_weights(self, named: dict[str, Tensor], policy_version: int) -> None:
+        """Copy a full Hugging Face state dict (a tied `lm_head.weight` may be in it or not) into the model, in place.
+
+        Raises DataError, with the model unchanged, where the names are not this model's.
+        """
+        own = self.model.state_dict()
+        tied = set(self.model._tied_weights_keys or ()) if self.model.config.tie_word_embeddings else set()
+        wrong = (own.keys() ^ named.keys()) - tied
+        if wrong:
+            raise DataError(f"weights and model differ in {len(wrong)} names, such as {min(wrong)!r}")
+        with torch.no_grad():
+            for name in own.keys() & named.keys() - tied:
+                own[name].copy_(named[name])
+        self.policy_version = policy_version
+
+    def _generate_batch(
+        self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
+    ) -> list[Rollout]:
+        """Decode until every sequence has stopped or is full; prompts are padded on the left."""
+        prompt_ids = [torch.from_numpy(prompt.token_ids.astype(np.int64)) for prompt, _, _ in requests]
+        token_ids_BL, mask_BL = (part.to(self.device) for part in _pad_left(prompt_ids))
+        uniform_BT = torch.stack([_uniforms(seed, sampling.max_tokens) for _, _, seed in requests]).to(self.device)
+        stop_ids = torch.tensor(self.vocabulary.stop_ids, device=self.device)
+        done_B = torch.zeros(len(requests), dtype=torch.bool, device=self.device)
+        cache = None
+        steps = []  # of (token [B], its event's log-probability [B], candidate ids [B, C], candidate log-probabilities [B, C])
+        for step in range(sampling.max_tokens):
+            position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)[:, -token_ids_BL.shape[1] :]
+            output = self.model(
+                input_ids=token_ids_BL,
+                attention_mask=mask_BL,
+                position_ids=position_BL,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            logits_BV = output.logits[:, -1, : self.vocabulary.size].float()
+            token_B = _draw(logits_BV, sampling, uniform_BT[:, step])
+            events_BV = event_logprobs(logits_BV, self.vocabulary)
+            logprob_B = events_BV.gather(1, self._events(token_B)[:, None])[:, 0]
+            steps.append((token_B, logprob_B, *_top_events(events_BV, sampling.num_candidates)))
+            done_B |= torch.isin(token_B, stop_ids)
+            if done_B.all():
+                break
+            token_ids_BL = token_B[:, None]
+            mask_BL = torch.cat([mask_BL, torch.ones_like(token_ids_BL)], dim=1)
+        tokens, logprobs, ids, values = (torch.stack(part, dim=1).cpu().numpy() for part in zip(*steps, strict=True))
+        rollouts = []
+        for row, (prompt, sample, _) in enumerate(requests):
+            is_stop_T = np.isin(tokens[row], self.vocabulary.stop_ids)
+            length = int(is_stop_T.argmax()) + 1 if is_stop_T.any() else len(is_stop_T)
+            rollouts.append(
+                Rollout(
+                    prompt=prompt,
+                    sample=sample,
+                    response_ids=tokens[row, :length].astype(np.int32),
+                    sampled_logprobs=logprobs[row, :length],
+                    candidate_ids=ids[row, :length],
+                    candidate_logprobs=values[row, :length],
+                    stopped=bool(is_stop_T.any()),
+                    policy_version=policy_version,
+                )
+            )
+        return rollouts
+
+    def _score_batch(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
+        """One pass of the trunk, padded on the right: causal attention keeps the padding out without a mask."""
+        sequences = [np.concatenate([rollout.prompt.token_ids, rollout.response_ids]) for rollout in rollouts]
+        token_ids_BL = torch.nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(ids.astype(np.int64)) for ids in sequences], batch_first=True
+        )
+        hidden_BLD = self.model.base_model(input_ids=token_ids_BL.to(self.device), use_cache=False).last_hidden_state
+        return [
+            self._score_rows(rollout, hidden_LD[len(rollout.prompt.token_ids) - 1 :][: len(rollout)], top_k)
+            for rollout, hidden_LD in zip(rollouts, hidden_BLD, strict=True)
+        ]
+
+    def _score_rows(self, rollout: Rollout, hidden_TD: Tensor, top_k: int) -> TeacherScores:
+        """Head and log-softmax on the response rows only, a bounded chunk at a time."""
+        head = self.model.get_output_embeddings()
+        actual_T = self._events(torch.from_numpy(rollout.response_ids.astype(np.int64)).to(self.device))
+        candidates_TC = torch.from_numpy(rollout.candidate_ids.astype(np.int64)).to(self.device)
+        rows = max(1, HEAD_CHUNK_BYTES // (4 * head.weight.shape[0]))
+        parts = []
+        for hidden_RD, actual_R, candidates_RC in zip(
+            hidden_TD.split(rows), actual_T.split(rows), candidates_TC.split(rows), strict=True
+        ):
+            events_RV = event_logprobs(head(hidden_RD)[:, : self.vocabulary.size].float(), self.vocabulary)
+            candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
+            actual = events_RV.gather(1, actual_R[:, None])[:, 0]
+            parts.append((*_top_events(events_RV, top_k), actual, candidate_RC))
+        top_ids, top_logprobs, actual, candidates = (
+            torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)
+        )
+        return TeacherScores(
+            top_ids=top_ids, top_logprobs=top_logprobs, sampled_logprobs=actual, candidate_logprobs=candidates
+        )
+
+    def _events(self, token_ids: Tensor) -> Tensor:
+        stop_ids = torch.tensor(self.vocabulary.stop_ids, device=token_ids.device)
+        return token_ids.masked_fill(torch.isin(token_ids, stop_ids), self.vocabulary.stop_event)
+
+
+def event_logprobs(logits_RV: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Log-probabilities of all events, float32 [R, V]: V shared ids, every stop id's mass at the stop event's column."""
+    logprobs_RV = logits_RV.log_softmax(-1)
+    stop_ids = list(vocabulary.stop_ids)
+    merged_R = logprobs_RV[:, stop_ids].logsumexp(-1)
+    logprobs_RV[:, stop_ids] = -torch.inf
+    logprobs_RV[:, vocabulary.stop_event] = merged_R
+    return logprobs_RV
+
+
+def _top_events(events_RV: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+    """(ids int32 [R, num_kept], log-probabilities float32), likeliest first; -1 and -inf where there is no further event."""
+    top_logprobs, top_ids = events_RV.topk(min(num_kept, events_RV.shape[1]), dim=-1)
+    missing = (0, num_kept - top_ids.shape[1])
+    top_ids = top_ids.masked_fill(top_logprobs == -torch.inf, -1).int()
+    pad = torch.nn.functional.pad
+    return pad(top_ids, missing, value=-1), pad(top_logprobs, missing, value=-torch.inf)
+
+
+def _draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
+    """A token a row by inverting the cumulative distribution at `uniform_B`, so that a row's draw is its own. int64 [B]."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    probs_BV = (logits_BV.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
+        outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p  # the likeliest token is never outside
+        probs_BV = probs_BV.scatter(1, order_BV, sorted_BV.masked_fill(outside_BV, 0.0))
+    cumulative_BV = probs_BV.cumsum(-1)
+    target_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].clamp(max=logits_BV.shape[1] - 1)
+
+
+def _uniforms(seed: int, num_draws: int) -> Tensor:
+    """float64 [num_draws] in [0, 1), drawn on the CPU: the same on every device."""
+    return torch.rand(num_draws, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _pad_left(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(ids, mask) int64 [B, L]; mask 0 on the padding."""
+    length = max(map(len, sequences))
+    missing = [(length - len(sequence), 0) for sequence in sequences]
+    pad = torch.nn.functional.pad
+    ids_BL = torch.stack([pad(ids, left) for ids, left in zip(sequences, missing, strict=True)])
+    mask_BL = torch.stack([pad(torch.ones_like(ids), left) for ids, left in zip(sequences, missing, strict=True)])
+    return ids_BL, mask_BL
+
+
+def _check_context(model: PreTrainedModel, path: str, max_model_tokens: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and max_model_tokens > limit:
+        raise ConfigError(f"{path}: prompt and response may take {max_model_tokens} tokens, the model's context is {limit}")
+
+
+@torch.inference_mode()
+def _check_plain_head(model: PreTrainedModel, path: str) -> None:
+    """`score` applies the head by itself, so nothing (a soft cap, a scale) may follow it in the model."""
+    token_ids = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
+    head = model.get_output_embeddings()(model.base_model(input_ids=token_ids).last_hidden_state)
+    if not torch.allclose(model(input_ids=token_ids).logits, head, rtol=1e-2, atol=1e-2):
+        raise ConfigError(f"{path}: the model changes its logits after lm_head; score it with backend=vllm")

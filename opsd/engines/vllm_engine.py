@@ -1,0 +1,209 @@
+"""A vLLM engine in this process: samples rollouts, scores them, takes new weights while it runs.
+
+Measured on CPU only. The GPU settings (tensor parallelism, CUDA graphs, the memory share) and the teacher's scores at
+named ids follow vLLM 0.32's documentation and have not been run here.
+"""
+# T response tokens, C student candidates, S stop ids
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from torch import Tensor
+
+from opsd.config import EngineConfig
+from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, split_by_tokens
+from opsd.errors import StageError
+from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+
+
+def engine_environment(device: str, cpu_threads: int) -> dict[str, str]:
+    """Environment variables of an engine's process, to be set before it imports torch or vLLM."""
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core stays in the actor: weights reach it without a copy
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        # A scored sequence may fill the model's whole context, and vLLM samples one token more, which is never fed back.
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+    }
+    if device == "cpu":
+        environment["OMP_NUM_THREADS"] = str(cpu_threads)
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several engines share the cores
+        environment["TORCH_COMPILE_DISABLE"] = "1"  # else the first call compiles a one-line ranking kernel for 15 s
+    return environment
+
+
+class VllmEngine:
+    """One model under vLLM. The process needs `engine_environment`."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        vocabulary: Vocabulary,
+        config: EngineConfig,
+        device: str,
+        max_model_tokens: int,
+        trust_remote_code: bool = False,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        """`max_batch_tokens` bounds the tokens that `score` holds log-probabilities of at once; None: one call for all."""
+        from vllm import LLM
+
+        self.vocabulary = vocabulary
+        self.max_batch_tokens = max_batch_tokens or sys.maxsize
+        self.policy_version: int | None = None  # None: the weights of `path`
+        settings = _cpu_settings(config) if device == "cpu" else _gpu_settings(config)
+        if max_batch_tokens is not None:  # vLLM's prefill step makes float32 logits [tokens, V] that it does not budget for
+            settings["max_num_batched_tokens"] = max(max_batch_tokens, config.max_num_seqs)
+        self.llm = LLM(
+            model=path,
+            skip_tokenizer_init=True,
+            trust_remote_code=trust_remote_code,
+            dtype=config.dtype,
+            max_model_len=max_model_tokens + 1,  # scoring samples one token after the response
+            max_num_seqs=config.max_num_seqs,
+            max_logprobs=-1,
+            # Answers are longer than prompts, so that little is saved; prompt log-probabilities need every prefill, and a
+            # cached block would outlive a weight update.
+            enable_prefix_caching=False,
+            seed=0,
+            use_tqdm_on_load=False,
+            worker_extension_cls="opsd.engines.vllm_extension.WeightUpdateExtension",
+            **settings,
+        )
+        self.vocab_size = self.llm.model_config.get_vocab_size()
+        self.scores_named_ids = device == "cuda" and self.llm.llm_engine.vllm_config.use_v2_model_runner
+
+    def generate(
+        self, prompts: list[Prompt], samples: list[int], seeds: list[int], sampling: Sampling, policy_version: int
+    ) -> list[Rollout]:
+        """One rollout for each (prompt, sample number, seed), in order; the same seed draws the same tokens in any batch.
+
+        Prompt and `sampling.max_tokens` together must fit max_model_tokens. A model whose vocabulary is padded may sample
+        an id outside the shared vocabulary: see `rows.has_foreign_ids`. Raises StageError where the engine holds the
+        weights of another policy version.
+        """
+        if self.policy_version not in (None, policy_version):
+            raise StageError(f"asked for policy version {policy_version}, the engine holds version {self.policy_version}")
+        if not prompts:
+            return []
+        params = [self._sampling_params(sampling, seed) for seed in seeds]
+        answers = [output.outputs[0] for output in self._run([prompt.token_ids for prompt in prompts], params)]
+        ids_TM, logprobs_TM = pad_rows([answer.logprobs for answer in answers], [0] * len(answers))
+        events = event_rows(ids_TM, logprobs_TM, self.vocabulary, sampling.num_candidates)
+        parts = events.split([len(answer.token_ids) for answer in answers])
+        return [
+            _rollout(prompt, sample, np.array(answer.token_ids, np.int32), part, self.vocabulary, policy_version)
+            for prompt, sample, answer, part in zip(prompts, samples, answers, parts, strict=True)
+        ]
+
+    def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
+        """This model's log-probabilities on the response rows, in the order of `rollouts`.
+
+        `candidate_logprobs` is None on CPU. A stop id outside the top-k is not part of the stop event's mass.
+        """
+        lengths = [len(rollout.prompt.token_ids) + len(rollout) for rollout in rollouts]
+        scores: dict[int, TeacherScores] = {}
+        for group in split_by_tokens(lengths, self.max_batch_tokens):
+            scored = self._score_group([rollouts[index] for index in group], top_k)
+            scores.update(zip(group, scored, strict=True))
+        return [scores[index] for index in range(len(rollouts))]
+
+    def update_weights(self, named: dict[str, Tensor], policy_version: int) -> None:
+        """Load a full Hugging Face state dict (a tied `lm_head.weight` may be in it or not) into the running engine."""
+        self.llm.collective_rpc("replace_weights", args=(named,))
+        self.policy_version = policy_version
+
+    def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
+        sequences = [np.concatenate([rollout.prompt.token_ids, rollout.response_ids]) for rollout in rollouts]
+        outputs = self._run(sequences, [self._scoring_params(rollout, top_k) for rollout in rollouts])
+        first_rows = [len(rollout.prompt.token_ids) for rollout in rollouts]  # entry i is about token i, given those before
+        ids_TM, logprobs_TM = pad_rows([output.prompt_logprobs for output in outputs], first_rows)
+        parts = event_rows(ids_TM, logprobs_TM, self.vocabulary, top_k).split([len(rollout) for rollout in rollouts])
+        return [
+            TeacherScores(
+                top_ids=part.top_ids_TK,
+                top_logprobs=part.top_logprobs_TK,
+                sampled_logprobs=part.actual_logprobs_T,
+                candidate_logprobs=candidate_events(
+                    output.prompt_token_id_logprobs, rollout.candidate_ids, part, self.vocabulary
+                )
+                if self.scores_named_ids
+                else None,
+            )
+            for rollout, output, part in zip(rollouts, outputs, parts, strict=True)
+        ]
+
+    def _run(self, sequences: list[np.ndarray], params: list) -> list:
+        """vLLM's outputs, in order. Token ids go in as they are."""
+        return self.llm.generate([{"prompt_token_ids": ids.tolist()} for ids in sequences], params, use_tqdm=False)
+
+    def _sampling_params(self, sampling: Sampling, seed: int):
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            ignore_eos=True,  # the shared stop ids alone end an answer
+            stop_token_ids=list(self.vocabulary.stop_ids),
+            logprobs=self._num_logprobs(sampling.num_candidates),
+            flat_logprobs=True,
+            detokenize=False,
+            skip_clone=True,
+        )
+
+    def _scoring_params(self, rollout: Rollout, top_k: int):
+        from vllm import SamplingParams
+
+        named = {}
+        if self.scores_named_ids:
+            stop_ids_TS = np.tile(np.array(self.vocabulary.stop_ids, np.int32), (len(rollout), 1))
+            named = {
+                "prompt_logprob_token_ids": np.concatenate([rollout.candidate_ids, stop_ids_TS], axis=1),
+                "prompt_logprob_start": len(rollout.prompt.token_ids) - 1,  # the row that predicts the first response token
+            }
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=self._num_logprobs(top_k),
+            flat_logprobs=True,
+            detokenize=False,
+            skip_clone=True,
+            **named,
+        )
+
+    def _num_logprobs(self, num_events: int) -> int:
+        """Enough ids for `num_events` events even where all stop ids are among them."""
+        return min(num_events + len(self.vocabulary.stop_ids) - 1, self.vocab_size)
+
+
+def _cpu_settings(config: EngineConfig) -> dict:
+    """vLLM would claim nearly all of the machine's memory for its cache without a size."""
+    return {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+
+
+def _gpu_settings(config: EngineConfig) -> dict:
+    return {
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+    }
+
+
+def _rollout(
+    prompt: Prompt, sample: int, response_ids: np.ndarray, events: EventRows, vocabulary: Vocabulary, policy_version: int
+) -> Rollout:
+    return Rollout(
+        prompt=prompt,
+        sample=sample,
+        response_ids=response_ids,
+        sampled_logprobs=events.actual_logprobs_T,
+        candidate_ids=events.top_ids_TK,
+        candidate_logprobs=events.top_logprobs_TK,
+        stopped=int(response_ids[-1]) in vocabulary.stop_ids,
+        policy_version=policy_version,
+    )

@@ -1,0 +1,24 @@
+"""What runs inside vLLM's worker: new weights into the running model."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class WeightUpdateExtension:
+    """Mixed into vLLM's worker class by name (`worker_extension_cls`); called through `collective_rpc`."""
+
+    def replace_weights(self, named: dict[str, Tensor]) -> None:
+        """Load a full Hugging Face state dict into the running model, in place.
+
+        `model.load_weights` would leave a CPU model half written, since its linear weights have been repacked;
+        `reload_weights` unpacks, loads and repacks. It skips a tied `lm_head`, whose packed copy of the embedding would
+        keep the old values without a word, so on CPU the head is packed anew (for an untied head: once more, the same).
+        """
+        from vllm.platforms import current_platform
+
+        self.reload_weights(weights_iterator=iter(named.items()))
+        if current_platform.is_cpu():
+            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+            dispatch_cpu_unquantized_gemm(self.model_runner.get_model().lm_head, remove_weight=False)

@@ -1,0 +1,53 @@
+"""The Ray actor around an engine: the same for rollouts and for the teacher."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+from opsd.config import EngineConfig
+from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+
+
+class EngineWorker:
+    """Owns one engine; its process holds nothing else."""
+
+    def start(
+        self,
+        *,
+        path: str,
+        config: EngineConfig,
+        vocabulary: Vocabulary,
+        device: str,
+        max_model_tokens: int,
+        trust_remote_code: bool,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        if config.backend == "vllm":
+            from opsd.engines.vllm_engine import VllmEngine as Engine
+        else:
+            from opsd.engines.transformers_engine import TransformersEngine as Engine
+        self.engine = Engine(
+            path,
+            vocabulary=vocabulary,
+            config=config,
+            device=device,
+            max_model_tokens=max_model_tokens,
+            trust_remote_code=trust_remote_code,
+            max_batch_tokens=max_batch_tokens,
+        )
+
+    def generate(
+        self, prompts: list[Prompt], samples: list[int], seeds: list[int], sampling: Sampling, policy_version: int
+    ) -> list[Rollout]:
+        return self.engine.generate(prompts, samples, seeds, sampling, policy_version)
+
+    def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
+        return self.engine.score(rollouts, top_k)
+
+    def update_weights(self, weights: dict[str, Tensor], policy_version: int) -> None:
+        self.engine.update_weights(weights, policy_version)
+
+    def process_id(self) -> int:
+        return os.getpid()

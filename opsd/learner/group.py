@@ -1,0 +1,75 @@
+"""The learner as the loop sees it: all ranks behind one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+
+from opsd.config import LearnerConfig, StudentConfig
+from opsd.data.packing import build_sequences, pack
+from opsd.learner.model import Divergence
+from opsd.learner.worker import LearnerWorker
+from opsd.placement import gather, start_actor
+from opsd.types import ScoredRollout, Selection, StepReport, Vocabulary
+
+
+class LearnerGroup:
+    """FSDP2 ranks on Ray actors."""
+
+    def __init__(
+        self,
+        student: StudentConfig,
+        learner: LearnerConfig,
+        *,
+        divergence: Divergence,
+        support: str,
+        vocabulary: Vocabulary,
+        num_steps: int,
+        device: str,
+    ) -> None:
+        self.support = support
+        self.vocabulary = vocabulary
+        self.micro_batch_tokens = learner.micro_batch_tokens
+        environment = {"OMP_NUM_THREADS": str(learner.cpu_threads), "HF_HUB_OFFLINE": "1"}
+        self.workers = [
+            start_actor(LearnerWorker, f"learner-{rank}", num_gpus=int(device == "cuda"), environment=environment)
+            for rank in range(learner.num_workers)
+        ]
+        self._starting = [
+            worker.start.remote(
+                rank=rank,
+                num_ranks=learner.num_workers,
+                address=self.workers[0].free_address.remote(),
+                device=device,
+                student=student,
+                learner=learner,
+                num_steps=num_steps,
+                divergence=divergence,
+                vocabulary=vocabulary,
+            )
+            for rank, worker in enumerate(self.workers)
+        ]
+
+    def wait_ready(self) -> None:
+        gather("learner start", self._starting)
+
+    def train_step(self, scored: list[ScoredRollout], selection: Selection) -> StepReport:
+        """One optimiser step on the selected tokens of the global batch."""
+        sequences = build_sequences(scored, selection, self.support, self.vocabulary)
+        batches = pack(sequences, len(self.workers), self.micro_batch_tokens)
+        refs = [worker.train_step.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
+        return gather("learn", refs)[0]
+
+    def weights(self, dtype: str) -> ray.ObjectRef:
+        """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""
+        return [worker.gather_weights.remote(dtype) for worker in self.workers][0]
+
+    def save(self, folder: Path) -> None:
+        gather("checkpoint", [worker.save.remote(folder) for worker in self.workers])
+
+    def load(self, folder: Path) -> None:
+        gather("resume", [worker.load.remote(folder) for worker in self.workers])
+
+    def save_student(self, folder: Path) -> None:
+        gather("export", [worker.save_student.remote(folder) for worker in self.workers])

@@ -1,0 +1,91 @@
+"""The student under FSDP2: trunk, head and sparse loss as one module."""
+# L tokens of a packed micro-batch, N kept tokens, V vocabulary, D width
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from opsd.ops.buckets import sparse_head_loss
+from opsd.types import MicroBatch, Vocabulary
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+class DistillationModel(nn.Module):
+    """Packed tokens and teacher scores in, the summed loss out.
+
+    The head and the loss run inside this module's forward, so that FSDP2 gathers the head's weight once (also where it
+    is tied to the embedding) and reduces its gradient once.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, divergence: Divergence, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.divergence = divergence
+        self.vocabulary = vocabulary
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(loss: sum of weight x divergence, a scalar; per_token_N: the divergences, detached)."""
+        trunk = self.causal_lm.base_model
+        output = trunk(
+            input_ids=batch.token_ids_L[None], position_ids=batch.position_L[None], attention_mask=None, use_cache=False
+        )
+        return sparse_head_loss(
+            output.last_hidden_state[0, batch.row_N],
+            self.causal_lm.get_output_embeddings().weight,
+            batch.support_NU,
+            batch.teacher_logprobs_NB,
+            batch.weight_N,
+            self.divergence,
+            vocab_size=self.vocabulary.size,
+            stop_ids=self.vocabulary.stop_ids,
+        )
+
+
+def load_student(path: str, *, attention: str, trust_remote_code: bool) -> PreTrainedModel:
+    """The student with float32 master weights, dropout off (rollouts are made without it)."""
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
+    )
+    return causal_lm.eval()
+
+
+def shard(model: DistillationModel, *, device: str, num_ranks: int, dtype: str, checkpointing: bool) -> None:
+    """Wrap every decoder layer and then the whole in FSDP2, in place; gradients are summed over ranks, not averaged.
+
+    The weights in the loss are already divided by the global batch's sum, so a sum is the gradient of the mean.
+    """
+    mesh = init_device_mesh(device, (num_ranks,))
+    policy = MixedPrecisionPolicy()
+    if dtype == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if checkpointing:
+        model.causal_lm.train()  # transformers checkpoints in training mode only; load_student's model has no dropout to wake
+        model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in decoder_layers(model.causal_lm):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+
+
+def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
+    """The blocks that transformers says must stay whole: one FSDP unit each."""
+    names = set(causal_lm._no_split_modules or ())
+    return [module for module in causal_lm.modules() if type(module).__name__ in names]
+
+
+def full_weights(model: DistillationModel) -> dict[str, Tensor]:
+    """Every weight, whole, under its Hugging Face name; a tied head appears once. A collective: call it on every rank."""
+    return {
+        name.removeprefix("causal_lm."): parameter.full_tensor().detach()
+        for name, parameter in model.named_parameters()
+    }

@@ -1,0 +1,41 @@
+"""The optimiser and the learning rate's course."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import nn
+
+from opsd.config import LearnerConfig
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], cfg: LearnerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters, lr=cfg.learning_rate, betas=tuple(cfg.adam_betas), weight_decay=cfg.weight_decay
+    )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, cfg: LearnerConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    shape = partial(
+        learning_rate_factor,
+        schedule=cfg.schedule,
+        num_steps=num_steps,
+        warmup_steps=cfg.warmup_steps,
+        min_ratio=cfg.min_lr_ratio,
+    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+
+
+def learning_rate_factor(step: int, *, schedule: str, num_steps: int, warmup_steps: int, min_ratio: float) -> float:
+    """The share of the peak learning rate at optimiser step `step`, from 0."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,91 @@
+"""One FSDP2 rank: the student, its optimiser and the process group, inside a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import ray
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from opsd.config import LearnerConfig, StudentConfig
+from opsd.learner.checkpoint import load_learner, save_learner, save_student
+from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, shard
+from opsd.learner.optim import build_optimizer, build_scheduler
+from opsd.learner.step import train_step
+from opsd.types import MicroBatch, StepReport, Vocabulary
+
+
+class LearnerWorker:
+    """Every method is a collective: the group calls it on all ranks at once. CUDA paths: written, not run on a GPU."""
+
+    def free_address(self) -> tuple[str, int]:
+        """Host and a free port of this actor, for the ranks to meet at."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
+
+    def start(
+        self,
+        *,
+        rank: int,
+        num_ranks: int,
+        address: tuple[str, int],
+        device: str,
+        student: StudentConfig,
+        learner: LearnerConfig,
+        num_steps: int,
+        divergence: Divergence,
+        vocabulary: Vocabulary,
+    ) -> None:
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR=address[0], MASTER_PORT=str(address[1])
+        )
+        torch.set_num_threads(learner.cpu_threads)
+        self.device = torch.device(device)
+        self.student = student
+        self.max_grad_norm = learner.max_grad_norm
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        attention = "flash_attention_2" if device == "cuda" and student.dtype == "bfloat16" else "sdpa"
+        causal_lm = load_student(student.path, attention=attention, trust_remote_code=student.trust_remote_code)
+        self.model = DistillationModel(causal_lm.to(self.device), divergence, vocabulary)
+        shard(
+            self.model,
+            device=device,
+            num_ranks=num_ranks,
+            dtype=student.dtype,
+            checkpointing=learner.activation_checkpointing,
+        )
+        self.optimizer = build_optimizer(self.model.parameters(), learner)
+        self.scheduler = build_scheduler(self.optimizer, learner, num_steps)
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
+        return train_step(
+            self.model, self.optimizer, self.scheduler, micro_batches, max_grad_norm=self.max_grad_norm
+        )
+
+    def gather_weights(self, dtype: str) -> dict[str, Tensor] | None:
+        """All weights on the CPU in `dtype`, on rank 0; None elsewhere."""
+        weights = full_weights(self.model)
+        if dist.get_rank() != 0:
+            return None
+        return {name: weight.to("cpu", getattr(torch, dtype)) for name, weight in weights.items()}
+
+    def save(self, folder: Path) -> None:
+        save_learner(folder, self.model, self.optimizer, self.scheduler)
+
+    def load(self, folder: Path) -> None:
+        load_learner(folder, self.model, self.optimizer, self.scheduler)
+
+    def save_student(self, folder: Path) -> None:
+        weights = full_weights(self.model)
+        if dist.get_rank() == 0:
+            save_student(folder, weights, self.student.path, trust_remote_code=self.student.trust_remote_code)
+        dist.barrier()
+
+    def stop(self) -> None:
+        dist.destroy_process_group()

@@ -1,0 +1,105 @@
+"""A step's rollouts and selection as numbers for metrics.jsonl and as rows for the report's token view."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opsd.data.grading import Grader
+from opsd.evaluate import accuracy, grade
+from opsd.ops.quadrants import quadrants
+from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport
+
+
+def step_metrics(
+    batch: BatchStats,
+    scored: list[ScoredRollout],
+    selection: Selection,
+    report: StepReport,
+    dropped: Counter[str],
+    phase_s: dict[str, float],
+    *,
+    grader: Grader | None,
+    tokenizer: Any,
+) -> dict[str, float | None]:
+    """What metrics.jsonl has of one step. Shares are of the step's response tokens."""
+    rollouts = [item.rollout for item in scored]
+    num_tokens = len(batch.tokens)
+    return {
+        "loss": report.loss,
+        "reverse_kl": float(batch.tokens.reverse_kl_T.mean()),
+        "entropy": float(batch.tokens.entropy_T.mean()),
+        "kept_ratio": len(selection) / num_tokens,
+        "num_tokens": num_tokens,
+        "num_kept": report.num_kept,
+        "num_trunk_tokens": report.num_trunk_tokens,
+        "response_length": float(np.mean(batch.lengths)),
+        "truncated": float(np.mean([not r.stopped for r in rollouts])),
+        "accuracy_train": None if grader is None else accuracy(rollouts, grader, tokenizer),
+        "grad_norm": report.grad_norm,
+        "learning_rate": report.learning_rate,
+        "dropped": sum(dropped.values()),
+        **{f"dropped/{reason}": count for reason, count in dropped.items()},
+        **quadrant_shares(batch, selection),
+        "tokens_per_s": num_tokens / sum(phase_s[name] for name in ("rollout", "score", "select", "learn", "sync")),
+        **{f"phase_s/{name}": seconds for name, seconds in phase_s.items()},
+    }
+
+
+def quadrant_shares(batch: BatchStats, selection: Selection) -> dict[str, float | None]:
+    """quadrant_1..4: share of the tokens; kept_quadrant_1..4: share of that quadrant that is kept (None: it is empty)."""
+    quadrant_T = quadrants(batch.tokens.entropy_T, batch.tokens.reverse_kl_T)
+    in_all = torch.bincount(quadrant_T, minlength=5).tolist()
+    in_kept = torch.bincount(quadrant_T[selection.index_N], minlength=5).tolist()
+    shares: dict[str, float | None] = {f"quadrant_{q}": in_all[q] / len(quadrant_T) for q in range(1, 5)}
+    for q in range(1, 5):
+        shares[f"kept_quadrant_{q}"] = in_kept[q] / in_all[q] if in_all[q] else None
+    return shares
+
+
+def token_rows(
+    batch: BatchStats,
+    scored: list[ScoredRollout],
+    selection: Selection,
+    *,
+    num_rollouts: int,
+    grader: Grader | None,
+    tokenizer: Any,
+) -> list[dict[str, Any]]:
+    """The first rollouts of a step, one record each, for the token view."""
+    weight_T = torch.zeros(len(batch.tokens)).index_copy(0, selection.index_N, selection.weight_N.float())
+    quadrant_T = quadrants(batch.tokens.entropy_T, batch.tokens.reverse_kl_T)
+    rows = []
+    start = 0
+    for item in scored[:num_rollouts]:
+        own = slice(start, start + len(item.rollout))
+        start = own.stop
+        prompt = item.rollout.prompt
+        rows.append(
+            {
+                "step": batch.step,
+                "prompt": prompt.text,
+                "answer": prompt.answer,
+                "correct": None if grader is None else grade(item.rollout, grader, tokenizer),
+                "stopped": item.rollout.stopped,
+                "tokens": token_texts(item.rollout, tokenizer),
+                "entropy": _rounded(item.stats.entropy_T),
+                "reverse_kl": _rounded(item.stats.reverse_kl_T),
+                "quadrant": quadrant_T[own].tolist(),
+                "weight": _rounded(weight_T[own]),
+            }
+        )
+    return rows
+
+
+def token_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
+    """Each token as text by itself (a multi-byte character split over tokens shows as replacement signs)."""
+    return [tokenizer.decode([token]) for token in rollout.response_ids.tolist()]
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 5) for value in values.tolist()]

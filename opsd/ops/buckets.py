@@ -1,0 +1,185 @@
+"""Hidden rows x output head -> bucket log-probabilities, without a tensor of size [rows, vocabulary].
+
+A bucket is one named token, or (the last) all tokens without a name. Everything that is learnt here is a function of
+the bucket log-probabilities, so the closed form of one backward serves every divergence. With G_b = dL/dlogprob_b:
+
+    dL/dz_v = G_v [v named] + G_rest (p_v / P_rest) [v not named] - p_v sum_b G_b          Source: METHODS section 1
+
+`bucket_logprobs` is that primitive. `sparse_head_loss` is what training uses: it has the divergence at hand, so it forms
+the gradients in the same pass and computes no logits twice. Both go through the rows in chunks (`opsd.ops.chunks`).
+"""
+# N rows, D width, V vocabulary, E stop ids, U support size, B = U + 1 buckets
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from opsd.ops.chunks import Events, HeadGradients, chunk_buckets, logit_gradient, rest_entropy, softmax_dtype
+
+# The logits of a chunk in float32; peak memory is one such buffer, two with the entropy. 441 rows of a vocabulary of 152k:
+# every chunk reads the whole head and updates its whole gradient, so few large chunks are faster than many small ones.
+CHUNK_BYTES = 256 << 20
+
+
+def bucket_logprobs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    support_NU: Tensor,
+    *,
+    chunk_rows: int | None = None,
+    temperature_N: Tensor | None = None,
+    vocab_size: int | None = None,
+    stop_ids: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the named tokens and of the rest, and the entropy, of softmax(hidden @ weight.T).
+
+    Returns logprobs [N, U + 1] (the rest last) and entropy [N] of the whole distribution, both in nats, in float32
+    (float64 for float64 inputs) and differentiable once in `hidden_ND` and `weight_VD`; backward computes the logits
+    of a chunk anew.
+    `support_NU`: int64; a row's ids are distinct (not checked); -1 marks an empty slot, whose log-probability is -inf.
+    The rest is -inf where the support names every token.
+    `chunk_rows`: rows whose logits exist at one time; None: as many as fit in CHUNK_BYTES.
+    `temperature_N`: > 0, divides the logits of its row.
+    `vocab_size`: rows of the head from there on are padding, no tokens.
+    `stop_ids`: one event, named by the first of them; the support must name it by that id.
+    Raises ValueError where a shape, `chunk_rows`, `vocab_size` or `stop_ids` does not fit. Source: METHODS section 1.
+    """
+    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids)
+    chunks = _row_slices(len(hidden_ND), chunk_rows, events.vocab_size)
+    logprobs_NB, rest_entropy_N = _BucketLogprobs.apply(hidden_ND, weight_VD, events, chunks)
+    probs_NB = logprobs_NB.exp()
+    entropy_of_buckets_N = -(probs_NB * logprobs_NB.masked_fill(logprobs_NB == -math.inf, 0.0)).sum(1)
+    return logprobs_NB, entropy_of_buckets_N + probs_NB[:, -1] * rest_entropy_N
+
+
+def sparse_head_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    support_NU: Tensor,
+    teacher_logprobs_NB: Tensor,
+    weight_N: Tensor,
+    divergence: Callable[[Tensor, Tensor], Tensor],
+    *,
+    chunk_rows: int | None = None,
+    temperature_N: Tensor | None = None,
+    vocab_size: int | None = None,
+    stop_ids: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor]:
+    """sum_n weight_n * divergence(student_n, teacher_n) over the buckets, in nats, with its gradient in the same pass.
+
+    `divergence` maps student and teacher log-probabilities [N, B] to [N], row by row. The other arguments are those of
+    `bucket_logprobs`, in particular `support_NU`, on which the teacher's log-probabilities stand.
+    Returns the loss [] and the unweighted divergence of each row [N], detached. The loss is differentiable once, in
+    `hidden_ND` and `weight_VD`: the forward pass forms both gradients where they are needed, so that no logits are
+    computed twice, and backward only scales them. N = 0 gives loss 0 and zero gradients.
+    Raises ValueError as `bucket_logprobs` does.
+    """
+    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids)
+    num_rows, num_slots = support_NU.shape
+    _expect_shape("teacher_logprobs_NB", teacher_logprobs_NB, (num_rows, num_slots + 1))
+    _expect_shape("weight_N", weight_N, (num_rows,))
+    needs_grad = tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_VD))
+    chunks = _row_slices(num_rows, chunk_rows, events.vocab_size)
+    return _SparseHeadLoss.apply(
+        hidden_ND, weight_VD, events, chunks, teacher_logprobs_NB.detach(), weight_N.detach(), divergence, needs_grad
+    )
+
+
+class _BucketLogprobs(torch.autograd.Function):
+    """Bucket log-probabilities [N, B], and the entropy [N] of the tokens in the rest, given that it is one of them."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, events, chunks):
+        ctx.save_for_backward(hidden_ND, weight_VD)
+        ctx.events, ctx.chunks = events, chunks
+        ctx.set_materialize_grads(False)
+        num_rows, num_slots = events.support_NU.shape
+        logprobs_NB = hidden_ND.new_empty(num_rows, num_slots + 1, dtype=softmax_dtype(hidden_ND))
+        rest_entropy_N = hidden_ND.new_empty(num_rows, dtype=softmax_dtype(hidden_ND))
+        for rows in chunks:
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events.of(rows))
+            logprobs_NB[rows] = chunk.logprobs_NB
+            rest_entropy_N[rows] = rest_entropy(chunk)
+        return logprobs_NB, rest_entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logprobs_NB, grad_rest_entropy_N):
+        if grad_logprobs_NB is None:  # then nothing has a gradient: the entropy is a function of the log-probabilities too
+            return None, None, None, None
+        hidden_ND, weight_VD = ctx.saved_tensors
+        gradients = HeadGradients(hidden_ND, weight_VD, ctx.needs_input_grad[:2])
+        for rows in ctx.chunks:
+            events = ctx.events.of(rows)
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events)
+            grad_rest_entropy = None if grad_rest_entropy_N is None else grad_rest_entropy_N[rows]
+            gradients.add(rows, logit_gradient(chunk, events, grad_logprobs_NB[rows], grad_rest_entropy))
+        return gradients.hidden_ND, gradients.weight(), None, None
+
+
+class _SparseHeadLoss(torch.autograd.Function):
+    """The loss, and of each row the divergence; the gradients wait in ctx for the scalar that scales them."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, events, chunks, teacher_logprobs_NB, weight_N, divergence, needs_grad):
+        per_token_N = hidden_ND.new_empty(len(hidden_ND), dtype=softmax_dtype(hidden_ND))
+        gradients = HeadGradients(hidden_ND, weight_VD, needs_grad)
+        for rows in chunks:
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events.of(rows))
+            with torch.set_grad_enabled(any(needs_grad)):
+                logprobs_NB = chunk.logprobs_NB.requires_grad_(any(needs_grad))
+                value_N = divergence(logprobs_NB, teacher_logprobs_NB[rows])
+            per_token_N[rows] = value_N.detach()
+            if any(needs_grad):
+                (grad_NB,) = torch.autograd.grad(value_N, logprobs_NB, weight_N[rows].to(value_N.dtype))
+                gradients.add(rows, logit_gradient(chunk, events.of(rows), grad_NB, None))
+        ctx.save_for_backward(gradients.hidden_ND, gradients.weight())
+        ctx.mark_non_differentiable(per_token_N)
+        return (weight_N * per_token_N).sum(), per_token_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, _grad_per_token_N):
+        # Out of place: a second backward of a retained graph must find the gradients unscaled.
+        grad_hidden_ND, grad_weight_VD = (None if g is None else g * grad_loss for g in ctx.saved_tensors)
+        return grad_hidden_ND, grad_weight_VD, None, None, None, None, None, None
+
+
+def _row_slices(num_rows: int, chunk_rows: int | None, vocab_size: int) -> list[slice]:
+    if chunk_rows is None:
+        chunk_rows = max(1, CHUNK_BYTES // (4 * vocab_size))
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
+    return [slice(start, start + chunk_rows) for start in range(0, num_rows, chunk_rows)]
+
+
+def _events(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    support_NU: Tensor,
+    temperature_N: Tensor | None,
+    vocab_size: int | None,
+    stop_ids: tuple[int, ...],
+) -> Events:
+    num_rows, num_columns = len(hidden_ND), len(weight_VD)
+    vocab_size = num_columns if vocab_size is None else vocab_size
+    _expect_shape("weight_VD", weight_VD, (num_columns, hidden_ND.shape[-1]))
+    _expect_shape("support_NU", support_NU, (num_rows, support_NU.shape[-1]))
+    if temperature_N is not None:
+        _expect_shape("temperature_N", temperature_N, (num_rows,))
+    if not 0 < vocab_size <= num_columns:
+        raise ValueError(f"vocab_size must be in 1..{num_columns}, the rows of the head, got {vocab_size}")
+    if len(set(stop_ids)) < len(stop_ids) or not all(0 <= stop_id < vocab_size for stop_id in stop_ids):
+        raise ValueError(f"stop_ids must be distinct and in 0..{vocab_size - 1}, got {stop_ids}")
+    stop_E = torch.tensor(stop_ids, device=hidden_ND.device) if len(stop_ids) > 1 else None
+    return Events(support_NU, temperature_N, vocab_size, stop_E)
+
+
+def _expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")

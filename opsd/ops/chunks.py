@@ -1,0 +1,119 @@
+"""One chunk of rows through the output head: logits -> bucket log-probabilities, and the gradient back.
+
+All of it happens inside one buffer [rows, vocabulary], the logits: `chunk_buckets` turns them into shares of the rest,
+`logit_gradient` turns the shares into dL/dlogits, `HeadGradients` adds what that means for the head's inputs.
+"""
+# N rows of a chunk, D width, V vocabulary, E stop ids, U support size, B = U + 1 buckets
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Events(NamedTuple):
+    """What the columns of the head stand for, and at which temperature."""
+
+    support_NU: Tensor
+    temperature_N: Tensor | None
+    vocab_size: int
+    stop_E: Tensor | None  # None: nothing to merge
+
+    def of(self, rows: slice) -> Events:
+        temperature_N = None if self.temperature_N is None else self.temperature_N[rows]
+        return self._replace(support_NU=self.support_NU[rows], temperature_N=temperature_N)
+
+
+class Chunk(NamedTuple):
+    """The student's distribution on a chunk of rows."""
+
+    logprobs_NB: Tensor
+    share_NV: Tensor  # exp(z_v - max over the rest) of a token of the rest, 0 of a named one: the chunk's one big buffer
+    share_sum_N1: Tensor  # at least 1, or 0 where the rest is empty
+    stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids
+
+
+def chunk_buckets(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> Chunk:
+    """The rest's log-probability comes from the logits of the rest themselves: log(1 - sum) would cancel."""
+    logits_NV = (hidden_ND @ weight_VD[: events.vocab_size].T).to(softmax_dtype(hidden_ND))
+    if events.temperature_N is not None:
+        logits_NV.div_(events.temperature_N[:, None])
+    stop_prob_NE = None if events.stop_E is None else _merge_stops(logits_NV, events.stop_E)
+    empty_NU, id_NU = events.support_NU < 0, events.support_NU.clamp_min(0)
+    named_NU = logits_NV.gather(1, id_NU).masked_fill_(empty_NU, -math.inf)
+    # Adding -inf removes the named tokens; an empty slot adds 0 to token 0, where writing could overwrite it.
+    logits_NV.scatter_add_(1, id_NU, torch.full_like(named_NU, -math.inf).masked_fill_(empty_NU, 0.0))
+    # The bound keeps -inf - max at -inf where the rest is empty.
+    max_N1 = logits_NV.amax(1, keepdim=True).clamp_min_(torch.finfo(logits_NV.dtype).min)
+    share_NV = logits_NV.sub_(max_N1).exp_()
+    share_sum_N1 = share_NV.sum(1, keepdim=True)
+    logprobs_NB = torch.cat([named_NU, share_sum_N1.log() + max_N1], dim=1).log_softmax(1)
+    return Chunk(logprobs_NB, share_NV, share_sum_N1, stop_prob_NE)
+
+
+def logit_gradient(
+    chunk: Chunk, events: Events, grad_logprobs_NB: Tensor, grad_rest_entropy_N: Tensor | None
+) -> Tensor:
+    """dL/dlogits [N, V] of the plain head, before temperature and merging; written over `chunk.share_NV`."""
+    logprobs_NB, grad_NV = chunk.logprobs_NB.detach(), chunk.share_NV
+    divisor_N1 = chunk.share_sum_N1.clamp_min(1.0)
+    # An impossible bucket (an empty slot, an empty rest) has no logit to move, whatever its gradient says.
+    grad_NB = grad_logprobs_NB.masked_fill(logprobs_NB == -math.inf, 0.0)
+    grad_NB = grad_NB - logprobs_NB.exp() * grad_NB.sum(1, keepdim=True)
+    rest_N1 = grad_NB[:, -1:] / divisor_N1
+    if grad_rest_entropy_N is None:
+        grad_NV.mul_(rest_N1)
+    else:
+        # d rest_entropy / dz_v = -r_v (log r_v + rest_entropy), with r = share / share_sum
+        entr_NV = torch.special.entr(grad_NV)
+        entropy_N1 = grad_rest_entropy_N[:, None] / divisor_N1
+        mean_N1 = entr_NV.sum(1, keepdim=True) / divisor_N1
+        grad_NV.mul_(rest_N1 - entropy_N1 * mean_N1).addcmul_(entr_NV, entropy_N1)
+    grad_NV.scatter_add_(1, events.support_NU.clamp_min(0), grad_NB[:, :-1])  # an empty slot adds 0
+    if events.stop_E is not None:
+        grad_NV.index_copy_(1, events.stop_E, grad_NV.index_select(1, events.stop_E[:1]) * chunk.stop_prob_NE)
+    return grad_NV if events.temperature_N is None else grad_NV.div_(events.temperature_N[:, None])
+
+
+def rest_entropy(chunk: Chunk) -> Tensor:
+    sum_N = chunk.share_sum_N1[:, 0].clamp_min(1.0)
+    return sum_N.log() + torch.special.entr(chunk.share_NV).sum(1) / sum_N
+
+
+def _merge_stops(logits_NV: Tensor, stop_E: Tensor) -> Tensor:
+    """Moves the stop ids' whole mass to the first of them, in place; returns how it was divided, [N, E]."""
+    stop_logits_NE = logits_NV.index_select(1, stop_E)
+    merged_NE = torch.full_like(stop_logits_NE, -math.inf)
+    merged_NE[:, 0] = stop_logits_NE.logsumexp(1)
+    logits_NV.index_copy_(1, stop_E, merged_NE)
+    return stop_logits_NE.softmax(1)
+
+
+class HeadGradients:
+    """The gradients of `hidden` and `weight` where they are needed, filled chunk by chunk.
+
+    That of the weight is one buffer in the softmax's dtype: bfloat16 would lose the later chunks of a sum.
+    """
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, needs_grad: tuple[bool, bool]) -> None:
+        self.inputs = hidden_ND, weight_VD
+        self.hidden_ND = torch.zeros_like(hidden_ND) if needs_grad[0] else None
+        self.sum_VD = torch.zeros_like(weight_VD, dtype=softmax_dtype(weight_VD)) if needs_grad[1] else None
+
+    def add(self, rows: slice, grad_logits_NV: Tensor) -> None:
+        hidden_ND, weight_VD = self.inputs
+        vocab_size = grad_logits_NV.shape[1]
+        if self.hidden_ND is not None:
+            self.hidden_ND[rows] = grad_logits_NV.to(weight_VD.dtype) @ weight_VD[:vocab_size]
+        if self.sum_VD is not None:
+            self.sum_VD[:vocab_size].addmm_(grad_logits_NV.T, hidden_ND[rows].to(grad_logits_NV.dtype))
+
+    def weight(self) -> Tensor | None:
+        return None if self.sum_VD is None else self.sum_VD.to(self.inputs[1].dtype)
+
+
+def softmax_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,0 +1,71 @@
+"""Where the work runs: the Ray cluster, its named actors, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+
+from opsd.errors import ConfigError, DataError, StageError
+
+
+def resolve_device(device: str) -> str:
+    """cpu or cuda. Raises ConfigError where cuda is asked for and there is none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but this machine shows no CUDA device")
+    return device
+
+
+@contextmanager
+def ray_cluster(*, dashboard: bool):
+    """A Ray session of this run: joins the cluster at RAY_ADDRESS, or starts one here. Yields the dashboard's URL or ''."""
+    joins = "RAY_ADDRESS" in os.environ
+    local = {} if joins else {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+    context = ray.init(
+        namespace=f"opsd-{uuid.uuid4().hex[:8]}", logging_level="ERROR", log_to_driver=False, **local
+    )
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    finally:
+        ray.shutdown()
+
+
+def start_actor(cls: type, name: str, *args: Any, num_gpus: int, environment: dict[str, str], **kwargs: Any):
+    """A Ray actor whose name the dashboard shows. It sees the driver's import path, so that a user's hooks load there too."""
+    search_path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    options = {
+        "name": name,
+        "num_cpus": 0,  # the roles take turns, so they may share the cores
+        "num_gpus": num_gpus,
+        "runtime_env": {"env_vars": {**environment, "PYTHONPATH": search_path}},
+    }
+    return ray.remote(cls).options(**options).remote(*args, **kwargs)
+
+
+def gather(stage: str, refs: Sequence[Any]) -> list[Any]:
+    """The results in order. An actor's own error of our kinds comes out as it is, any other as a StageError."""
+    results = []
+    for index, ref in enumerate(refs):
+        try:
+            results.append(ray.get(ref))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, (ConfigError, DataError, StageError)):
+                raise error.cause from None
+            raise StageError(f"{stage}: worker {index} failed: {error}") from error
+        except ray.exceptions.RayError as error:
+            raise StageError(f"{stage}: worker {index} was lost: {error}") from error
+    return results
+
+
+def split_evenly(items: Sequence[Any], num_parts: int) -> list[Sequence[Any]]:
+    """Contiguous parts whose sizes differ by at most one."""
+    size, extra = divmod(len(items), num_parts)
+    bounds = [part * size + min(part, extra) for part in range(num_parts + 1)]
+    return [items[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]

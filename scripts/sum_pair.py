@@ -1,0 +1,142 @@
+"""Trains the quick start's two models from nothing: a teacher that can add, a student that is stopped half-way."""
+# B problems, T tokens, V vocabulary
+
+from __future__ import annotations
+
+import math
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby, islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from sum_task import EOS, MAX_RESPONSE_TOKENS, PAD, VOCABULARY, Problem, build_tokenizer, draw_problems, is_right
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+PAD_ID, EOS_ID = VOCABULARY.index(PAD), VOCABULARY.index(EOS)
+IGNORED = -100  # label of a position without loss
+BATCH_PROBLEMS = 64
+NUM_STEPS = 350
+WARMUP_STEPS = 20
+PEAK_LEARNING_RATE = 3e-3
+STEPS_BETWEEN_PROBES = 10
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One of the two models. Head dimension 32 is the smallest that vLLM's CPU attention takes."""
+
+    name: str
+    num_layers: int
+    width: int
+    num_heads: int
+    tied: bool  # the two models differ here, so that a run exercises both kinds
+    stop_at: float | None  # probe accuracy that ends the training early; None: all NUM_STEPS
+
+
+PLANS = (
+    ModelPlan("teacher", num_layers=3, width=96, num_heads=4, tied=False, stop_at=None),
+    ModelPlan("student", num_layers=2, width=64, num_heads=2, tied=True, stop_at=0.2),
+)
+
+
+def train_pair(out: Path, seed: int, probe: list[Problem], evaluation: list[Problem]) -> dict[str, float]:
+    """Trains both models at once, a process and a core each; writes out/teacher and out/student.
+
+    Returns the greedy accuracy of each on `evaluation`. `probe` decides when the student stops; neither list may
+    share a problem with the training stream.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the two processes
+    with ProcessPoolExecutor(len(PLANS), mp_context=get_context("spawn")) as pool:
+        jobs = {plan.name: pool.submit(_train_one, plan, out / plan.name, seed, probe, evaluation) for plan in PLANS}
+        return {name: job.result() for name, job in jobs.items()}
+
+
+def _train_one(plan: ModelPlan, folder: Path, seed: int, probe: list[Problem], evaluation: list[Problem]) -> float:
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    model = build_model(plan)
+    train(model, plan, draw_problems(f"{plan.name} {seed}", held_out=False), tokenizer, probe)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return greedy_accuracy(model, tokenizer, evaluation)
+
+
+def build_model(plan: ModelPlan) -> Qwen3ForCausalLM:
+    """A Qwen3 with random float32 weights and the task's vocabulary."""
+    config = Qwen3Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=plan.width,
+        intermediate_size=plan.width * 5 // 2,
+        num_hidden_layers=plan.num_layers,
+        num_attention_heads=plan.num_heads,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=128,
+        tie_word_embeddings=plan.tied,
+        bos_token_id=None,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def train(model, plan: ModelPlan, problems, tokenizer: PreTrainedTokenizerFast, probe: list[Problem]) -> None:
+    """Supervised steps on the worked answers, until the plan's accuracy on `probe` or NUM_STEPS."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_cosine)
+    bar = tqdm(range(1, NUM_STEPS + 1), desc=plan.name, position=[p.name for p in PLANS].index(plan.name), leave=False)
+    for step in bar:
+        ids_BT, labels_BT = collate(list(islice(problems, BATCH_PROBLEMS)), tokenizer)
+        logits_BTV = model(ids_BT, use_cache=False).logits
+        loss = cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        if plan.stop_at is not None and step % STEPS_BETWEEN_PROBES == 0:
+            accuracy = greedy_accuracy(model, tokenizer, probe)
+            bar.set_postfix(accuracy=f"{accuracy:.0%}")
+            if accuracy >= plan.stop_at:
+                break
+    bar.close()
+
+
+def _warmup_then_cosine(step: int) -> float:
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (1 + math.cos(math.pi * step / NUM_STEPS)) / 2
+
+
+def collate(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+    """Token ids [B, T], padded on the right, and labels [B, T]: row t's label is token t + 1 of the response or <eos>."""
+    encoded = [tokenizer.encode(problem.prompt + problem.response) + [EOS_ID] for problem in problems]
+    longest = max(map(len, encoded)) - 1
+    ids_BT = torch.full((len(problems), longest), PAD_ID)
+    labels_BT = torch.full((len(problems), longest), IGNORED)
+    for row, (problem, ids) in enumerate(zip(problems, encoded, strict=True)):
+        first = len(problem.prompt) - 1  # the row that predicts the response's first token; one token a character
+        ids_BT[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        labels_BT[row, first : len(ids) - 1] = torch.tensor(ids[first + 1 :])
+    return ids_BT, labels_BT
+
+
+@torch.no_grad()
+def greedy_accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> float:
+    """Share of the problems whose greedy response ends with the right sum."""
+    num_right = 0
+    by_length = sorted(problems, key=lambda problem: len(problem.terms))
+    for _, group in groupby(by_length, key=lambda problem: len(problem.terms)):  # equal lengths need no padding
+        same_length = list(group)
+        ids_BT = torch.tensor([tokenizer.encode(problem.prompt) for problem in same_length])
+        output_BT = model.generate(
+            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=MAX_RESPONSE_TOKENS, do_sample=False
+        )
+        responses = tokenizer.batch_decode(output_BT[:, ids_BT.shape[1] :], skip_special_tokens=True)
+        num_right += sum(is_right(text, problem) for text, problem in zip(responses, same_length, strict=True))
+    return num_right / len(problems)

@@ -1,0 +1,84 @@
+"""Kept tokens arrive in the micro-batches with their own row, support and weight, wherever they are packed."""
+
+import numpy as np
+import pytest
+import torch
+
+from opsd.data.packing import build_sequences, pack
+from opsd.types import Selection, Vocabulary
+from tests.opsd.builders import scored_rollouts
+
+VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
+LENGTHS = [5, 1, 9, 4, 7]
+
+
+def kept_rows(micro_batches):
+    """(tokens up to the predicting row, its support, its weight) of every kept row, in an order of its own."""
+    rows = []
+    for batch in micro_batches:
+        starts = (batch.position_L == 0).nonzero()[:, 0]
+        for n, row in enumerate(batch.row_N.tolist()):
+            start = starts[starts <= row].max().item()
+            context = tuple(batch.token_ids_L[start : row + 1].tolist())
+            rows.append((context, tuple(batch.support_NU[n].tolist()), round(batch.weight_N[n].item(), 6)))
+    return sorted(rows)
+
+
+def every_second(scored):
+    index = torch.arange(0, sum(LENGTHS), 2)
+    return Selection(index_N=index, weight_N=1.0 + index.float())
+
+
+def test_each_kept_row_sees_its_own_context_and_support():
+    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    selection = every_second(scored)
+    flat = [(item, t) for item in scored for t in range(len(item.rollout))]
+    total = selection.weight_N.sum()
+    expected = []
+    for index, weight in zip(selection.index_N.tolist(), selection.weight_N, strict=True):
+        item, t = flat[index]
+        context = [*item.rollout.prompt.token_ids.tolist(), *item.rollout.response_ids[:t].tolist()]
+        expected.append((tuple(context), item.rollout.response_ids[t], round((weight / total).item(), 6)))
+    [[batch]] = pack(build_sequences(scored, selection, "teacher", VOCABULARY), 1, 10_000)
+    got = [(context, support[0], weight) for context, support, weight in kept_rows([batch])]
+    assert got == sorted(expected)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("max_tokens", [1, 13, 10_000])
+def test_packing_moves_rows_but_changes_none(num_ranks, max_tokens):
+    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    sequences = build_sequences(scored, every_second(scored), "teacher", VOCABULARY)
+    by_rank = pack(sequences, num_ranks, max_tokens)
+    assert len({len(batches) for batches in by_rank}) == 1, "every rank must run as many micro-batches"
+    whole = kept_rows([batch for [batch] in [pack(sequences, 1, 10_000)[0]]])
+    assert kept_rows([batch for batches in by_rank for batch in batches]) == whole
+    for batch in (batch for batches in by_rank for batch in batches):
+        num_sequences = int((batch.position_L == 0).sum())
+        assert len(batch.token_ids_L) <= max_tokens or num_sequences == 1
+
+
+def test_trunk_stops_at_the_last_kept_row_and_skips_rollouts_that_keep_nothing():
+    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    selection = Selection(index_N=torch.tensor([1, 7]), weight_N=torch.ones(2))  # rollout 0 token 1, rollout 2 token 1
+    sequences = build_sequences(scored, selection, "teacher", VOCABULARY)
+    assert [len(s.token_ids) for s in sequences] == [2 + 1, 4 + 1]  # prompt tokens and one response token
+    assert [s.row_N.tolist() for s in sequences] == [[2], [4]]
+
+
+def test_more_ranks_than_sequences_gives_empty_micro_batches():
+    scored = scored_rollouts([3], VOCABULARY)
+    sequences = build_sequences(scored, Selection(index_N=torch.tensor([0]), weight_N=torch.ones(1)), "teacher", VOCABULARY)
+    by_rank = pack(sequences, 3, 100)
+    assert sorted(len(batch.row_N) for [batch] in by_rank) == [0, 0, 1]
+    empty = min((batch for [batch] in by_rank), key=lambda batch: len(batch.row_N))
+    assert empty.teacher_logprobs_NB.shape == (0, sequences[0].teacher_logprobs_NB.shape[1])
+
+
+def test_load_is_balanced_over_ranks():
+    lengths = np.random.default_rng(0).integers(2, 60, 40).tolist()
+    scored = scored_rollouts(lengths, VOCABULARY)
+    everything = Selection(index_N=torch.arange(sum(lengths)), weight_N=torch.ones(sum(lengths)))
+    sequences = build_sequences(scored, everything, "teacher", VOCABULARY)
+    loads = [sum(len(b.token_ids_L) for b in batches) for batches in pack(sequences, 4, 10_000)]
+    assert max(loads) - min(loads) <= max(len(s.token_ids) for s in sequences)

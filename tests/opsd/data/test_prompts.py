@@ -1,0 +1,80 @@
+"""Prompt files, good and bad; the order of batches."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from opsd.config import DataConfig
+from opsd.data.prompts import PromptSource, load_prompts
+from opsd.errors import DataError
+from tests.tiny_models import make_char_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_char_tokenizer(folder, vocab_size=64, eos_token_id=0)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def write(tmp_path, *lines):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def load(path, tokenizer, **options):
+    return load_prompts(path, DataConfig(train_path="", eval_path="", **options), tokenizer, 20)
+
+
+def test_prompts_keep_their_row_answer_and_tokens(tmp_path, tokenizer):
+    path = write(tmp_path, '{"prompt": "1+2=", "answer": 3}', "", '{"prompt": "4+4=", "answer": "8"}')
+    first, second = load(path, tokenizer)
+    assert (first.index, first.text, first.answer) == (0, "1+2=", "3")
+    assert (second.index, second.answer, second.source) == (1, "8", path)
+    assert tokenizer.decode(second.token_ids) == "4+4="
+
+
+def test_own_field_names_messages_and_instruction(tmp_path, tokenizer):
+    path = write(tmp_path, json.dumps({"question": [{"role": "user", "content": "1+1"}], "label": "2"}))
+    [prompt] = load(path, tokenizer, prompt_key="question", answer_key="label", instruction="box it", grader="math")
+    assert (prompt.text, prompt.answer) == ("1+1\nbox it", "2")
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "said"),
+    [
+        ([], {}, "no prompts in it"),
+        (['{"prompt": "1"}', "{not json"], {}, "prompts.jsonl, line 2: not JSON"),
+        (['{"prompt": "1"}', "", '{"text": "1"}'], {}, "line 3: expected an object with 'prompt', got text"),
+        (["[1, 2]"], {}, "line 1: expected an object with 'prompt', got list"),
+        (['{"prompt": 5}'], {}, "line 1: 'prompt' must be a string or a list"),
+        (['{"prompt": "1"}'], {"grader": "math"}, "line 1: data.grader=math needs 'answer'"),
+        (['{"prompt": "1"}', json.dumps({"prompt": "1" * 21})], {}, "line 2: the prompt has 21 tokens, the limit is 20"),
+        (['{"prompt": ""}'], {}, "line 1: the prompt has no tokens"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line(tmp_path, tokenizer, lines, options, said):
+    with pytest.raises(DataError) as caught:
+        load(write(tmp_path, *lines), tokenizer, **options)
+    assert said in str(caught.value)
+    assert "prompts.jsonl" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tokenizer):
+    with pytest.raises(DataError, match="nowhere.jsonl: there is no such file"):
+        load("nowhere.jsonl", tokenizer)
+
+
+def test_batches_walk_through_seeded_epochs_and_resume_at_a_position(tmp_path, tokenizer):
+    prompts = load(write(tmp_path, *(f'{{"prompt": "{i}+1"}}' for i in range(7))), tokenizer)
+    source = PromptSource(prompts, 3, seed=5, shuffle=True)
+    batches = [[p.index for p in source.next_batch()] for _ in range(7)]
+    flat = [index for batch in batches for index in batch]
+    assert all(sorted(flat[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
+    assert flat[:7] != flat[7:14]
+    resumed = PromptSource(prompts, 3, seed=5, shuffle=True, position=6)
+    assert [[p.index for p in resumed.next_batch()] for _ in range(5)] == batches[2:]
+    other = PromptSource(prompts, 3, seed=6, shuffle=True)
+    assert [[p.index for p in other.next_batch()] for _ in range(7)] != batches

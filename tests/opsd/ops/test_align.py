@@ -1,0 +1,114 @@
+"""What the scores say of a token, against the dense distributions that they were cut from."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from opsd.ops.align import lookup, predicting_rows, support_buckets, token_stats
+from opsd.ops.divergences import DIVERGENCES
+from opsd.types import Vocabulary
+from tests.opsd.builders import make_scored, merge_stops, random_logprobs
+
+VOCAB = 20
+RESPONSE = [4, 7, 7, 19, 0, 3]
+PLAIN = Vocabulary(size=VOCAB, stop_ids=(0,))
+MERGED = Vocabulary(size=VOCAB, stop_ids=(3, 7))
+
+
+def distributions(vocabulary):
+    return tuple(merge_stops(random_logprobs(len(RESPONSE), VOCAB, seed), vocabulary) for seed in (0, 1))
+
+
+def dense_kl(of_TV, against_TV):
+    return torch.where(of_TV.isneginf(), 0.0, of_TV.exp() * (of_TV - against_TV.nan_to_num(neginf=0.0))).sum(-1)
+
+
+def test_row_before_the_first_response_token_predicts_it():
+    assert predicting_rows(5, np.array([0, 1, 4])).tolist() == [4, 5, 8]
+
+
+def test_lookup_is_per_row_and_never_finds_an_empty_slot():
+    ids = np.array([[5, -1, 2], [2, 9, -1]])
+    logprobs = np.array([[-0.5, -np.inf, -0.2], [-0.7, -0.9, -np.inf]], np.float32)
+    found_logprobs, found = lookup(np.array([[2, 9, -1], [2, 9, 5]]), ids, logprobs)
+    assert found.tolist() == [[True, False, False], [True, True, False]]
+    assert found_logprobs[found].tolist() == pytest.approx([-0.2, -0.7, -0.9])
+    assert np.isneginf(found_logprobs[~found]).all()
+
+
+@pytest.mark.parametrize("vocabulary", [PLAIN, MERGED])
+@pytest.mark.parametrize("score_candidates", [False, True])
+def test_stats_equal_the_dense_ones_where_every_event_is_named(vocabulary, score_candidates):
+    student, teacher = distributions(vocabulary)
+    rollout, scores = make_scored(
+        student, teacher, RESPONSE, num_candidates=VOCAB, top_k=VOCAB, vocabulary=vocabulary,
+        score_candidates=score_candidates,
+    )  # fmt: skip
+    stats = token_stats(rollout, scores, vocabulary)
+    torch.testing.assert_close(stats.reverse_kl_T.double(), dense_kl(student, teacher), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.forward_kl_T.double(), dense_kl(teacher, student), rtol=1e-5, atol=1e-6)
+    entropy = -(student.exp() * student.nan_to_num(neginf=0.0)).sum(-1) / math.log(VOCAB)
+    torch.testing.assert_close(stats.entropy_T.double(), entropy, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("score_candidates", [False, True])
+def test_stats_are_lower_bounds_that_tighten_with_what_is_known(score_candidates):
+    student, teacher = distributions(PLAIN)
+    exact = dense_kl(student, teacher)
+    earlier = torch.zeros_like(exact)
+    for known in (2, 5, 10, VOCAB):
+        rollout, scores = make_scored(
+            student, teacher, RESPONSE, num_candidates=known, top_k=known, vocabulary=PLAIN,
+            score_candidates=score_candidates,
+        )  # fmt: skip
+        value = token_stats(rollout, scores, PLAIN).reverse_kl_T.double()
+        assert (value <= exact + 1e-5).all()
+        assert (value >= 0).all()
+        assert value.sum() >= earlier.sum() - 1e-6
+        earlier = value
+
+
+def test_equal_models_have_zero_divergence():
+    student, _ = distributions(MERGED)
+    rollout, scores = make_scored(student, student, RESPONSE, num_candidates=6, top_k=9, vocabulary=MERGED)
+    stats = token_stats(rollout, scores, MERGED)
+    assert stats.reverse_kl_T.abs().max() < 1e-6
+    assert stats.forward_kl_T.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("support", ["teacher", "student", "union"])
+@pytest.mark.parametrize("vocabulary", [PLAIN, MERGED])
+def test_support_names_each_event_once_and_keeps_the_teachers_mass(support, vocabulary):
+    student, teacher = distributions(vocabulary)
+    rollout, scores = make_scored(
+        student, teacher, RESPONSE, num_candidates=5, top_k=7, vocabulary=vocabulary, score_candidates=True
+    )
+    ids, logprobs = support_buckets(rollout, scores, support, vocabulary)
+    wanted = {"teacher": scores.top_ids, "student": rollout.candidate_ids}
+    for row, (row_ids, row_logprobs) in enumerate(zip(ids, logprobs, strict=True)):
+        named = row_ids[row_ids >= 0].tolist()
+        assert len(named) == len(set(named))
+        assert row_ids[0] == (vocabulary.stop_event if RESPONSE[row] in vocabulary.stop_ids else RESPONSE[row])
+        sides = ("teacher", "student") if support == "union" else (support,)
+        assert set(named) == {row_ids[0]}.union(*(set(wanted[side][row].tolist()) for side in sides))
+        np.testing.assert_allclose(row_logprobs[:-1][row_ids >= 0], teacher[row, named].numpy(), rtol=1e-5)
+        np.testing.assert_allclose(np.exp(row_logprobs.astype(np.float64)).sum(), 1.0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "jsd"])
+@pytest.mark.parametrize("vocabulary", [PLAIN, MERGED])
+def test_a_support_of_every_event_has_an_empty_rest(name, vocabulary):
+    student, teacher = distributions(vocabulary)
+    rollout, scores = make_scored(
+        student, teacher, RESPONSE, num_candidates=4, top_k=VOCAB, vocabulary=vocabulary, score_candidates=True
+    )
+    ids, teacher_logprobs = support_buckets(rollout, scores, "teacher", vocabulary)
+    assert np.isneginf(teacher_logprobs[:, -1]).all()
+    at_ids = student.gather(1, torch.from_numpy(ids).clamp_min(0)).masked_fill(torch.from_numpy(ids) < 0, -torch.inf)
+    student_logprobs = torch.cat([at_ids, torch.full((len(ids), 1), -torch.inf, dtype=torch.float64)], 1)
+    value = DIVERGENCES[name](student_logprobs, torch.from_numpy(teacher_logprobs).double())
+    assert torch.isfinite(value).all()
+    if name == "reverse_kl":
+        torch.testing.assert_close(value, dense_kl(student, teacher), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,174 @@
+"""Phase seconds, metrics.jsonl with and without wandb, and the progress line."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opsd.jsonl import read_jsonl
+from opsd.metrics import PHASES, MetricsLog, PhaseTimer, ProgressBar, progress_summary
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self):
+        self.now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def run_python(code, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_phases_add_up_to_the_wall_time_of_the_loop():
+    clock = Clock()
+    timer = PhaseTimer(clock)
+    clock.now_s += 7  # before the loop: nobody's time
+    timer.start()
+    for seconds in (3.0, 2.0):
+        with timer.phase("rollout"):
+            clock.now_s += seconds
+    clock.now_s += 0.5
+    with timer.phase("learn"):
+        clock.now_s += 4
+    totals = timer.totals()
+    assert totals == {"rollout": 5, "score": 0, "select": 0, "learn": 4, "sync": 0, "evaluate": 0, "other": 0.5}
+    assert sum(totals.values()) == 9.5
+
+
+def test_take_returns_only_the_seconds_since_the_last_take():
+    clock = Clock()
+    timer = PhaseTimer(clock)
+    timer.start()
+    with timer.phase("score"):
+        clock.now_s += 2
+    assert timer.take() == {**dict.fromkeys(PHASES, 0.0), "score": 2.0}
+    with timer.phase("score"):
+        clock.now_s += 1
+    assert timer.take()["score"] == 1.0
+    assert timer.totals()["score"] == 3.0
+
+
+def test_a_phase_that_raises_is_still_timed_and_closed():
+    clock = Clock()
+    timer = PhaseTimer(clock)
+    timer.start()
+    with pytest.raises(RuntimeError), timer.phase("sync"):
+        clock.now_s += 2
+        raise RuntimeError("lost a worker")
+    with timer.phase("sync"):
+        clock.now_s += 1
+    assert timer.totals()["sync"] == 3.0
+
+
+def test_nested_and_unknown_phases_are_refused():
+    timer = PhaseTimer()
+    with pytest.raises(AssertionError, match="inside phase rollout"), timer.phase("rollout"), timer.phase("score"):
+        pass
+    with pytest.raises(AssertionError, match="must be one of"), timer.phase("lunch"):
+        pass
+
+
+def test_every_logged_step_can_be_read_at_once_and_a_resume_forgets_later_ones(tmp_path):
+    log = MetricsLog(tmp_path, "off", "opsd", "run", {})
+    for step in range(1, 5):
+        log.log(step, {"loss": 1.0 / step, "accuracy_train": float("nan")})
+        assert read_jsonl(log.path)[-1] == {"step": step, "loss": 1.0 / step, "accuracy_train": None}
+    log.truncate_after(2)
+    log.log(3, {"loss": 0.5})
+    assert [(line["step"], line["loss"]) for line in read_jsonl(log.path)] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+    log.close()
+
+
+def test_wandb_is_not_imported_where_it_is_off(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from opsd.metrics import MetricsLog
+log = MetricsLog(Path({str(tmp_path)!r}), "off", "opsd", "run", {{}})
+log.log(1, {{"loss": 1.0}})
+log.close()
+assert "wandb" not in sys.modules
+"""
+    result = run_python(code, WANDB_API_KEY="x" * 40)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_its_files_in_the_run_and_its_death_does_not_end_ours(tmp_path):
+    """The wandb process is killed between two steps, as an out-of-memory killer would; no API key, no network."""
+    code = f"""
+import os, signal, subprocess
+from pathlib import Path
+from opsd.metrics import MetricsLog
+log = MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"seed": 0}})
+log.log(1, {{"loss": 1.0, "accuracy_train": None}})
+children = subprocess.check_output(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], text=True)
+for pid in [int(line.split()[0]) for line in children.splitlines() if "wandb" in line]:
+    os.kill(pid, signal.SIGKILL)
+for step in range(2, 30):
+    log.log(step, {{"loss": 1.0}})
+log.log_files([log.path])
+log.close()
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert "going on without it" in result.stderr
+    assert result.stdout == ""
+    assert [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, 30))
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_without_a_terminal_the_progress_is_a_few_plain_lines():
+    stream, clock = io.StringIO(), Clock()
+    bar = ProgressBar(100, 0, stream, clock)
+    bar.set_accuracy(0.715)
+    for _ in range(100):
+        bar.update({"loss": 0.0821, "kept_ratio": 0.5})
+    bar.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == [f"{step}/100" for step in range(10, 101, 10)]
+    assert lines[0] == "step 10/100  loss 0.0821  kept 50%  acc 71.5%"
+    assert "\r" not in stream.getvalue()
+
+
+def test_slow_steps_print_a_line_every_30_seconds_and_a_resumed_run_counts_on():
+    stream, clock = io.StringIO(), Clock()
+    bar = ProgressBar(1000, 400, stream, clock)
+    for _ in range(8):
+        clock.now_s += 10
+        bar.update({"loss": 1.0})
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["403/1000", "406/1000"]
+
+
+def test_on_a_terminal_the_bar_shows_the_numbers():
+    stream = Terminal()
+    bar = ProgressBar(10, 4, stream, Clock())
+    bar.update({"loss": 0.5})
+    bar.close()
+    assert "5/10" in stream.getvalue()
+    assert "loss 0.5000" in stream.getvalue()
+
+
+def test_the_summary_leaves_out_what_was_not_measured():
+    values = {"loss": None, "tokens_per_s": 1240.0, "phase_s/rollout": 2.06, "phase_s/score": 0.8, "phase_s/learn": 1.9}
+    assert progress_summary(values, None) == "1,240 tok/s  rollout 2.1s  score 0.8s  learn 1.9s"

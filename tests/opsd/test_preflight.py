@@ -1,0 +1,95 @@
+"""Each mistake gets one clear message before a weight is read."""
+
+import json
+import os
+
+import pytest
+
+from opsd.config import DataConfig, LossConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.errors import ConfigError, DataError
+from opsd.preflight import check
+from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """student and teacher share ids 0..63; `padded` has more rows than tokens; `other` maps characters to other ids."""
+    root = tmp_path_factory.mktemp("models")
+    for name, vocab_size, eos in (("student", 64, 0), ("teacher", 64, 0), ("padded", 96, 0), ("other", 64, 5)):
+        make_tiny_qwen3(root / name, vocab_size=vocab_size, tied=True, seed=0, eos_token_id=eos)
+        make_char_tokenizer(root / name, vocab_size=64, eos_token_id=eos)
+    for name in ("student", "teacher", "padded", "other"):
+        os.remove(root / name / "model.safetensors")  # whatever is refused here is refused without weights
+    return root
+
+
+def config(models, tmp_path, *, teacher="teacher", prompts=("1+2=",), **sections):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    return RunConfig(
+        output_dir=str(tmp_path / "run"),
+        student=StudentConfig(path=str(models / "student")),
+        teacher=TeacherConfig(path=str(models / teacher), **sections.pop("teacher_options", {"top_k": 8})),
+        data=DataConfig(train_path=str(path), eval_path=str(path)),
+        **sections,
+    )
+
+
+def test_a_sound_configuration_passes(models, tmp_path):
+    setup = check(config(models, tmp_path))
+    assert setup.vocabulary.size == 64
+    assert setup.vocabulary.stop_ids == (0,)
+    assert setup.max_model_tokens == 4 + 512 + 1
+
+
+def test_a_padded_vocabulary_is_legal_and_cut_to_the_shared_one(models, tmp_path):
+    assert check(config(models, tmp_path, teacher="padded")).vocabulary.size == 64
+
+
+def test_stop_ids_of_both_models_are_one_event(models, tmp_path):
+    generation = models / "padded" / "generation_config.json"
+    saved = generation.read_text()
+    generation.write_text(json.dumps({"eos_token_id": [0, 9]}))
+    assert check(config(models, tmp_path, teacher="padded")).vocabulary.stop_ids == (0, 9)
+    generation.write_text(saved)
+
+
+def test_a_missing_model_is_named(models, tmp_path):
+    with pytest.raises(ConfigError, match=r"teacher\.path=.*nothing-here: there is no model here"):
+        check(config(models, tmp_path, teacher="nothing-here"))
+
+
+def test_a_teacher_with_other_ids_is_refused(models, tmp_path):
+    with pytest.raises(ConfigError, match="its tokenizer does not share the student's ids: .* the first is id 0: '<end>'"):
+        check(config(models, tmp_path, teacher="other"))
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_its_line(models, tmp_path):
+    with pytest.raises(DataError, match="line 2: the prompt has 600 tokens, the limit is 511"):
+        check(config(models, tmp_path, prompts=("1+2=", "1" * 600)))
+
+
+def test_a_response_longer_than_the_context_is_refused(models, tmp_path):
+    with pytest.raises(ConfigError, match="max_response_tokens=2000 leaves no room"):
+        check(config(models, tmp_path, rollout=RolloutConfig(max_response_tokens=2000)))
+
+
+def test_more_log_probabilities_than_tokens_are_refused(models, tmp_path):
+    with pytest.raises(ConfigError, match=r"teacher\.top_k must be at most the shared vocabulary's 64 tokens, got 65"):
+        check(config(models, tmp_path, teacher_options={"top_k": 65}))
+    with pytest.raises(ConfigError, match=r"rollout\.num_candidates must be at most"):
+        check(config(models, tmp_path, rollout=RolloutConfig(num_candidates=65)))
+
+
+def test_a_support_that_the_teacher_cannot_score_is_refused(models, tmp_path):
+    with pytest.raises(ConfigError, match="loss.support=union needs .* set teacher.backend=transformers"):
+        check(config(models, tmp_path, loss=LossConfig(support="union")))
+
+
+def test_a_head_that_bends_its_logits_is_refused(models, tmp_path):
+    file = models / "student" / "config.json"
+    saved = file.read_text()
+    file.write_text(json.dumps({**json.loads(saved), "final_logit_softcapping": 30.0}))
+    with pytest.raises(ConfigError, match="final_logit_softcapping=30.0 .* is not supported"):
+        check(config(models, tmp_path))
+    file.write_text(saved)

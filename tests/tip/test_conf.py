@@ -1,0 +1,95 @@
+"""The YAML files: each composes, says what its name says, and holds nothing that the dataclass already says."""
+
+from dataclasses import fields
+from importlib.resources import files
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from opsd.config import RunConfig, compose_config
+from opsd.errors import ConfigError
+from tip.config import SelectorConfig, TipRunConfig
+from tip.plugin import build_hooks
+
+REQUIRED = ["output_dir=out", "student.path=s", "teacher.path=t", "data.train_path=a", "data.eval_path=b"]
+
+EXPECTED = {
+    "all": SelectorConfig(name="all", ratio=1.0),
+    "soft_or": SelectorConfig(),
+    "entropy": SelectorConfig(score="entropy"),
+    "divergence": SelectorConfig(score="divergence"),
+    "q3": SelectorConfig(score="q3"),
+    "random": SelectorConfig(score="random"),
+    "bottom": SelectorConfig(score="bottom"),
+    "sampled": SelectorConfig(name="sampled"),
+    "soft": SelectorConfig(name="soft", ratio=1.0),
+}
+
+YAML_FILES = {path.name.removesuffix(".yaml"): path for path in (files("tip.conf") / "selector").iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def schema():
+    """What the launcher registers before Hydra reads tip.yaml."""
+    ConfigStore.instance().store(name="schema", node=TipRunConfig)
+
+
+def compose_tip(*overrides):
+    with initialize_config_module("tip.conf", version_base=None):
+        return compose_config(compose("tip", overrides=[*REQUIRED, *overrides]), TipRunConfig)
+
+
+def test_every_selector_file_is_expected():
+    assert set(YAML_FILES) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_selector_file_composes_into_a_run(name):
+    cfg = compose_tip(f"selector={name}")
+    assert type(cfg) is TipRunConfig and cfg.selector == EXPECTED[name]
+    build_hooks(cfg)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_selector_file_states_only_what_differs(name):
+    stated = OmegaConf.to_container(OmegaConf.create(YAML_FILES[name].read_text()))
+    defaults = {field.name: field.default for field in fields(SelectorConfig)}
+    assert {key for key, value in stated.items() if defaults[key] == value} == set()
+
+
+def test_default_is_the_papers_score_and_the_tip_hooks():
+    cfg = compose_tip()
+    assert cfg.selector == SelectorConfig() and cfg.hooks == "tip.plugin:build_hooks"
+
+
+def test_command_line_overrides_the_chosen_file():
+    cfg = compose_tip("selector=entropy", "selector.ratio=0.2", "hooks=my_pkg.hooks:build_hooks", "seed=4")
+    assert cfg.selector == SelectorConfig(score="entropy", ratio=0.2)
+    assert cfg.hooks == "my_pkg.hooks:build_hooks" and cfg.seed == 4
+
+
+def test_a_score_of_the_users_own_composes():
+    assert compose_tip("selector.score=mine").selector.score == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("selector.ratio=1.5", r"selector.ratio must be in \(0, 1\], got 1.5"),
+        ("selector.ratio=0", r"selector.ratio must be in \(0, 1\], got 0"),
+        ("selector.ratio=nan", r"selector.ratio must be in \(0, 1\], got nan"),
+        ("selector.clip_quantile=98", r"selector.clip_quantile must be in \(0, 1\], got 98"),
+        ("selector.scope=token", "selector.scope must be one of rollout, batch, got 'token'"),
+        ("selector.scaling=log", "selector.scaling must be one of minmax, quantile, got 'log'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_tip(override)
+
+
+def test_plain_distillation_knows_no_selector():
+    with pytest.raises(ConfigError, match="selector"):
+        compose_config(OmegaConf.create({"selector": {"ratio": 0.5}}), RunConfig)

@@ -1,0 +1,137 @@
+"""The hooks of a TIP run: what they select, that they repeat themselves, and what a user can add or get wrong."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import opsd.hooks
+from opsd.config import RunConfig
+from opsd.errors import ConfigError
+from opsd.hooks import load_build_hooks
+from opsd.types import BatchStats, TokenStats
+from tip.config import SelectorConfig, TipRunConfig
+from tip.plugin import build_hooks
+from tip.scores import SCORES
+from tip.selectors import SELECTORS
+
+LENGTHS = (3, 20, 9)
+
+OWN_HOOKS = '''
+from tip.plugin import build_hooks
+from tip.scores import SCORES
+from tip.selectors import SELECTORS
+
+
+def later_first(stats, *, scaling="minmax", clip_quantile=0.98, generator=None):
+    return stats.entropy_T.new_tensor(range(len(stats)))
+
+
+def above_half(score_T, lengths, *, ratio=1.0, scope="rollout", generator=None):
+    return SELECTORS["top_ratio"](score_T, lengths, ratio=ratio / 2, scope=scope)
+
+
+SCORES["later_first"] = later_first
+SELECTORS["above_half"] = above_half
+'''
+
+
+@pytest.fixture
+def own_hooks(tmp_path, monkeypatch):
+    """A user's own package; what it added to the two dicts is taken out again."""
+    (tmp_path / "my_pkg").mkdir()
+    (tmp_path / "my_pkg" / "hooks.py").write_text(OWN_HOOKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_pkg.hooks:build_hooks"
+    SCORES.pop("later_first", None)
+    SELECTORS.pop("above_half", None)
+    for name in ("my_pkg.hooks", "my_pkg"):
+        sys.modules.pop(name, None)
+
+
+def make_batch(step=0):
+    generator = torch.Generator().manual_seed(0)
+    entropy, reverse, forward = torch.rand(3, sum(LENGTHS), generator=generator)
+    tokens = TokenStats(entropy_T=entropy, reverse_kl_T=reverse, forward_kl_T=forward)
+    return BatchStats(step=step, lengths=LENGTHS, tokens=tokens)
+
+
+def select(batch, seed=0, **selector):
+    return build_hooks(TipRunConfig(seed=seed, selector=SelectorConfig(**selector))).select(batch)
+
+
+def same(a, b):
+    return torch.equal(a.index_N, b.index_N) and torch.equal(a.weight_N, b.weight_N)
+
+
+@pytest.mark.parametrize("selector", [{"name": "all"}, {"ratio": 1.0}, {"ratio": 1.0, "scope": "batch"}])
+def test_keeping_everything_is_plain_distillation_bit_for_bit(selector):
+    batch = make_batch()
+    plain, tip = opsd.hooks.select_all(batch), select(batch, **selector)
+    assert same(plain, tip)
+    assert plain.index_N.dtype == tip.index_N.dtype and plain.weight_N.dtype == tip.weight_N.dtype
+
+
+def test_the_configured_score_and_selector_are_used():
+    batch = make_batch()
+    options = {"scaling": "quantile", "clip_quantile": 0.8}
+    for score in ("soft_or", "entropy", "divergence", "q3", "bottom"):
+        expected = SELECTORS["top_ratio"](SCORES[score](batch.tokens, **options), LENGTHS, ratio=0.2, scope="batch")
+        assert same(select(batch, score=score, ratio=0.2, scope="batch", **options), expected)
+    soft = SELECTORS["soft"](SCORES["soft_or"](batch.tokens), LENGTHS)
+    assert same(select(batch, name="soft"), soft)
+
+
+def test_only_select_differs_from_plain_distillation():
+    cfg = TipRunConfig()
+    plain, tip = opsd.hooks.build_hooks(cfg), build_hooks(cfg)
+    assert tip.divergence.func is plain.divergence.func and tip.divergence.keywords == plain.divergence.keywords
+    assert tip.after_step is plain.after_step and tip.select is not plain.select
+
+
+@pytest.mark.parametrize("selector", [{"name": "sampled"}, {"score": "random"}, {"name": "sampled", "score": "random"}])
+def test_draws_depend_on_seed_and_step_alone(selector):
+    first = select(make_batch(step=7), seed=3, **selector)
+    torch.manual_seed(99)  # neither the global generator nor earlier steps matter, as after a resume
+    hooks = build_hooks(TipRunConfig(seed=3, selector=SelectorConfig(**selector)))
+    earlier = hooks.select(make_batch(step=6))
+    assert same(hooks.select(make_batch(step=7)), first) and not same(earlier, first)
+    assert not same(select(make_batch(step=7), seed=4, **selector), first)
+    assert not same(select(make_batch(step=3), seed=7, **selector), first)
+
+
+def test_hooks_can_be_pickled():
+    hooks = pickle.loads(pickle.dumps(build_hooks(TipRunConfig())))
+    assert same(hooks.select(make_batch()), select(make_batch()))
+
+
+def test_own_score_and_selector_from_another_module(own_hooks):
+    cfg = TipRunConfig(hooks=own_hooks, selector=SelectorConfig(score="later_first", name="above_half", ratio=0.4))
+    selection = load_build_hooks(cfg.hooks)(cfg).select(make_batch())
+    assert selection.index_N.tolist() == [2, 19, 20, 21, 22, 31]
+
+
+def test_own_score_of_another_signature_is_refused_before_the_run(monkeypatch):
+    monkeypatch.setitem(SCORES, "mine", lambda stats: stats.entropy_T)
+    with pytest.raises(ConfigError, match="selector.score: 'mine' takes no options, got clip_quantile, generator"):
+        build_hooks(TipRunConfig(selector=SelectorConfig(score="mine")))
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    known = "bottom, divergence, entropy, q3, random, soft_or"
+    with pytest.raises(ConfigError, match=f"selector.score must be one of {known}, got 'entrpy'"):
+        build_hooks(TipRunConfig(selector=SelectorConfig(score="entrpy")))
+    with pytest.raises(ConfigError, match="selector.name must be one of all, sampled, soft, top_ratio, got 'top'"):
+        build_hooks(TipRunConfig(selector=SelectorConfig(name="top")))
+
+
+def test_a_config_without_selector_is_refused():
+    with pytest.raises(ConfigError, match="needs the `selector` settings: start with python -m tip.train"):
+        build_hooks(RunConfig(hooks="tip.plugin:build_hooks"))
+
+
+def test_opsd_runs_without_tip():
+    code = "import sys, opsd.hooks, opsd.config, opsd.types; print([m for m in sys.modules if m.split('.')[0] == 'tip'])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,127 @@
+"""Scores against their formulas, written out with numpy in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from opsd.types import TokenStats
+from tip import scores
+from tip.scores import SCORES
+
+
+def make_stats(num_tokens=400, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    entropy, reverse, forward = torch.rand(3, num_tokens, generator=generator, dtype=torch.float64)
+    return TokenStats(
+        entropy_T=entropy.to(dtype), reverse_kl_T=(4 * reverse**3).to(dtype), forward_kl_T=(3 * forward**2).to(dtype)
+    )
+
+
+def numpy_minmax(values, clip_quantile=1.0):
+    values = np.minimum(values, np.quantile(values, clip_quantile))
+    return (values - values.min()) / (values.max() - values.min())
+
+
+def numpy_quantile_scale(values):
+    low, high = np.quantile(values, [0.05, 0.95])
+    return (np.clip(values, low, high) - low) / (high - low)
+
+
+def expected_scores(stats, scaling, clip_quantile):
+    entropy, reverse, forward = (
+        values.double().numpy() for values in (stats.entropy_T, stats.reverse_kl_T, stats.forward_kl_T)
+    )
+    if scaling == "minmax":
+        h, d = numpy_minmax(entropy, clip_quantile), numpy_minmax(reverse)
+    else:
+        h, d = numpy_quantile_scale(entropy), numpy_quantile_scale(reverse)
+    soft_or = 1 - (1 - h) * (1 - d)  # the identity of eq. 7; the code has the sum form
+    return {"soft_or": soft_or, "entropy": h, "divergence": reverse, "q3": forward * (1 - h), "bottom": -soft_or}
+
+
+@pytest.mark.parametrize("name", ["soft_or", "entropy", "divergence", "q3", "bottom"])
+@pytest.mark.parametrize(("scaling", "clip_quantile"), [("minmax", 0.98), ("minmax", 0.7), ("quantile", 0.98)])
+@pytest.mark.parametrize("num_tokens", [2, 3, 101, 400])
+def test_score_matches_its_formula(name, scaling, clip_quantile, num_tokens):
+    stats = make_stats(num_tokens)
+    score = SCORES[name](stats, scaling=scaling, clip_quantile=clip_quantile)
+    np.testing.assert_allclose(score.numpy(), expected_scores(stats, scaling, clip_quantile)[name], atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.98, 1.0])
+@pytest.mark.parametrize("num_values", [1, 2, 7, 100])
+def test_quantile_is_torch_quantile(share, num_values):
+    values = torch.randn(num_values, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(scores.quantile(values, share), torch.quantile(values, share))
+
+
+def test_quantile_covers_batches_that_torch_quantile_refuses():
+    values = torch.zeros(2**24 + 1)
+    values[0] = 1.0
+    assert scores.quantile(values, 0.98) == 0 and scores.quantile(values, 1.0) == 1
+
+
+def test_entropy_outlier_does_not_flatten_the_others():
+    entropy = torch.cat([torch.linspace(0, 0.1, 99), torch.tensor([1.0])])
+    stats = TokenStats(entropy_T=entropy, reverse_kl_T=torch.zeros(100), forward_kl_T=torch.zeros(100))
+    clipped = SCORES["entropy"](stats)
+    assert clipped[-1] == 1 and clipped[49] > 0.45
+    assert SCORES["entropy"](stats, clip_quantile=1.0)[49] < 0.06
+
+
+def test_quantile_scaling_resists_a_divergence_outlier():
+    reverse = torch.cat([torch.linspace(0, 1, 99), torch.tensor([1000.0])])
+    stats = TokenStats(entropy_T=torch.zeros(100), reverse_kl_T=reverse, forward_kl_T=torch.zeros(100))
+    assert SCORES["soft_or"](stats)[49] < 1e-3
+    robust = SCORES["soft_or"](stats, scaling="quantile")
+    assert robust[49] == pytest.approx(0.5, abs=0.02) and robust[-1] == 1 and robust[0] == 0
+
+
+@pytest.mark.parametrize("scaling", ["minmax", "quantile"])
+def test_constant_axis_scales_to_zero(scaling):
+    constant = torch.full((5,), 0.3)
+    reverse = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+    stats = TokenStats(entropy_T=constant, reverse_kl_T=reverse, forward_kl_T=reverse)
+    assert SCORES["entropy"](stats, scaling=scaling).tolist() == [0.0] * 5
+    assert torch.equal(SCORES["q3"](stats, scaling=scaling), reverse)
+    soft_or = SCORES["soft_or"](stats, scaling=scaling)
+    assert soft_or[0] == 0 and soft_or[4] == 1 and soft_or.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(SCORES))
+@pytest.mark.parametrize("scaling", ["minmax", "quantile"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("num_tokens", [0, 1, 50])
+def test_every_score_takes_the_same_options_and_any_float_dtype(name, scaling, dtype, num_tokens):
+    score = SCORES[name](
+        make_stats(num_tokens, dtype=dtype), scaling=scaling, clip_quantile=0.9, generator=torch.Generator()
+    )
+    assert score.shape == (num_tokens,) and score.isfinite().all()
+
+
+def test_low_precision_input_is_scaled_in_float32():
+    stats = make_stats(dtype=torch.bfloat16)
+    expected = expected_scores(stats, "minmax", 0.98)["soft_or"]
+    np.testing.assert_allclose(SCORES["soft_or"](stats).numpy(), expected, atol=1e-6)
+
+
+def test_random_draws_from_its_generator_and_ignores_the_tokens():
+    first, second = (
+        SCORES["random"](make_stats(5000, seed=seed), generator=torch.Generator().manual_seed(3)) for seed in (0, 1)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, SCORES["random"](make_stats(5000), generator=torch.Generator().manual_seed(4)))
+    assert first.min() >= 0 and first.max() < 1
+    assert abs(first.mean() - 0.5) < 4 * (1 / 12 / 5000) ** 0.5
+
+
+def test_random_without_generator_follows_the_global_seed():
+    torch.manual_seed(5)
+    first = SCORES["random"](make_stats(10))
+    torch.manual_seed(5)
+    assert torch.equal(first, SCORES["random"](make_stats(10)))
+
+
+def test_unknown_scaling_is_refused():
+    with pytest.raises(ValueError, match="scaling must be one of minmax, quantile, got 'log'"):
+        SCORES["soft_or"](make_stats(), scaling="log")

@@ -1,0 +1,110 @@
+"""How much each token of a batch is worth training on: one score a token, from the student's entropy and the two KLs.
+
+    SCORES[name](stats, *, scaling="minmax", clip_quantile=0.98, generator=None) -> Tensor [T]
+
+Every entry takes the same options, used or not, so that a method of your own is one function and one entry:
+`SCORES["mine"] = mine`. `scaling` says how an axis comes to [0, 1]: "minmax", as in the paper, or "quantile", which no
+outlier flattens. `clip_quantile` cuts the entropy before "minmax". `generator` is for a score that draws.
+Source: METHODS section 2; TIP, arXiv 2604.14084.
+"""
+# T response tokens of the global batch
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from opsd.types import TokenStats
+
+
+def soft_or(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """High where the student is unsure OR far from the teacher: h + d - h * d of the scaled axes, in [0, 1]. Eq. 7."""
+    entropy_T = scaled_entropy(stats, scaling, clip_quantile)
+    divergence_T = scale_axis(stats.reverse_kl_T, scaling)
+    return entropy_T + divergence_T - entropy_T * divergence_T
+
+
+def entropy(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """High where the student is unsure, in [0, 1]."""
+    return scaled_entropy(stats, scaling, clip_quantile)
+
+
+def divergence(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """High where the student is far from the teacher: the reverse KL itself, nats. App. B.2."""
+    return stats.reverse_kl_T
+
+
+def q3(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """High where the student is sure and wrong: forward KL * (1 - scaled entropy), nats. Section 7.3."""
+    return stats.forward_kl_T * (1 - scaled_entropy(stats, scaling, clip_quantile))
+
+
+def random(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """Uniform in [0, 1), blind to the token: the baseline that any other score must beat."""
+    return torch.rand(len(stats), generator=generator)
+
+
+def bottom(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """The negated soft_or, in [-1, 0]: keeps what it would drop. A control. Table 6."""
+    return -soft_or(stats, scaling=scaling, clip_quantile=clip_quantile)
+
+
+SCORES: dict[str, Callable[..., Tensor]] = {
+    "soft_or": soft_or,
+    "entropy": entropy,
+    "divergence": divergence,
+    "q3": q3,
+    "random": random,
+    "bottom": bottom,
+}
+
+
+def scaled_entropy(stats: TokenStats, scaling: str, clip_quantile: float) -> Tensor:
+    """Entropy [T] in [0, 1]; "minmax" first cuts it at its `clip_quantile`."""
+    return scale_axis(stats.entropy_T, scaling, clip_quantile=clip_quantile)
+
+
+def scale_axis(values_T: Tensor, scaling: str, *, clip_quantile: float = 1.0) -> Tensor:
+    """`values_T` brought to [0, 1] over the whole batch, float32 or wider; 0 everywhere where the axis is constant.
+
+    "minmax": lowest to highest value, the highest being the `clip_quantile`. "quantile": 5th to 95th percentile, and
+    what lies outside is clipped. Raises ValueError for another name.
+    """
+    if scaling not in ("minmax", "quantile"):
+        raise ValueError(f"scaling must be one of minmax, quantile, got {scaling!r}")
+    values_T = values_T.to(torch.promote_types(values_T.dtype, torch.float32))
+    if len(values_T) == 0:
+        return values_T
+    if scaling == "minmax":
+        low, high = values_T.min(), quantile(values_T, clip_quantile)
+    else:
+        low, high = quantile(values_T, 0.05), quantile(values_T, 0.95)
+    if low == high:
+        return torch.zeros_like(values_T)
+    return (values_T.clamp(low, high) - low) / (high - low)
+
+
+def quantile(values_T: Tensor, share: float) -> Tensor:
+    """The value below which `share` (0 to 1) of at least one value lies, linear between neighbours.
+
+    As torch.quantile, which refuses the 2**24 tokens that a large global batch can hold.
+    """
+    position = share * (len(values_T) - 1)
+    below = int(position)
+    above = min(below + 1, len(values_T) - 1)
+    low, high = (values_T.kthvalue(rank + 1).values for rank in (below, above))
+    return torch.lerp(low, high, position - below)
