@@ -204,6 +204,7 @@ class RunConfig:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("resume", self.resume, ("never", "auto"))
         at_least("num_steps", self.num_steps, 1)
+        at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)
         if self.resume == "auto" and self.overwrite:
             raise ConfigError("resume=auto and overwrite=true contradict each other: choose one")

@@ -8,7 +8,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -100,11 +100,16 @@ class WandbRun:
     """
 
     def __init__(self, output_dir: Path, project: str, run_name: str, config_dict: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # Settings(silent=True) leaves some of its lines on
         import wandb  # two seconds, and not wanted at all where wandb_mode is "off"
         from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+        from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
-        self._errors = (wandb.Error, OSError, MailboxClosedError, HandleAbandonedError)
-        self._run = None
+        # wandb's own, and what a dead or unreachable wandb process makes its client raise
+        self._errors = (
+            wandb.Error, OSError, ValueError, RuntimeError,
+            MailboxClosedError, HandleAbandonedError, ServerResponseError,
+        )  # fmt: skip
         self._output_dir = output_dir
         id_file = output_dir / "wandb" / "run_id"
         id_file.parent.mkdir(parents=True, exist_ok=True)
@@ -114,17 +119,15 @@ class WandbRun:
             "dir": str(output_dir), "project": project, "name": run_name, "config": config_dict,
             "id": id_file.read_text().strip(), "resume": "allow",
         }  # fmt: skip
-        settings = wandb.Settings(
-            silent=True, console="off", disable_git=True, disable_code=True,
-            init_timeout=WANDB_INIT_TIMEOUT_S, finish_timeout=WANDB_FINISH_TIMEOUT_S,
-        )  # fmt: skip
+        self._run = None
         for mode in ("online", "offline") if os.environ.get("WANDB_API_KEY") else ("offline",):
             try:
-                self._run = wandb.init(mode=mode, settings=settings, **options)
-                self._run.define_metric("*", step_metric="step")  # our step: wandb's own cannot go back on a resume
+                self._run = _start_wandb(mode, options)
                 return
             except self._errors as error:
-                logger.warning("wandb cannot start %s, going on without: %s", mode, error)
+                logger.warning("wandb cannot start %s: %s", mode, error)
+                with suppress(*self._errors):
+                    wandb.teardown()  # its process still holds the run id
 
     def log(self, record: dict[str, Any]) -> None:
         values = {name: value for name, value in finite_or_null(record).items() if value is not None}
@@ -146,6 +149,19 @@ class WandbRun:
         except self._errors as error:
             logger.warning("wandb failed, going on without it: %s", error)
             self._run = None
+
+
+def _start_wandb(mode: str, options: dict[str, Any]) -> Any:
+    """A silent wandb run whose x axis is our "step": wandb's own cannot go back when a run resumes."""
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True, console="off", disable_git=True, disable_code=True,
+        init_timeout=WANDB_INIT_TIMEOUT_S, finish_timeout=WANDB_FINISH_TIMEOUT_S,
+    )  # fmt: skip
+    run = wandb.init(mode=mode, settings=settings, **options)
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 class ProgressBar:

@@ -81,7 +81,7 @@ def token_rows(
         prompt = item.rollout.prompt
         rows.append(
             {
-                "step": batch.step,
+                "step": batch.step + 1,
                 "prompt": prompt.text,
                 "answer": prompt.answer,
                 "correct": None if grader is None else grade(item.rollout, grader, tokenizer),

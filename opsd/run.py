@@ -81,7 +81,7 @@ class Run:
         self.log = MetricsLog(self.folder.path, cfg.log.wandb, cfg.log.project, self.folder.path.name, asdict(cfg))
         self._stack.callback(self.log.close)
         self.log.truncate_after(self.first_step)
-        truncate_jsonl(self.tokens_file, self.first_step - 1)
+        truncate_jsonl(self.tokens_file, self.first_step)
         self.bar = progress_bar(cfg.num_steps, self.first_step)
         self._stack.callback(self.bar.close)
         self.startup_s = time.perf_counter() - self._began
@@ -182,7 +182,7 @@ class Run:
         self.bar.update(values)
         self.counts["tokens_trained"] += report.num_kept
         self.counts["rollouts_dropped"] += sum(dropped.values())
-        if batch.step % cfg.log.token_view_every == 0 or done == self.last_step:
+        if batch.step == 0 or done % cfg.log.token_view_every == 0 or done == self.last_step:
             for row in token_rows(batch, scored, selection, num_rollouts=cfg.log.token_view_rollouts, **grading):
                 append_jsonl(self.tokens_file, row)
         if done == self.last_step or (cfg.eval.every and done % cfg.eval.every == 0):

@@ -56,7 +56,8 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
             cfg = compose_config(hydra_cfg, config_class)
             distil(cfg, load_build_hooks(cfg.hooks))
         except (ConfigError, DataError, StageError) as error:
-            sys.exit(f"error: {error}")
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
     sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
     main()

@@ -56,7 +56,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1 or self.num_candidates < 1:
-            raise ValueError(f"expected temperature >= 0, 0 < top_p <= 1, max_tokens and num_candidates >= 1, got {self}")
+            raise ValueError(f"need temperature >= 0, 0 < top_p <= 1, max_tokens and num_candidates >= 1, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherScores:
-    """The teacher's log-probabilities on the response rows of one rollout (row t: the distribution that y_t came from)."""
+    """The teacher's log-probabilities on the response rows of one rollout; row t: the distribution of y_t."""
 
     top_ids: np.ndarray  # int32 [T, K] event ids, likeliest first; -1 marks an empty slot
     top_logprobs: np.ndarray  # float32 [T, K]; -inf in an empty slot

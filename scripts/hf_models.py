@@ -17,7 +17,7 @@ def load_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The dequantised model in bfloat16, and its tokenizer with the chat template of the file."""
-    source = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    source = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     config = source.config
     del config.quantization_config  # save_pretrained would refuse a model that it takes for a quantised one
@@ -29,23 +29,18 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def drop_layers(model: PreTrainedModel, every: int) -> list[int]:
-    """Removes the layers with index every - 1, 2 * every - 1, ... in place; returns these indices.
-
-    The first layer always stays; so does the last one unless their number divides by `every`.
-    Raises ValueError where `every` is below 2 or nothing would be dropped.
-    """
+def drop_layers(model: PreTrainedModel, dropped: list[int]) -> None:
+    """Removes the layers with these indices in place. Raises ValueError where an index is wrong or no layer is left."""
     layers = model.model.layers
-    dropped = list(range(every - 1, len(layers), every)) if every >= 2 else []
-    if not dropped:
-        raise ValueError(f"every must be in 2..{len(layers)} for a model of {len(layers)} layers, got {every}")
+    wrong = sorted(index for index in set(dropped) if not 0 <= index < len(layers))
     kept = [index for index in range(len(layers)) if index not in dropped]
+    if wrong or not kept or len(kept) == len(layers):
+        raise ValueError(f"the layers to drop must be some, not all, of 0..{len(layers) - 1}, got {dropped}")
     model.model.layers = nn.ModuleList(layers[index] for index in kept)
     config = model.config
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in kept]
-    return dropped
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

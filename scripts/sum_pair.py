@@ -12,11 +12,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from sum_task import EOS, MAX_RESPONSE_TOKENS, PAD, VOCABULARY, Problem, build_tokenizer, draw_problems, is_right
+import transformers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from sum_task import EOS, MAX_RESPONSE_TOKENS, PAD, VOCABULARY, Problem, build_tokenizer, draw_problems, is_right
 
 PAD_ID, EOS_ID = VOCABULARY.index(PAD), VOCABULARY.index(EOS)
 IGNORED = -100  # label of a position without loss
@@ -59,6 +61,7 @@ def train_pair(out: Path, seed: int, probe: list[Problem], evaluation: list[Prob
 
 def _train_one(plan: ModelPlan, folder: Path, seed: int, probe: list[Problem], evaluation: list[Problem]) -> float:
     torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()  # of saving a model of 1 MB
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(plan)
@@ -91,7 +94,7 @@ def train(model, plan: ModelPlan, problems, tokenizer: PreTrainedTokenizerFast, 
     """Supervised steps on the worked answers, until the plan's accuracy on `probe` or NUM_STEPS."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_cosine)
-    bar = tqdm(range(1, NUM_STEPS + 1), desc=plan.name, position=[p.name for p in PLANS].index(plan.name), leave=False)
+    bar = tqdm(range(1, NUM_STEPS + 1), desc=plan.name, position=PLANS.index(plan), leave=False, disable=None)
     for step in bar:
         ids_BT, labels_BT = collate(list(islice(problems, BATCH_PROBLEMS)), tokenizer)
         logits_BTV = model(ids_BT, use_cache=False).logits
@@ -114,7 +117,7 @@ def _warmup_then_cosine(step: int) -> float:
 
 
 def collate(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T], padded on the right, and labels [B, T]: row t's label is token t + 1 of the response or <eos>."""
+    """Token ids [B, T], padded on the right, and labels [B, T]: at row t token t + 1, if of the response."""
     encoded = [tokenizer.encode(problem.prompt + problem.response) + [EOS_ID] for problem in problems]
     longest = max(map(len, encoded)) - 1
     ids_BT = torch.full((len(problems), longest), PAD_ID)

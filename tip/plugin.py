@@ -26,9 +26,7 @@ def build_hooks(cfg: TipRunConfig) -> TrainHooks:
     """
     if not hasattr(cfg, "selector"):
         raise ConfigError("hooks=tip.plugin:build_hooks needs the `selector` settings: start with python -m tip.train")
-    select = partial(
-        select_tokens, score=bind_score(cfg.selector), selector=bind_selector(cfg.selector), seed=cfg.seed
-    )
+    select = partial(select_tokens, score=bind_score(cfg.selector), selector=bind_selector(cfg.selector), seed=cfg.seed)
     return dataclasses.replace(opsd.hooks.build_hooks(cfg), select=select)
 
 

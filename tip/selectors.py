@@ -42,7 +42,7 @@ def top_ratio(
     scope: str = "rollout",
     generator: Generator | None = None,
 ) -> Selection:
-    """The floor(ratio * m) highest of m tokens, at least one, with weight 1. Of equal scores the earlier token stays."""
+    """The floor(ratio * m) highest of m tokens, at least one, with weight 1. Of equal scores the earlier stays."""
     check_finite(score_T)
     kept_T = torch.zeros(len(score_T), dtype=torch.bool)
     group_sizes = split_sizes(score_T, lengths, scope)
@@ -100,7 +100,7 @@ SELECTORS: dict[str, Callable[..., Selection]] = {
 
 
 def num_kept(length: int, ratio: float) -> int:
-    """floor(ratio * length), at least 1 of a group that has any. Exact for the decimal that was written: 0.3 * 10 is 3."""
+    """floor(ratio * length), at least 1 of a non-empty group; exact for the decimal as written: 0.3 of 10 is 3."""
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio must be in (0, 1], got {ratio}")
     return min(length, max(1, math.floor(Fraction(str(ratio)) * length)))
@@ -118,7 +118,7 @@ def check_lengths(score_T: Tensor, lengths: Sequence[int] | Tensor) -> list[int]
     """`lengths` as a list. Raises ValueError where it does not cut a [T] score into rollouts."""
     sizes = [int(length) for length in torch.as_tensor(lengths).tolist()]
     if score_T.ndim != 1 or min(sizes, default=0) < 0 or sum(sizes) != len(score_T):
-        raise ValueError(f"lengths must be >= 0 and sum to T, got a sum of {sum(sizes)} for {tuple(score_T.shape)} scores")
+        raise ValueError(f"lengths must be >= 0 and sum to T, got sum {sum(sizes)} for scores {tuple(score_T.shape)}")
     return sizes
 
 

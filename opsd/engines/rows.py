@@ -7,13 +7,13 @@ in arrays of fixed width, with -1 / -inf in an empty slot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from opsd.types import Vocabulary
+from opsd.types import Rollout, TeacherScores, Vocabulary
 
 MAX_FOREIGN_MASS = 1.0 - 1e-6  # keeps the renormalisation finite where a model puts all of its mass on padded ids
 
@@ -109,8 +109,19 @@ def candidate_events(
     return np.where(candidate_ids_TC >= 0, logprobs_TC, -np.inf).astype(np.float32)
 
 
+def score_in_groups(
+    rollouts: list[Rollout], max_tokens: int, score_group: Callable[[list[Rollout]], list[TeacherScores]]
+) -> list[TeacherScores]:
+    """`score_group` on groups of at most `max_tokens` prompt and response tokens; the results in the order given."""
+    lengths = [len(rollout.prompt.token_ids) + len(rollout) for rollout in rollouts]
+    scores: dict[int, TeacherScores] = {}
+    for group in split_by_tokens(lengths, max_tokens):
+        scores.update(zip(group, score_group([rollouts[index] for index in group]), strict=True))
+    return [scores[index] for index in range(len(rollouts))]
+
+
 def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in groups of like lengths, each at most `max_tokens` when padded to its longest; a longer one goes alone."""
+    """Indices in groups of like lengths, each at most `max_tokens` when padded to its longest; a longer one alone."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
@@ -135,7 +146,7 @@ def _drop_foreign(
 def _merge_stops(
     ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(event ids, log-probabilities, log-probability of column 0's event): the mass of all stop ids in the row's first."""
+    """(event ids, log-probabilities, that of column 0's event): the row's first stop id gets the mass of all."""
     stop_TM = np.isin(ids_TM, vocabulary.stop_ids)
     merged_T1 = np.logaddexp.reduce(np.where(stop_TM, logprobs_TM, -np.inf), axis=1, keepdims=True)
     first_TM = stop_TM & (np.cumsum(stop_TM, axis=1) == 1)

@@ -8,13 +8,16 @@ named ids follow vLLM 0.32's documentation and have not been run here.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
 from opsd.config import EngineConfig
-from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, split_by_tokens
+from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
+from opsd.engines.weights import complete_weights, model_without_weights
 from opsd.errors import StageError
+from opsd.ops.align import predicting_rows
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
@@ -25,7 +28,7 @@ def engine_environment(device: str, cpu_threads: int) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        # A scored sequence may fill the model's whole context, and vLLM samples one token more, which is never fed back.
+        # A scored sequence may fill the model's context, and vLLM samples one token more, which is never fed back.
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     }
     if device == "cpu":
@@ -49,25 +52,27 @@ class VllmEngine:
         trust_remote_code: bool = False,
         max_batch_tokens: int | None = None,
     ) -> None:
-        """`max_batch_tokens` bounds the tokens that `score` holds log-probabilities of at once; None: one call for all."""
+        """`max_batch_tokens` bounds the tokens whose log-probabilities `score` holds at once; None: no bound."""
         from vllm import LLM
 
+        self.skeleton = model_without_weights(path, trust_remote_code=trust_remote_code)
         self.vocabulary = vocabulary
         self.max_batch_tokens = max_batch_tokens or sys.maxsize
         self.policy_version: int | None = None  # None: the weights of `path`
+        max_model_len = max_model_tokens + 1  # scoring samples one token after the response
         settings = _cpu_settings(config) if device == "cpu" else _gpu_settings(config)
-        if max_batch_tokens is not None:  # vLLM's prefill step makes float32 logits [tokens, V] that it does not budget for
-            settings["max_num_batched_tokens"] = max(max_batch_tokens, config.max_num_seqs)
+        if max_batch_tokens is not None:  # vLLM does not budget for a scoring step's float32 logits [tokens, V]
+            settings["max_num_batched_tokens"] = max(max_batch_tokens, config.max_num_seqs, max_model_len)
         self.llm = LLM(
             model=path,
             skip_tokenizer_init=True,
             trust_remote_code=trust_remote_code,
             dtype=config.dtype,
-            max_model_len=max_model_tokens + 1,  # scoring samples one token after the response
+            max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             max_logprobs=-1,
-            # Answers are longer than prompts, so that little is saved; prompt log-probabilities need every prefill, and a
-            # cached block would outlive a weight update.
+            # Little to save where answers are longer than prompts; scoring needs every prefill, and a cached block
+            # would outlive a weight update.
             enable_prefix_caching=False,
             seed=0,
             use_tqdm_on_load=False,
@@ -80,14 +85,14 @@ class VllmEngine:
     def generate(
         self, prompts: list[Prompt], samples: list[int], seeds: list[int], sampling: Sampling, policy_version: int
     ) -> list[Rollout]:
-        """One rollout for each (prompt, sample number, seed), in order; the same seed draws the same tokens in any batch.
+        """One rollout for each (prompt, sample number, seed), in order. A seed draws the same tokens in any batch.
 
-        Prompt and `sampling.max_tokens` together must fit max_model_tokens. A model whose vocabulary is padded may sample
-        an id outside the shared vocabulary: see `rows.has_foreign_ids`. Raises StageError where the engine holds the
-        weights of another policy version.
+        Prompt and `sampling.max_tokens` together must fit max_model_tokens. A model with a padded vocabulary may sample
+        an id outside the shared one: see `rows.has_foreign_ids`. Raises StageError where the engine holds the weights
+        of another policy version.
         """
         if self.policy_version not in (None, policy_version):
-            raise StageError(f"asked for policy version {policy_version}, the engine holds version {self.policy_version}")
+            raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
         if not prompts:
             return []
         params = [self._sampling_params(sampling, seed) for seed in seeds]
@@ -105,22 +110,20 @@ class VllmEngine:
 
         `candidate_logprobs` is None on CPU. A stop id outside the top-k is not part of the stop event's mass.
         """
-        lengths = [len(rollout.prompt.token_ids) + len(rollout) for rollout in rollouts]
-        scores: dict[int, TeacherScores] = {}
-        for group in split_by_tokens(lengths, self.max_batch_tokens):
-            scored = self._score_group([rollouts[index] for index in group], top_k)
-            scores.update(zip(group, scored, strict=True))
-        return [scores[index] for index in range(len(rollouts))]
+        return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))
 
     def update_weights(self, named: dict[str, Tensor], policy_version: int) -> None:
-        """Load a full Hugging Face state dict (a tied `lm_head.weight` may be in it or not) into the running engine."""
-        self.llm.collective_rpc("replace_weights", args=(named,))
+        """Load a full Hugging Face state dict (a tied `lm_head.weight` may be in it or not) into the running engine.
+
+        Raises StageError, with the model unchanged, where the names are not this model's.
+        """
+        self.llm.collective_rpc("replace_weights", args=(complete_weights(self.skeleton, named),))
         self.policy_version = policy_version
 
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         sequences = [np.concatenate([rollout.prompt.token_ids, rollout.response_ids]) for rollout in rollouts]
         outputs = self._run(sequences, [self._scoring_params(rollout, top_k) for rollout in rollouts])
-        first_rows = [len(rollout.prompt.token_ids) for rollout in rollouts]  # entry i is about token i, given those before
+        first_rows = [len(rollout.prompt.token_ids) for rollout in rollouts]  # vLLM's entry i is about token i
         ids_TM, logprobs_TM = pad_rows([output.prompt_logprobs for output in outputs], first_rows)
         parts = event_rows(ids_TM, logprobs_TM, self.vocabulary, top_k).split([len(rollout) for rollout in rollouts])
         return [
@@ -165,7 +168,7 @@ class VllmEngine:
             stop_ids_TS = np.tile(np.array(self.vocabulary.stop_ids, np.int32), (len(rollout), 1))
             named = {
                 "prompt_logprob_token_ids": np.concatenate([rollout.candidate_ids, stop_ids_TS], axis=1),
-                "prompt_logprob_start": len(rollout.prompt.token_ids) - 1,  # the row that predicts the first response token
+                "prompt_logprob_start": int(predicting_rows(len(rollout.prompt.token_ids), np.arange(1))[0]),
             }
         return SamplingParams(
             temperature=0.0,
@@ -183,8 +186,12 @@ class VllmEngine:
 
 
 def _cpu_settings(config: EngineConfig) -> dict:
-    """vLLM would claim nearly all of the machine's memory for its cache without a size."""
-    return {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+    return {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),  # without it vLLM claims nearly all memory
+        # A prompt that is prefilled in parts and has a seed crashes vLLM 0.32 on CPU, whose generators cannot rewind.
+        "enable_chunked_prefill": False,
+    }
 
 
 def _gpu_settings(config: EngineConfig) -> dict:
@@ -195,7 +202,12 @@ def _gpu_settings(config: EngineConfig) -> dict:
 
 
 def _rollout(
-    prompt: Prompt, sample: int, response_ids: np.ndarray, events: EventRows, vocabulary: Vocabulary, policy_version: int
+    prompt: Prompt,
+    sample: int,
+    response_ids: np.ndarray,
+    events: EventRows,
+    vocabulary: Vocabulary,
+    policy_version: int,
 ) -> Rollout:
     return Rollout(
         prompt=prompt,

@@ -9,11 +9,11 @@ class WeightUpdateExtension:
     """Mixed into vLLM's worker class by name (`worker_extension_cls`); called through `collective_rpc`."""
 
     def replace_weights(self, named: dict[str, Tensor]) -> None:
-        """Load a full Hugging Face state dict into the running model, in place.
+        """Load a full Hugging Face state dict, without a tied `lm_head`, into the running model, in place.
 
         `model.load_weights` would leave a CPU model half written, since its linear weights have been repacked;
-        `reload_weights` unpacks, loads and repacks. It skips a tied `lm_head`, whose packed copy of the embedding would
-        keep the old values without a word, so on CPU the head is packed anew (for an untied head: once more, the same).
+        `reload_weights` unpacks, loads and repacks. Not so a tied `lm_head`: its packed copy of the embedding would
+        keep the old values without a word, so on CPU the head is packed anew (an untied head: once more, the same).
         """
         from vllm.platforms import current_platform
 

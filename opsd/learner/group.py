@@ -36,11 +36,12 @@ class LearnerGroup:
             start_actor(LearnerWorker, f"learner-{rank}", num_gpus=int(device == "cuda"), environment=environment)
             for rank in range(learner.num_workers)
         ]
+        address = self.workers[0].free_address.remote()
         self._starting = [
             worker.start.remote(
                 rank=rank,
                 num_ranks=learner.num_workers,
-                address=self.workers[0].free_address.remote(),
+                address=address,
                 device=device,
                 student=student,
                 learner=learner,

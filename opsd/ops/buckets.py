@@ -5,8 +5,9 @@ the bucket log-probabilities, so the closed form of one backward serves every di
 
     dL/dz_v = G_v [v named] + G_rest (p_v / P_rest) [v not named] - p_v sum_b G_b          Source: METHODS section 1
 
-`bucket_logprobs` is that primitive. `sparse_head_loss` is what training uses: it has the divergence at hand, so it forms
-the gradients in the same pass and computes no logits twice. Both go through the rows in chunks (`opsd.ops.chunks`).
+`bucket_logprobs` is that primitive. `sparse_head_loss` is what training uses: it has the divergence at hand, so it
+forms the gradients in the same pass and computes no logits twice. Both go through the rows in chunks, each of which
+`opsd.ops.chunks` takes from logits to gradients.
 """
 # N rows, D width, V vocabulary, E stop ids, U support size, B = U + 1 buckets
 
@@ -21,8 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from opsd.ops.chunks import Events, HeadGradients, chunk_buckets, logit_gradient, rest_entropy, softmax_dtype
 
-# The logits of a chunk in float32; peak memory is one such buffer, two with the entropy. 441 rows of a vocabulary of 152k:
-# every chunk reads the whole head and updates its whole gradient, so few large chunks are faster than many small ones.
+# The logits of a chunk in float32 (441 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
+# Every chunk reads the whole head and updates its whole gradient: few large chunks are faster than many small ones.
 CHUNK_BYTES = 256 << 20
 
 
@@ -72,7 +73,7 @@ def sparse_head_loss(
 ) -> tuple[Tensor, Tensor]:
     """sum_n weight_n * divergence(student_n, teacher_n) over the buckets, in nats, with its gradient in the same pass.
 
-    `divergence` maps student and teacher log-probabilities [N, B] to [N], row by row. The other arguments are those of
+    `divergence` maps student (float64) and teacher log-probabilities [N, B] to [N], row by row. The other arguments are those of
     `bucket_logprobs`, in particular `support_NU`, on which the teacher's log-probabilities stand.
     Returns the loss [] and the unweighted divergence of each row [N], detached. The loss is differentiable once, in
     `hidden_ND` and `weight_VD`: the forward pass forms both gradients where they are needed, so that no logits are
@@ -110,7 +111,7 @@ class _BucketLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logprobs_NB, grad_rest_entropy_N):
-        if grad_logprobs_NB is None:  # then nothing has a gradient: the entropy is a function of the log-probabilities too
+        if grad_logprobs_NB is None:  # then the entropy has no gradient either: it is partly made of them
             return None, None, None, None
         hidden_ND, weight_VD = ctx.saved_tensors
         gradients = HeadGradients(hidden_ND, weight_VD, ctx.needs_input_grad[:2])

@@ -48,14 +48,14 @@ def jsd(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, beta: float
 
 
 def skew_forward_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """KL(teacher || alpha teacher + (1 - alpha) student), at most log(1 / alpha). Source: DistiLLM, arXiv 2402.03898."""
+    """KL(teacher || alpha teacher + (1 - alpha) student) <= log(1 / alpha). Source: DistiLLM, arXiv 2402.03898."""
     _check_shapes(student_logprobs_NB, teacher_logprobs_NB)
     _check_share("alpha", alpha)
     return _kl(teacher_logprobs_NB, _mixture(teacher_logprobs_NB, student_logprobs_NB, alpha))
 
 
 def skew_reverse_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """KL(student || alpha student + (1 - alpha) teacher), at most log(1 / alpha). Source: DistiLLM, arXiv 2402.03898."""
+    """KL(student || alpha student + (1 - alpha) teacher) <= log(1 / alpha). Source: DistiLLM, arXiv 2402.03898."""
     _check_shapes(student_logprobs_NB, teacher_logprobs_NB)
     _check_share("alpha", alpha)
     return _kl(student_logprobs_NB, _mixture(student_logprobs_NB, teacher_logprobs_NB, alpha))

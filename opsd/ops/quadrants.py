@@ -16,9 +16,8 @@ def quadrants(entropy_T: Tensor, divergence_T: Tensor, *, quantile: float = 0.5)
     throughout. Raises ValueError where the shapes differ or `quantile` leaves [0, 1]. Source: METHODS section 2.
     """
     if entropy_T.ndim != 1 or entropy_T.shape != divergence_T.shape:
-        raise ValueError(
-            f"entropy_T and divergence_T must be [T] alike, got {tuple(entropy_T.shape)} and {tuple(divergence_T.shape)}"
-        )
+        shapes = f"{tuple(entropy_T.shape)} and {tuple(divergence_T.shape)}"
+        raise ValueError(f"entropy_T and divergence_T must both be [T], got {shapes}")
     if not 0.0 <= quantile <= 1.0:
         raise ValueError(f"quantile must be in [0, 1], got {quantile}")
     if len(entropy_T) == 0:

@@ -1,4 +1,4 @@
-"""The report as one HTML file: headline numbers, curves, time, token view, settings. It asks the network for nothing."""
+"""The report as one HTML file, which asks the network for nothing: headline numbers, curves, tokens, time, settings."""
 
 from __future__ import annotations
 
@@ -63,33 +63,37 @@ def _subtitle(run: RunData) -> str:
         facts.append(("loss", divergence))
     if run.summary.get("seed") is not None:
         facts.append(("seed", run.summary["seed"]))
-    return '<p class="sub">' + "".join(f"<span>{label} <b>{escape(str(value))}</b></span>" for label, value in facts) + "</p>"
+    spans = "".join(f"<span>{label} <b>{escape(str(value))}</b></span>" for label, value in facts)
+    return f'<p class="sub">{spans}</p>'
 
 
 def _headline(run: RunData) -> str:
     summary = run.summary
-    wall_s, generated = summary.get("wall_s"), summary.get("tokens_generated")
-    speed = generated / wall_s if generated is not None and wall_s else None
+    startup_s, generated = summary.get("startup_s"), summary.get("tokens_generated")
+    loop_s = sum((summary.get("phase_s") or {}).values())
+    speed = generated / loop_s if generated is not None and loop_s else None
     agreement = _change(percent(summary.get("top1_agreement_before")), percent(summary.get("top1_agreement_after")))
     tiles = (
         ("Kept tokens", percent(summary.get("kept_ratio")), f"{count(summary.get('tokens_trained'))} trained on"),
         ("Top-1 agreement", agreement, "with the teacher"),
         ("Steps", count(summary.get("steps")), "of the optimiser"),
-        ("Wall time", duration(wall_s), "of the loop"),
+        ("Wall time", duration(summary.get("wall_s")), f"start-up {duration(startup_s)}"),
         ("Throughput", f"{count(speed)}<small> tok/s</small>", f"{count(generated)} tokens generated"),
     )
     cells = "".join(
         f'<div class="tile"><h3>{label}</h3><p class="value">{value}</p><p class="note">{note}</p></div>'
         for label, value, note in tiles
     )
-    return f'<section class="headline">{_accuracy_card(summary)}{_kl_card(summary)}<div class="tiles">{cells}</div></section>'
+    cards = _accuracy_card(summary) + _kl_card(summary)
+    return f'<section class="headline">{cards}<div class="tiles">{cells}</div></section>'
 
 
 def _accuracy_card(summary: dict[str, Any]) -> str:
     before, after = summary.get("accuracy_before"), summary.get("accuracy_after")
     teacher = summary.get("teacher_accuracy")
-    notes = []
+    notes, span = [], ""
     if before is not None and after is not None:
+        span = f'<u style="left:{100 * min(before, after):.2f}%;width:{100 * abs(after - before):.2f}%"></u>'
         notes.append(_signed(f"{100 * (after - before):+.1f} points"))
         if teacher is not None and teacher > before:
             notes.append(f"{_signed(f'{(after - before) / (teacher - before):.0%}')} of the way to the teacher")
@@ -98,7 +102,6 @@ def _accuracy_card(summary: dict[str, Any]) -> str:
         for kind, value in (("teacher", teacher), ("before", before), ("after", after))
         if value is not None
     )
-    span = f'<u style="left:{100 * min(before, after):.2f}%;width:{100 * abs(after - before):.2f}%"></u>' if notes else ""
     return f"""<div class="card"><h3>Accuracy, before → after</h3>
 <p class="big">{_change(percent(before), percent(after))}</p>
 <p class="note">{" · ".join(notes) or "not measured before and after"}</p>
@@ -151,17 +154,13 @@ def _time(run: RunData) -> str:
     if total <= 0:
         return ""
     order = [name for name in (*PHASE_COLOURS, "other") if seconds.get(name, 0) > 0]
-    bar = "".join(f'<i class="{_phase_class(name)}" style="flex-grow:{seconds[name] / total:.4f}"></i>' for name in order)
-    key = "".join(
-        f'<li class="{_phase_class(name)}"><b>{name}</b> {duration(seconds[name])} <span>{percent(seconds[name] / total)}</span></li>'
-        for name in order
-    )
+    bar, key = "", ""
+    for name in order:
+        colour, share = "c-" + PHASE_COLOURS.get(name, "grey"), seconds[name] / total
+        bar += f'<i class="{colour}" style="flex-grow:{share:.4f}"></i>'
+        key += f'<li class="{colour}"><b>{name}</b> {duration(seconds[name])} <span>{percent(share)}</span></li>'
     return f"""<section><h2>Where the time went</h2><div class="card"><div class="phasebar">{bar}</div>
 <ul class="phasekey">{key}</ul>{_figure("phases", run)}</div></section>"""
-
-
-def _phase_class(name: str) -> str:
-    return "c-" + PHASE_COLOURS.get(name, "grey")
 
 
 def _settings(run: RunData) -> str:

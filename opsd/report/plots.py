@@ -1,4 +1,4 @@
-"""The curves of a run: one drawing function each, rendered twice, as a PNG and as an SVG that takes the page's colours."""
+"""The curves of a run, each by one drawing function, rendered as a PNG and as an SVG that takes the page's colours."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def render_svg(chart: Chart, run: RunData, name: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg class="chart" role="img" aria-label="{chart.title}" \1>', svg)
+    opening = rf'<svg class="chart" role="img" aria-label="{chart.title}" \1>'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for colour, value in COLOURS.items():
         svg = svg.replace(value, f"var(--{colour})")
@@ -107,8 +108,8 @@ def _figure(chart: Chart, run: RunData) -> Figure:
     labels = axes.get_legend_handles_labels()[1]
     if labels:
         axes.legend(
-            frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(labels), borderpad=0, borderaxespad=0.3,
-            handlelength=1.3, columnspacing=1.2, handletextpad=0.5, labelcolor=COLOURS["muted"],
+            frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(labels), borderpad=0,
+            borderaxespad=0.3, handlelength=1.3, columnspacing=1.2, handletextpad=0.5, labelcolor=COLOURS["muted"],
         )  # fmt: skip
     return figure
 

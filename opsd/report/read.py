@@ -56,9 +56,7 @@ def series(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[floa
 def weighted_mean(lines: list[dict[str, Any]], name: str, weight: str) -> float | None:
     """Mean of `name` over the lines, each counted `weight` times; None where nothing was measured."""
     pairs = [
-        (line[name], line[weight])
-        for line in lines
-        if line.get(name) is not None and line.get(weight) is not None
+        (line[name], line[weight]) for line in lines if line.get(name) is not None and line.get(weight) is not None
     ]
     total = sum(number for _, number in pairs)
     return sum(value * number for value, number in pairs) / total if total > 0 else None

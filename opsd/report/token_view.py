@@ -56,7 +56,8 @@ def _legend(run: RunData) -> str:
         )
     return (
         '<div class="legend"><i class="axis x">low divergence</i><i class="axis x">high divergence</i>'
-        f'<i class="axis y">high entropy</i>{cells[0]}{cells[1]}<i class="axis y">low entropy</i>{cells[2]}{cells[3]}</div>'
+        f'<i class="axis y">high entropy</i>{cells[0]}{cells[1]}'
+        f'<i class="axis y">low entropy</i>{cells[2]}{cells[3]}</div>'
     )
 
 

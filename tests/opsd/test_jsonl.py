@@ -20,7 +20,8 @@ def strict_lines(path):
 
 def test_non_finite_numbers_are_written_as_null_at_any_depth(tmp_path):
     path = tmp_path / "m.jsonl"
-    append_jsonl(path, {"step": np.int64(3), "loss": float("nan"), "entropy": [0.5, float("inf")], "x": np.float32(0.25)})
+    record = {"step": np.int64(3), "loss": float("nan"), "entropy": [0.5, float("inf")], "x": np.float32(0.25)}
+    append_jsonl(path, record)
     assert strict_lines(path) == [{"step": 3, "loss": None, "entropy": [0.5, None], "x": 0.25}]
     assert isinstance(strict_lines(path)[0]["step"], int)
 

@@ -117,14 +117,15 @@ assert "wandb" not in sys.modules
 def test_wandb_offline_keeps_its_files_in_the_run_and_its_death_does_not_end_ours(tmp_path):
     """The wandb process is killed between two steps, as an out-of-memory killer would; no API key, no network."""
     code = f"""
-import os, signal, subprocess
+import os, signal
 from pathlib import Path
 from opsd.metrics import MetricsLog
 log = MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"seed": 0}})
 log.log(1, {{"loss": 1.0, "accuracy_train": None}})
-children = subprocess.check_output(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], text=True)
-for pid in [int(line.split()[0]) for line in children.splitlines() if "wandb" in line]:
-    os.kill(pid, signal.SIGKILL)
+children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
+for pid in children:
+    if "wandb" in Path(f"/proc/{{pid}}/comm").read_text():
+        os.kill(int(pid), signal.SIGKILL)
 for step in range(2, 30):
     log.log(step, {{"loss": 1.0}})
 log.log_files([log.path])
@@ -136,6 +137,26 @@ log.close()
     assert result.stdout == ""
     assert [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, 30))
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.slow
+def test_a_wandb_server_that_cannot_be_reached_means_an_offline_run(tmp_path):
+    """Twice, as a run and its resumption: both record under one wandb id."""
+    code = f"""
+from pathlib import Path
+import opsd.metrics
+opsd.metrics.WANDB_INIT_TIMEOUT_S = 2.0
+for step in (1, 2):
+    log = opsd.metrics.MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"seed": 0}})
+    log.log(step, {{"loss": 1.0}})
+    log.close()
+"""
+    result = run_python(code, WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
+    assert result.returncode == 0, result.stderr
+    assert "wandb cannot start online" in result.stderr
+    assert "wandb cannot start offline" not in result.stderr
+    assert len({path.name for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")}) == 1
+    assert [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_without_a_terminal_the_progress_is_a_few_plain_lines():

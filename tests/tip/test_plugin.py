@@ -19,7 +19,7 @@ from tip.selectors import SELECTORS
 
 LENGTHS = (3, 20, 9)
 
-OWN_HOOKS = '''
+OWN_HOOKS = """
 from tip.plugin import build_hooks
 from tip.scores import SCORES
 from tip.selectors import SELECTORS
@@ -35,7 +35,7 @@ def above_half(score_T, lengths, *, ratio=1.0, scope="rollout", generator=None):
 
 SCORES["later_first"] = later_first
 SELECTORS["above_half"] = above_half
-'''
+"""
 
 
 @pytest.fixture
@@ -133,5 +133,5 @@ def test_a_config_without_selector_is_refused():
 
 
 def test_opsd_runs_without_tip():
-    code = "import sys, opsd.hooks, opsd.config, opsd.types; print([m for m in sys.modules if m.split('.')[0] == 'tip'])"
+    code = "import sys, opsd.config, opsd.hooks; print([m for m in sys.modules if m.split('.')[0] == 'tip'])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

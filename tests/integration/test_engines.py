@@ -1,0 +1,264 @@
+"""Both engines on real tiny models: every log-probability against a plain transformers forward pass in float64.
+
+The vLLM engines live in this process and are started once for the module.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from opsd.config import EngineConfig
+from opsd.engines.transformers_engine import TransformersEngine
+from opsd.engines.vllm_engine import VllmEngine, engine_environment
+from opsd.errors import StageError
+from opsd.types import Prompt, Rollout, Sampling, Vocabulary
+from tests.tiny_models import make_tiny_qwen3
+
+ENGINES = {"vllm": VllmEngine, "transformers": TransformersEngine}
+NUM_IDS = 64
+OWN_EOS = 5  # what the model's own config names as its end; no stop id of the run
+VOCABULARY = Vocabulary(size=NUM_IDS, stop_ids=(2, 9))
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=24, num_candidates=8)
+ALL_IDS = replace(SAMPLING, num_candidates=NUM_IDS + 6)  # more candidates than there are events
+CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cpu_engine_process():
+    """What the actor's environment would have set before the first import."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in engine_environment("cpu", cpu_threads=1).items():
+            patch.setenv(name, value)
+        patch.setattr(torch._dynamo.config, "disable", True)
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders: a tied and an untied model, other weights for each, and one with 16 padded ids."""
+    folder = tmp_path_factory.mktemp("models")
+    make = {"eos_token_id": OWN_EOS, "scale": 2.0}
+    return {
+        "tied": make_tiny_qwen3(folder / "tied", tied=True, seed=1, **make),
+        "tied_new": make_tiny_qwen3(folder / "tied_new", tied=True, seed=2, **make),
+        "untied": make_tiny_qwen3(folder / "untied", tied=False, seed=3, **make),
+        "untied_new": make_tiny_qwen3(folder / "untied_new", tied=False, seed=4, **make),
+        "padded": make_tiny_qwen3(folder / "padded", tied=True, seed=5, vocab_size=NUM_IDS + 16, **make),
+    }
+
+
+@pytest.fixture(scope="module")
+def engine_of(models):
+    """engine_of(backend, model name): made at first use. The scoring bound forces several groups a call."""
+    engines = {}
+
+    def get(backend: str, name: str):
+        if (backend, name) not in engines:
+            engines[backend, name] = ENGINES[backend](
+                str(models[name]),
+                vocabulary=VOCABULARY,
+                config=EngineConfig(kv_cache_gib=0.03, max_num_seqs=64),
+                device="cpu",
+                max_model_tokens=64,
+                max_batch_tokens=100,
+            )
+        return engines[backend, name]
+
+    return get
+
+
+def make_prompts(num_prompts: int) -> list[Prompt]:
+    """Lengths 3 to 11."""
+    rng = np.random.default_rng(7)
+    return [
+        Prompt(index=i, token_ids=rng.integers(0, NUM_IDS, 3 + i % 9).astype(np.int32), text="", answer=None, source="")
+        for i in range(num_prompts)
+    ]
+
+
+def generate(engine, sampling: Sampling = SAMPLING, num_prompts: int = 20, policy_version: int = 0) -> list[Rollout]:
+    seeds = list(range(1000, 1000 + num_prompts))
+    return engine.generate(make_prompts(num_prompts), [0] * num_prompts, seeds, sampling, policy_version)
+
+
+def reference_events(path, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    """(event log-probabilities float64 [T, NUM_IDS], event of each response token), by no engine's code."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    sequence = torch.tensor(np.concatenate([rollout.prompt.token_ids, rollout.response_ids]).astype(np.int64))
+    with torch.no_grad():
+        logits = model(input_ids=sequence[None]).logits[0, len(rollout.prompt.token_ids) - 1 : -1, :NUM_IDS].double()
+    probs = logits.softmax(-1)
+    first, second = VOCABULARY.stop_ids
+    probs[:, first] += probs[:, second]
+    probs[:, second] = 0.0
+    events = np.where(rollout.response_ids == second, first, rollout.response_ids)
+    return probs.log().numpy(), events
+
+
+def expect_top(ids: np.ndarray, logprobs: np.ndarray, reference: np.ndarray, num_kept: int) -> None:
+    """The `num_kept` likeliest events of the reference, in order, then empty slots."""
+    num_events = NUM_IDS - 1  # two stop ids are one event
+    shown = min(num_kept, num_events)
+    assert ids.shape == (len(reference), num_kept)
+    np.testing.assert_allclose(logprobs[:, :shown], -np.sort(-reference, axis=1)[:, :shown], **CLOSE)
+    np.testing.assert_allclose(np.take_along_axis(reference, ids[:, :shown], axis=1), logprobs[:, :shown], **CLOSE)
+    assert all(len(set(row)) == shown for row in ids[:, :shown].tolist())
+    assert np.all(ids[:, shown:] == -1) and np.all(logprobs[:, shown:] == -np.inf)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_rollouts_carry_the_models_own_logprobs(engine_of, models, backend, name):
+    for rollout in generate(engine_of(backend, name), ALL_IDS):
+        reference, events = reference_events(models[name], rollout)
+        np.testing.assert_allclose(rollout.sampled_logprobs, reference[np.arange(len(events)), events], **CLOSE)
+        expect_top(rollout.candidate_ids, rollout.candidate_logprobs, reference, ALL_IDS.num_candidates)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_logprobs_are_at_temperature_1_whatever_the_sampling(engine_of, models, backend):
+    for rollout in generate(engine_of(backend, "tied"), replace(ALL_IDS, temperature=0.7, top_p=0.9)):
+        reference, _ = reference_events(models["tied"], rollout)
+        expect_top(rollout.candidate_ids, rollout.candidate_logprobs, reference, ALL_IDS.num_candidates)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_either_stop_id_ends_an_answer_and_nothing_else_does(engine_of, backend):
+    rollouts = generate(engine_of(backend, "tied"), num_prompts=60)
+    last_ids = {int(rollout.response_ids[-1]) for rollout in rollouts if rollout.stopped}
+    assert last_ids == set(VOCABULARY.stop_ids)
+    for rollout in rollouts:
+        assert not np.isin(rollout.response_ids[:-1], VOCABULARY.stop_ids).any()
+        assert rollout.stopped or len(rollout) == SAMPLING.max_tokens
+    assert any(OWN_EOS in rollout.response_ids[:-1] for rollout in rollouts)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_a_seed_draws_the_same_tokens_in_another_batch(engine_of, backend):
+    engine = engine_of(backend, "tied")
+    full = generate(engine)
+    chosen = [17, 3, 4, 11]
+    prompts = [full[i].prompt for i in chosen]
+    again = engine.generate(prompts, [5] * len(chosen), [1000 + i for i in chosen], SAMPLING, 0)
+    for i, rollout in zip(chosen, again, strict=True):
+        assert rollout.response_ids.tolist() == full[i].response_ids.tolist()
+        np.testing.assert_allclose(rollout.sampled_logprobs, full[i].sampled_logprobs, **CLOSE)
+        assert rollout.sample == 5 and rollout.prompt is full[i].prompt
+    reseeded = engine.generate(prompts, [0] * len(chosen), [7, 8, 9, 10], SAMPLING, 0)
+    assert any(a.response_ids.tolist() != b.response_ids.tolist() for a, b in zip(again, reseeded, strict=True))
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("name", ["untied", "padded"])
+def test_scores_are_the_teachers_logprobs_on_the_response_rows(engine_of, models, backend, name):
+    """The student is another model; the padded teacher puts mass on ids that do not exist for it."""
+    rollouts = generate(engine_of("transformers", "tied"), ALL_IDS)
+    for top_k in (6, NUM_IDS + 16):
+        exact = top_k > NUM_IDS or (backend == "transformers")
+        for rollout, scores in zip(rollouts, engine_of(backend, name).score(rollouts, top_k), strict=True):
+            reference, events = reference_events(models[name], rollout)
+            if exact:  # vLLM knows the padded and the stop mass of its top ids only
+                expect_top(scores.top_ids, scores.top_logprobs, reference, top_k)
+                expected = reference[np.arange(len(events)), events]
+                np.testing.assert_allclose(scores.sampled_logprobs, expected, **CLOSE)
+            elif name == "untied":
+                named = (scores.top_ids >= 0) & (scores.top_ids != VOCABULARY.stop_event)
+                expected = np.take_along_axis(reference, np.where(named, scores.top_ids, 0), axis=1)
+                np.testing.assert_allclose(scores.top_logprobs[named], expected[named], **CLOSE)
+            assert scores.top_ids.max() < NUM_IDS
+
+
+def test_transformers_scores_the_students_candidates(engine_of, models):
+    rollouts = generate(engine_of("vllm", "tied"), ALL_IDS)
+    for rollout, scores in zip(rollouts, engine_of("transformers", "padded").score(rollouts, 4), strict=True):
+        reference, _ = reference_events(models["padded"], rollout)
+        named = rollout.candidate_ids >= 0
+        expected = np.where(named, np.take_along_axis(reference, np.maximum(rollout.candidate_ids, 0), axis=1), -np.inf)
+        np.testing.assert_allclose(scores.candidate_logprobs, expected, **CLOSE)
+        assert not named.all()
+
+
+def test_a_model_scores_its_own_rollouts_as_it_sampled_them(engine_of):
+    engine = engine_of("vllm", "untied")
+    rollouts = generate(engine, ALL_IDS)
+    for rollout, scores in zip(rollouts, engine.score(rollouts, ALL_IDS.num_candidates), strict=True):
+        np.testing.assert_allclose(scores.sampled_logprobs, rollout.sampled_logprobs, **CLOSE)
+        np.testing.assert_allclose(scores.top_logprobs, rollout.candidate_logprobs, **CLOSE)
+        assert scores.candidate_logprobs is None
+
+
+def test_a_sequence_longer_than_the_scoring_bound_is_scored_whole(engine_of, models):
+    """The engine was made for 64 tokens of context and steps of 100 tokens: fill the context to its last token."""
+    prompt = Prompt(index=0, token_ids=np.arange(10, 50, dtype=np.int32), text="", answer=None, source="t")
+    response = np.arange(10, 34, dtype=np.int32)
+    rollout = Rollout(
+        prompt=prompt,
+        sample=0,
+        response_ids=response,
+        sampled_logprobs=np.zeros(24, np.float32),
+        candidate_ids=np.full((24, 1), -1, np.int32),
+        candidate_logprobs=np.full((24, 1), -np.inf, np.float32),
+        stopped=False,
+        policy_version=0,
+    )
+    scores = engine_of("vllm", "tied").score([rollout] * 3, top_k=NUM_IDS)
+    reference, events = reference_events(models["tied"], rollout)
+    for each in scores:
+        np.testing.assert_allclose(each.sampled_logprobs, reference[np.arange(24), events], **CLOSE)
+
+
+def test_both_engines_agree_on_greedy_answers(engine_of):
+    greedy = replace(SAMPLING, temperature=0.0)
+    for name in ("tied", "untied"):
+        of_vllm, of_transformers = (generate(engine_of(backend, name), greedy) for backend in ENGINES)
+        for one, other in zip(of_vllm, of_transformers, strict=True):
+            assert one.response_ids.tolist() == other.response_ids.tolist()
+            assert one.stopped == other.stopped
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize(("name", "with_head"), [("tied", True), ("tied", False), ("untied", True)])
+def test_new_weights_replace_the_old_ones_while_the_engine_runs(models, engine_of, backend, name, with_head):
+    """Different weights on purpose: the same ones would hide a head or a packed layer that keeps its old values."""
+    engine = engine_of(backend, name)
+    before = engine.score(generate(engine, policy_version=engine.policy_version or 0), NUM_IDS)
+    weights = AutoModelForCausalLM.from_pretrained(models[f"{name}_new"], dtype=torch.float32).state_dict()
+    if not with_head:
+        del weights["lm_head.weight"]
+    try:
+        engine.update_weights(weights, policy_version=1)
+        rollouts = generate(engine, ALL_IDS, policy_version=1)
+        for rollout, scores in zip(rollouts, engine.score(rollouts, NUM_IDS), strict=True):
+            reference, _ = reference_events(models[f"{name}_new"], rollout)
+            expect_top(rollout.candidate_ids, rollout.candidate_logprobs, reference, ALL_IDS.num_candidates)
+            expect_top(scores.top_ids, scores.top_logprobs, reference, NUM_IDS)
+            assert rollout.policy_version == 1
+            old, _ = reference_events(models[name], rollout)
+            assert np.abs(old[:, 0] - reference[:, 0]).max() > 0.1
+    finally:
+        old_weights = AutoModelForCausalLM.from_pretrained(models[name], dtype=torch.float32).state_dict()
+        engine.update_weights(old_weights, policy_version=0)
+    after = engine.score(generate(engine), NUM_IDS)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(one.sampled_logprobs, other.sampled_logprobs, **CLOSE)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_weights_of_another_model_are_refused_and_change_nothing(models, engine_of, backend):
+    engine = engine_of(backend, "tied")
+    before = generate(engine)
+    weights = AutoModelForCausalLM.from_pretrained(models["tied_new"], dtype=torch.float32).state_dict()
+    layer = "model.layers.0.self_attn.k_proj.weight"
+    incomplete = {name: weight for name, weight in weights.items() if name != layer}
+    with pytest.raises(StageError, match=layer):
+        engine.update_weights(incomplete, policy_version=1)
+    with pytest.raises(StageError, match="model.layers.7.mlp.up_proj.weight"):
+        engine.update_weights({**weights, "model.layers.7.mlp.up_proj.weight": torch.zeros(1)}, policy_version=1)
+    for one, other in zip(before, generate(engine), strict=True):
+        assert one.response_ids.tolist() == other.response_ids.tolist()

@@ -1,0 +1,178 @@
+"""Whole runs with real vLLM engines, Ray actors and FSDP2 ranks, on models that are made in a second."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """An untied teacher and a tied student that share a tokenizer, with prompts."""
+    root = tmp_path_factory.mktemp("pair")
+    for name, tied, layers, seed in (("teacher", False, 3, 1), ("student", True, 2, 2)):
+        make_tiny_qwen3(root / name, tied=tied, layers=layers, seed=seed, eos_token_id=0, scale=2.0)
+        make_char_tokenizer(root / name, eos_token_id=0)
+    rows = [json.dumps({"prompt": f"{a}+{b}=", "answer": str(a + b)}) for a in range(10) for b in range(10)]
+    (root / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def train(pair, output_dir, *overrides, program="tip.train"):
+    """One run in a process of its own, as a user starts it; returns the finished process."""
+    settings = {
+        "student.path": pair / "student",
+        "teacher.path": pair / "teacher",
+        "data.train_path": pair / "prompts.jsonl",
+        "data.eval_path": pair / "prompts.jsonl",
+        "output_dir": output_dir,
+        "num_steps": NUM_STEPS,
+        "data.prompts_per_step": 12,
+        "rollout.max_response_tokens": 12,
+        "rollout.num_candidates": 8,
+        "teacher.top_k": 8,
+        "learner.learning_rate": 1e-3,
+        "learner.micro_batch_tokens": 64,
+        "eval.num_problems": 0,
+        "eval.num_kl_prompts": 8,
+        "log.wandb": "off",
+        "log.dashboard": "false",
+    }
+    command = [sys.executable, "-m", program, *(f"{name}={value}" for name, value in settings.items()), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def finished(pair, output_dir, *overrides, program="tip.train"):
+    process = train(pair, output_dir, *overrides, program=program)
+    assert process.returncode == 0, process.stderr[-4000:]
+    return output_dir
+
+
+def training_lines(output_dir):
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def losses(output_dir):
+    return [line["loss"] for line in training_lines(output_dir)]
+
+
+def weights(output_dir):
+    return load_file(output_dir / "student" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def unbroken(pair, tmp_path_factory):
+    return finished(pair, tmp_path_factory.mktemp("runs") / "unbroken")
+
+
+def test_a_run_leaves_what_a_user_needs(unbroken, pair):
+    summary = json.loads((unbroken / "summary.json").read_text())
+    assert summary["steps"] == NUM_STEPS
+    assert summary["reverse_kl_after"] < summary["reverse_kl_before"]
+    assert 0.4 <= summary["kept_ratio"] <= 0.5
+    assert summary["tokens_trained"] < summary["tokens_scored"] == summary["tokens_generated"]
+    assert set(summary["phase_s"]) == {"rollout", "score", "select", "learn", "sync", "evaluate", "other"}
+    for name in ("accuracy_before", "accuracy_after", "teacher_accuracy", "versions", "config", "seed", "git_commit", "wall_s"):
+        assert name in summary
+    assert [line["step"] for line in training_lines(unbroken)] == list(range(1, NUM_STEPS + 1))
+    assert "<html" in (unbroken / "report.html").read_text()
+    before = load_file(pair / "student" / "model.safetensors")
+    after = weights(unbroken)
+    assert before.keys() == after.keys()
+    assert any((before[name] - after[name]).abs().max() > 1e-4 for name in before)
+
+
+def test_the_student_loads_in_transformers_and_generates(unbroken):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(unbroken / "student")
+    model = AutoModelForCausalLM.from_pretrained(unbroken / "student")
+    output = model.generate(**tokenizer("1+2=", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    assert output.shape[1] > 4
+
+
+def test_stopped_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
+    """Losses and weights, bit for bit; the first part is also the same run again with the same seed."""
+    folder = tmp_path / "stopped"
+    finished(pair, folder, "stop_at_step=3")
+    assert losses(folder) == losses(unbroken)[:3]
+    finished(pair, folder, "resume=auto")
+    assert losses(folder) == losses(unbroken)
+    resumed, whole = weights(folder), weights(unbroken)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    first, second = (json.loads((run / "summary.json").read_text()) for run in (folder, unbroken))
+    assert {k: first[k] for k in ("tokens_generated", "tokens_trained", "reverse_kl_before", "reverse_kl_after")} == {
+        k: second[k] for k in ("tokens_generated", "tokens_trained", "reverse_kl_before", "reverse_kl_after")
+    }
+
+
+def test_selector_all_equals_no_tip_and_more_workers_give_the_same_run(pair, tmp_path):
+    """Bit for bit on one rank; two ranks add in another order, so a little less than that."""
+    with_tip = finished(pair, tmp_path / "tip", "selector=all")
+    without = finished(pair, tmp_path / "plain", program="opsd.train")
+    assert losses(with_tip) == losses(without)
+    a, b = weights(with_tip), weights(without)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert training_lines(without)[0]["kept_ratio"] == 1.0
+    workers = finished(pair, tmp_path / "workers", "selector=all", "learner.num_workers=2", "rollout.num_workers=2")
+    assert losses(workers)[0] == pytest.approx(losses(without)[0], rel=1e-5)
+    assert losses(workers) == pytest.approx(losses(without), rel=2e-2)  # later rollouts may differ in a token
+
+
+def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
+    """The machine without vLLM; the teacher scores the student's own candidates."""
+    folder = finished(
+        pair, tmp_path / "run", "rollout.backend=transformers", "teacher.backend=transformers", "loss.support=union",
+        "loss.divergence=jsd", "+loss.options={beta: 0.3}", "selector=q3", "selector.ratio=0.25", "selector.scope=batch",
+    )  # fmt: skip
+    lines = training_lines(folder)
+    assert all(0 < line["loss"] < 0.6931 for line in lines)  # a Jensen-Shannon divergence is at most log 2
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all(line["kept_ratio"] == pytest.approx(0.25, abs=0.01) for line in lines)
+
+
+def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
+    """Every score is NaN: one message, no step taken."""
+    broken = tmp_path / "broken"
+    make_tiny_qwen3(broken, tied=False, layers=3, seed=1, eos_token_id=0)
+    make_char_tokenizer(broken, eos_token_id=0)
+    state = load_file(broken / "model.safetensors")
+    state["model.norm.weight"][:] = float("nan")
+    from safetensors.torch import save_file
+
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    process = train(
+        pair, tmp_path / "run", f"teacher.path={broken}", "teacher.backend=transformers", "rollout.backend=transformers"
+    )
+    assert process.returncode != 0
+    assert "NaN in the teacher's scores" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learner.learning_rat=1", "learning_rat"),
+        ("selector.ratio=1.5", "selector.ratio must be in (0, 1], got 1.5"),
+        ("student.path=/no/such/model", "student.path=/no/such/model: there is no model here"),
+        ("hooks=no.such:build_hooks", "cannot import no"),
+    ],
+)
+def test_a_mistake_gets_one_message_and_no_traceback(pair, tmp_path, override, said):
+    process = train(pair, tmp_path / "run", override)
+    assert process.returncode != 0
+    assert said in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,116 @@
+"""The transformers engine alone: its draws, its batches, its refusals."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from opsd.config import EngineConfig
+from opsd.engines.transformers_engine import TransformersEngine, _draw, _uniforms
+from opsd.errors import StageError
+from opsd.types import Prompt, Sampling, Vocabulary
+from tests.tiny_models import make_tiny_qwen3
+
+VOCABULARY = Vocabulary(size=60, stop_ids=(0, 1))  # the model has 64 ids
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=12, num_candidates=4)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return make_tiny_qwen3(tmp_path_factory.mktemp("tiny"), tied=True, seed=0, eos_token_id=0, scale=2.0)
+
+
+def make_engine(path, *, max_num_seqs=256, max_batch_tokens=None) -> TransformersEngine:
+    return TransformersEngine(
+        str(path),
+        vocabulary=VOCABULARY,
+        config=EngineConfig(max_num_seqs=max_num_seqs),
+        device="cpu",
+        max_model_tokens=64,
+        max_batch_tokens=max_batch_tokens,
+    )
+
+
+def make_prompts(num_prompts: int) -> list[Prompt]:
+    rng = np.random.default_rng(0)
+    return [
+        Prompt(index=i, token_ids=rng.integers(2, 60, 3 + i % 5).astype(np.int32), text="", answer=None, source="test")
+        for i in range(num_prompts)
+    ]
+
+
+def generate(engine, num_prompts=10, sampling=SAMPLING, policy_version=0):
+    seeds = list(range(100, 100 + num_prompts))
+    return engine.generate(make_prompts(num_prompts), list(range(num_prompts)), seeds, sampling, policy_version)
+
+
+def test_draws_follow_the_distribution_at_the_temperature():
+    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
+    uniforms = _uniforms(seed=0, num_draws=20_000)
+    sampling = Sampling(temperature=0.5, top_p=1.0, max_tokens=1, num_candidates=1)
+    tokens = _draw(logits.expand(20_000, 4), sampling, uniforms)
+    frequency = torch.bincount(tokens, minlength=4) / 20_000
+    torch.testing.assert_close(frequency, (logits[0] / 0.5).softmax(-1), atol=0.01, rtol=0)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
+    uniforms = _uniforms(seed=0, num_draws=5_000)
+    for top_p, kept in [(0.4, {1}), (0.6, {1, 3}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})]:
+        sampling = Sampling(temperature=1.0, top_p=top_p, max_tokens=1, num_candidates=1)
+        assert set(_draw(logits.expand(5_000, 4), sampling, uniforms).tolist()) == kept
+
+
+def test_a_request_draws_the_same_in_any_batch_size(model_path):
+    together = generate(make_engine(model_path))
+    apart = generate(make_engine(model_path, max_num_seqs=3))
+    for one, other in zip(together, apart, strict=True):
+        assert one.response_ids.tolist() == other.response_ids.tolist()
+        np.testing.assert_allclose(one.sampled_logprobs, other.sampled_logprobs, atol=1e-5)
+    assert len({tuple(rollout.response_ids) for rollout in together}) > 5  # different seeds, different answers
+
+
+def test_padded_ids_are_never_sampled(model_path):
+    hot = Sampling(temperature=20.0, top_p=1.0, max_tokens=40, num_candidates=4)
+    tokens = np.concatenate([rollout.response_ids for rollout in generate(make_engine(model_path), 40, hot)])
+    assert tokens.max() == 59  # at this temperature every shared id turns up, and no padded one
+
+
+def test_scores_do_not_depend_on_the_batch_bound(model_path):
+    rollouts = generate(make_engine(model_path))
+    all_at_once = make_engine(model_path).score(rollouts, top_k=5)
+    bounded = make_engine(model_path, max_batch_tokens=30).score(rollouts, top_k=5)
+    for one, other in zip(all_at_once, bounded, strict=True):
+        np.testing.assert_array_equal(one.top_ids, other.top_ids)
+        np.testing.assert_allclose(one.sampled_logprobs, other.sampled_logprobs, atol=1e-5)
+        np.testing.assert_allclose(one.candidate_logprobs, other.candidate_logprobs, atol=1e-5)
+
+
+def test_scores_in_small_head_chunks_are_the_same(model_path, monkeypatch):
+    engine = make_engine(model_path)
+    rollouts = generate(engine)
+    whole = engine.score(rollouts, top_k=5)
+    monkeypatch.setattr("opsd.engines.transformers_engine.HEAD_CHUNK_BYTES", 3 * 4 * 64)  # three rows
+    for one, other in zip(whole, engine.score(rollouts, top_k=5), strict=True):
+        np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, atol=1e-5)
+
+
+def test_an_engine_refuses_to_answer_for_weights_that_it_does_not_hold(model_path):
+    engine = make_engine(model_path)
+    engine.update_weights(engine.model.state_dict(), policy_version=3)
+    assert generate(engine, policy_version=3)[0].policy_version == 3
+    with pytest.raises(StageError, match="asked for policy version 4, the engine holds 3"):
+        generate(engine, policy_version=4)
+
+
+def test_no_work_is_no_error(model_path):
+    engine = make_engine(model_path)
+    assert engine.generate([], [], [], SAMPLING, 0) == [] and engine.score([], top_k=4) == []
+
+
+def test_the_driver_imports_the_vllm_engine_without_vllm():
+    code = "import sys, opsd.engines.vllm_engine; print('vllm' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "False", result.stderr
