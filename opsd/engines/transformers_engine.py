@@ -235,5 +235,5 @@ def _check_plain_head(model: PreTrainedModel, path: str) -> None:
     """`score` applies the head by itself, so nothing (a soft cap, a scale) may follow it in the model."""
     token_ids = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     head = model.get_output_embeddings()(model.base_model(input_ids=token_ids).last_hidden_state)
-    if not torch.allclose(model(input_ids=token_ids).logits, head, rtol=1e-3, atol=1e-4):
+    if not torch.allclose(model(input_ids=token_ids).logits, head, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ConfigError(f"{path}: the model changes its logits after lm_head; score it with backend=vllm")
