@@ -15,5 +15,5 @@ exec .venv/bin/python -m tip.train \
     data.train_path="$pair/train.jsonl" data.eval_path="$pair/eval.jsonl" data.grader=final_hash \
     data.max_prompt_tokens=16 data.prompts_per_step=64 \
     rollout.max_response_tokens=48 rollout.num_candidates=8 \
-    learner.learning_rate=1e-3 learner.warmup_steps=10 \
+    learner.learning_rate=1e-3 learner.warmup_steps=10 learner.micro_batch_tokens=512 \
     "$@"

@@ -1,7 +1,7 @@
 """Makes a teacher and a student to try the system with, without a model hub.
 
     python scripts/make_pair.py sums OUT [--seed 0]              a tiny pair that adds digits, with its prompts
-    python scripts/make_pair.py smollm2 OUT                      SmolLM2-135M-Instruct, and 20 of its 30 layers
+    python scripts/make_pair.py smollm2 OUT                      SmolLM2-135M-Instruct, and 21 of its 30 layers
     python scripts/make_pair.py drop-layers SRC OUT --drop 2,5   a student out of a model of yours
 
 Each folder appears under its name only when it is complete; asking again for a finished one does nothing.
@@ -21,9 +21,9 @@ from typing import Any
 
 NUM_EVAL, NUM_PROBE, NUM_TRAIN = 500, 300, 20_000
 TEACHER_AT_LEAST, STUDENT_BETWEEN = 0.97, (0.10, 0.38)
-# Found greedily: each time the layer whose loss costs worked GSM8K answers the least. XX nats a token, against 1.5 for
-# the whole model and 8.7 or more with every third layer dropped.
-SMOLLM2_DROPPED = [4, 5, 6, 10, 12, 14, 21, 22, 25, 26]
+# A middle third. On worked GSM8K answers: 3.9 nats a token, against 1.6 for the whole model and 9 with every third layer
+# dropped. (A greedy search finds ten layers that cost 3.5, but what they leave ends most answers at the first token.)
+SMOLLM2_DROPPED = list(range(10, 19))
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 RECORD = "pair.json"  # what the folder was made from; a folder that has it is finished
 
@@ -139,7 +139,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     sums = commands.add_parser("sums", help="train the quick start's pair (a minute or two on two cores)")
     sums.add_argument("out", type=Path)
     sums.add_argument("--seed", type=int, default=0)
-    smollm2 = commands.add_parser("smollm2", help="SmolLM2-135M-Instruct and a student out of its layers")
+    smollm2 = commands.add_parser("smollm2", help="SmolLM2-135M-Instruct, and 21 of its 30 layers")
     smollm2.add_argument("out", type=Path)
     drop = commands.add_parser("drop-layers", help="a student out of a model of yours")
     drop.add_argument("source", type=Path)
