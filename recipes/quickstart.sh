@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a clean checkout to a trained student on a CPU: set-up, a tiny pair that adds digits, 300 steps, a report.
+# From a clean checkout to a trained student on a CPU: set-up, a tiny pair that adds digits, 400 steps, a report.
 # Arguments override any setting, for example: bash recipes/quickstart.sh selector.ratio=0.2 output_dir=outputs/fifth
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,11 +9,11 @@ pair=outputs/quickstart-pair
 .venv/bin/python scripts/make_pair.py sums "$pair"
 
 exec .venv/bin/python -m tip.train \
-    output_dir=outputs/quickstart overwrite=true num_steps=300 \
+    output_dir=outputs/quickstart overwrite=true num_steps=400 \
     student.path="$pair/student" \
     teacher.path="$pair/teacher" teacher.top_k=8 \
     data.train_path="$pair/train.jsonl" data.eval_path="$pair/eval.jsonl" data.grader=final_hash \
     data.max_prompt_tokens=16 data.prompts_per_step=64 \
     rollout.max_response_tokens=48 rollout.num_candidates=8 \
-    learner.learning_rate=1e-3 learner.warmup_steps=10 learner.micro_batch_tokens=512 \
+    learner.learning_rate=2e-3 learner.warmup_steps=10 learner.micro_batch_tokens=512 \
     "$@"
