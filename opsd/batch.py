@@ -12,7 +12,7 @@ from opsd.types import BatchStats, Rollout, ScoredRollout, TeacherScores, TokenS
 
 
 def drop_foreign(rollouts: list[Rollout], vocabulary: Vocabulary) -> tuple[list[Rollout], Counter[str]]:
-    """Without the rollouts that hold a token outside the shared vocabulary (a padded id, which the teacher may lack)."""
+    """Without the rollouts that hold a token outside the shared vocabulary (a padded id; the teacher may lack it)."""
     kept = [r for r in rollouts if int(r.response_ids.max()) < vocabulary.size]
     return kept, Counter(foreign_token=len(rollouts) - len(kept))
 
@@ -20,7 +20,10 @@ def drop_foreign(rollouts: list[Rollout], vocabulary: Vocabulary) -> tuple[list[
 def join(
     rollouts: list[Rollout], scores: list[TeacherScores], vocabulary: Vocabulary
 ) -> tuple[list[ScoredRollout], Counter[str]]:
-    """Each rollout with its scores; those with a NaN score are left out and counted. Raises StageError where none is left."""
+    """Each rollout with its scores; those with a NaN score are left out and counted.
+
+    Raises StageError where none is left.
+    """
     scored = [
         ScoredRollout(rollout=rollout, scores=own, stats=token_stats(rollout, own, vocabulary))
         for rollout, own in zip(rollouts, scores, strict=True)

@@ -60,7 +60,8 @@ def bind_entry(field: str, entries: dict[str, Callable], name: str, options_fiel
     known = [p.name for p in inspect.signature(entries[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ConfigError(f"{options_field}: {name!r} takes {', '.join(known) or 'no options'}, got {', '.join(unknown)}")
+        takes = ", ".join(known) or "no options"
+        raise ConfigError(f"{options_field}: {name!r} takes {takes}, got {', '.join(unknown)}")
     return partial(entries[name], **options)
 
 

@@ -51,7 +51,7 @@ def step_metrics(
 
 
 def quadrant_shares(batch: BatchStats, selection: Selection) -> dict[str, float | None]:
-    """quadrant_1..4: share of the tokens; kept_quadrant_1..4: share of that quadrant that is kept (None: it is empty)."""
+    """quadrant_1..4: share of the tokens; kept_quadrant_1..4: share of that quadrant that is kept, None where empty."""
     quadrant_T = quadrants(batch.tokens.entropy_T, batch.tokens.reverse_kl_T)
     in_all = torch.bincount(quadrant_T, minlength=5).tolist()
     in_kept = torch.bincount(quadrant_T[selection.index_N], minlength=5).tolist()

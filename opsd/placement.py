@@ -25,7 +25,7 @@ def resolve_device(device: str) -> str:
 
 @contextmanager
 def ray_cluster(*, dashboard: bool):
-    """A Ray session of this run: joins the cluster at RAY_ADDRESS, or starts one here. Yields the dashboard's URL or ''."""
+    """The Ray session: joins the cluster at RAY_ADDRESS or starts one here. Yields the dashboard's URL, or ''."""
     joins = "RAY_ADDRESS" in os.environ
     local = {} if joins else {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     context = ray.init(
@@ -38,7 +38,7 @@ def ray_cluster(*, dashboard: bool):
 
 
 def start_actor(cls: type, name: str, *args: Any, num_gpus: int, environment: dict[str, str], **kwargs: Any):
-    """A Ray actor whose name the dashboard shows. It sees the driver's import path, so that a user's hooks load there too."""
+    """A Ray actor whose name the dashboard shows. It sees the driver's import path: a user's hooks load there too."""
     search_path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
     options = {
         "name": name,

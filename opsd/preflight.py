@@ -69,7 +69,9 @@ def _model_config(role: str, path: str, trust_remote_code: bool) -> PreTrainedCo
 def _check_head(path: str, config: PreTrainedConfig) -> None:
     for name in LOGIT_TRANSFORMS:
         if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ConfigError(f"student.path={path}: {name}={getattr(config, name)} in its config.json is not supported")
+            raise ConfigError(
+                f"student.path={path}: {name}={getattr(config, name)} in its config.json is not supported"
+            )
 
 
 def _tokenizer(role: str, path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -97,21 +99,23 @@ def _shared_size(
     if wrong:
         student_token, teacher_token, index = wrong[0]
         raise ConfigError(
-            f"teacher.path: its tokenizer does not share the student's ids: {len(wrong)} of {size} differ, the first is "
-            f"id {index}: {student_token!r} for the student, {teacher_token!r} for the teacher"
+            f"teacher.path: its tokenizer does not share the student's ids: {len(wrong)} of {size} differ, the first "
+            f"is id {index}: {student_token!r} for the student, {teacher_token!r} for the teacher"
         )
     return size
 
 
 def _stop_ids(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids with which this model ends an answer: generation_config.json first, then config.json, then the tokenizer."""
+    """The ids with which this model ends an answer: generation_config.json, else config.json, else the tokenizer."""
     generation_file = Path(path) / "generation_config.json"
     generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
     found: Any = generation.get("eos_token_id", config.eos_token_id)
     if found is None:
         found = tokenizer.eos_token_id
     if found is None:
-        raise ConfigError(f"{path}: no stop token: neither generation_config.json, config.json nor the tokenizer names one")
+        raise ConfigError(
+            f"{path}: no stop token: neither generation_config.json, config.json nor the tokenizer names one"
+        )
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
@@ -139,7 +143,7 @@ def _prompt_limit(cfg: RunConfig, student_config: PreTrainedConfig, teacher_conf
     room = context - cfg.rollout.max_response_tokens - 1
     if room < 1:
         raise ConfigError(
-            f"rollout.max_response_tokens={cfg.rollout.max_response_tokens} leaves no room for a prompt in a context of "
-            f"{context} tokens"
+            f"rollout.max_response_tokens={cfg.rollout.max_response_tokens} leaves no room for a prompt in a "
+            f"context of {context} tokens"
         )
     return min(room, cfg.data.max_prompt_tokens)

@@ -75,7 +75,7 @@ class Run:
         )
         dashboard = self._stack.enter_context(ray_cluster(dashboard=cfg.log.dashboard))
         say(f"run     {self.folder.path.resolve()}")
-        say(f"ray     {dashboard + ' (it asks for the token that `ray get-auth-token` prints)' if dashboard else 'no dashboard'}")
+        say(f"ray     {dashboard} (its token: ray get-auth-token)" if dashboard else "ray     no dashboard")
         self._start_actors()
         self._resume()
         self.log = MetricsLog(self.folder.path, cfg.log.wandb, cfg.log.project, self.folder.path.name, asdict(cfg))

@@ -20,7 +20,7 @@ CHECKPOINT_NAME = re.compile(r"step_(\d{6,})")
 
 
 class RunFolder:
-    """output_dir with config.yaml, metrics.jsonl, tokens.jsonl, checkpoints/step_NNNNNN, student/, summary.json, report.html."""
+    """output_dir: config.yaml, metrics.jsonl, tokens.jsonl, checkpoints/step_NNNNNN, student/, summary.json, report."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -37,8 +37,8 @@ class RunFolder:
                 shutil.rmtree(self.path)
             elif cfg.resume == "never":
                 raise ConfigError(
-                    f"output_dir={self.path} holds another run: choose another folder, or set resume=auto to go on with "
-                    "it, or overwrite=true to delete it"
+                    f"output_dir={self.path} holds another run: choose another folder, or set resume=auto to go on "
+                    "with it, or overwrite=true to delete it"
                 )
             else:
                 self._check_same_run(yaml.safe_load(config_file.read_text()), cfg)

@@ -15,13 +15,11 @@ pair=outputs/smollm2-pair
 .venv/bin/python scripts/make_pair.py smollm2 "$pair"
 
 exec .venv/bin/python -m tip.train \
-    output_dir=outputs/smollm2 overwrite=true num_steps=40 \
-    student.path="$pair/student" \
-    teacher.path="$pair/teacher" teacher.top_k=64 \
+    output_dir=outputs/smollm2 overwrite=true num_steps=24 \
+    student.path="$pair/student" learner.learning_rate=1e-4 learner.micro_batch_tokens=512 learner.cpu_threads=2 \
+    teacher.path="$pair/teacher" teacher.top_k=64 teacher.dtype=bfloat16 teacher.cpu_threads=2 \
     data.train_path="$GSM8K_DIR/train.jsonl" data.eval_path="$GSM8K_DIR/test.jsonl" \
-    data.prompt_key=question data.chat_template=true data.grader=none \
-    data.max_prompt_tokens=512 data.prompts_per_step=16 \
-    rollout.max_response_tokens=48 rollout.max_num_seqs=16 \
-    learner.learning_rate=1e-4 \
-    eval.every=20 eval.num_problems=0 eval.num_kl_prompts=32 \
+    data.prompt_key=question data.chat_template=true data.max_prompt_tokens=512 data.prompts_per_step=16 \
+    rollout.max_response_tokens=48 rollout.num_candidates=32 rollout.dtype=bfloat16 rollout.cpu_threads=2 \
+    eval.every=8 eval.num_kl_prompts=64 log.token_view_every=8 \
     "$@"

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN_TESTS = "import sys; sys.modules['tip'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"  # None: not importable
+RUN_TESTS = (
+    "import sys; sys.modules['tip'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"  # None: not importable
+)
 
 
 def test_opsd_passes_its_tests_without_tip(tmp_path):
@@ -19,4 +21,8 @@ def test_opsd_passes_its_tests_without_tip(tmp_path):
     assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-2000:]
     assert " passed" in process.stdout
     imported = "import opsd.train, sys; assert opsd.__path__[0].startswith(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", f"import sys; sys.modules['tip'] = None; {imported}", str(tmp_path)], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['tip'] = None; {imported}", str(tmp_path)],
+        cwd=tmp_path,
+        check=True,
+    )

@@ -57,9 +57,7 @@ def pack(sequences: list[TrainSequence], num_ranks: int, max_tokens: int) -> lis
     groups = [_fill(rank_sequences, max_tokens) for rank_sequences in by_rank]
     num_micro_batches = max(1, max(len(g) for g in groups))
     num_columns = max((s.support_NU.shape[1] for s in sequences), default=0)
-    return [
-        [_concatenate(g[i] if i < len(g) else [], num_columns) for i in range(num_micro_batches)] for g in groups
-    ]
+    return [[_concatenate(g[i] if i < len(g) else [], num_columns) for i in range(num_micro_batches)] for g in groups]
 
 
 def _fill(sequences: list[TrainSequence], max_tokens: int) -> list[list[TrainSequence]]:

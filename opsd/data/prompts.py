@@ -78,12 +78,15 @@ def _parse_row(path: str, number: int, line: str, data: DataConfig) -> tuple[Any
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise DataError(f"{path}, line {number}: expected an object with {data.prompt_key!r}, got {found or 'nothing'}")
     if data.grader != "none" and row.get(data.answer_key) is None:
-        raise DataError(f"{path}, line {number}: data.grader={data.grader} needs {data.answer_key!r}, got {', '.join(row)}")
+        raise DataError(
+            f"{path}, line {number}: data.grader={data.grader} needs {data.answer_key!r}, got {', '.join(row)}"
+        )
     prompt = row[data.prompt_key]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not _are_messages(messages):
         raise DataError(
-            f"{path}, line {number}: {data.prompt_key!r} must be a string or a list of role/content objects, got {prompt!r}"
+            f"{path}, line {number}: {data.prompt_key!r} must be a string or a list of role/content objects, "
+            f"got {prompt!r}"
         )
     answer = row.get(data.answer_key)
     return messages, None if answer is None else str(answer), number
@@ -93,7 +96,10 @@ def _are_messages(messages: Any) -> bool:
     return (
         isinstance(messages, list)
         and len(messages) > 0
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
+        )
     )
 
 

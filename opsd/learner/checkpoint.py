@@ -25,7 +25,7 @@ def save_learner(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
-    """Weights and optimiser as a sharded torch checkpoint (any number of ranks can load it); each rank's RNG beside it."""
+    """Weights and optimiser as a torch checkpoint that any number of ranks can load; each rank's RNG beside it."""
     weights, moments = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
     rank_state = {"rng": torch.get_rng_state()}

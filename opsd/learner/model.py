@@ -66,7 +66,7 @@ def shard(model: DistillationModel, *, device: str, num_ranks: int, dtype: str, 
     if dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     if checkpointing:
-        model.causal_lm.train()  # transformers checkpoints in training mode only; load_student's model has no dropout to wake
+        model.causal_lm.train()  # transformers checkpoints in training mode only
         model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for layer in decoder_layers(model.causal_lm):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -84,7 +84,7 @@ def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
 
 
 def full_weights(model: DistillationModel) -> dict[str, Tensor]:
-    """Every weight, whole, under its Hugging Face name; a tied head appears once. A collective: call it on every rank."""
+    """Every weight, whole, under its Hugging Face name; a tied head appears once. A collective of all ranks."""
     return {
         name.removeprefix("causal_lm."): parameter.full_tensor().detach()
         for name, parameter in model.named_parameters()

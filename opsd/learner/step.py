@@ -30,14 +30,19 @@ def train_step(
         loss, _ = model(batch)
         loss.backward()
         totals += torch.stack(
-            [loss.detach().double(), *(torch.tensor(float(len(x)), device=device) for x in (batch.row_N, batch.token_ids_L))]
+            [
+                loss.detach().double(),
+                *(torch.tensor(float(len(x)), device=device) for x in (batch.row_N, batch.token_ids_L)),
+            ]
         )
     dist.all_reduce(totals)
     grad_norm = full_norm(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
     learning_rate = scheduler.get_last_lr()[0]
     loss_sum, num_kept, num_trunk_tokens = totals.tolist()
     if not (torch.isfinite(totals[0]) and torch.isfinite(grad_norm)):
-        raise StageError(f"learn: loss {loss_sum} and gradient norm {grad_norm.item()} must be finite; weights are unchanged")
+        raise StageError(
+            f"learn: loss {loss_sum} and gradient norm {grad_norm.item()} must be finite; weights are unchanged"
+        )
     optimizer.step()
     scheduler.step()
     optimizer.zero_grad(set_to_none=True)

@@ -64,9 +64,7 @@ class LearnerWorker:
         self.scheduler = build_scheduler(self.optimizer, learner, num_steps)
 
     def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
-        return train_step(
-            self.model, self.optimizer, self.scheduler, micro_batches, max_grad_norm=self.max_grad_norm
-        )
+        return train_step(self.model, self.optimizer, self.scheduler, micro_batches, max_grad_norm=self.max_grad_norm)
 
     def gather_weights(self, dtype: str) -> dict[str, Tensor] | None:
         """All weights on the CPU in `dtype`, on rank 0; None elsewhere."""

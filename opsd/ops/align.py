@@ -22,7 +22,10 @@ def predicting_rows(num_prompt_tokens: int, response_index_N: np.ndarray) -> np.
 
 
 def lookup(query_ids_TC: np.ndarray, ids_TK: np.ndarray, logprobs_TK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row by row, the log-probability at each queried id: ([T, C] float32, [T, C] bool found). Empty slots (-1) are never found."""
+    """Row by row, the log-probability at each queried id: ([T, C] float32, [T, C] bool found).
+
+    An empty slot (-1) is never found.
+    """
     num_rows, num_columns = ids_TK.shape
     if num_rows == 0 or num_columns == 0:
         return np.full(query_ids_TC.shape, -np.inf, np.float32), np.zeros(query_ids_TC.shape, bool)
@@ -45,7 +48,7 @@ def sampled_events(rollout: Rollout, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def rest_logprob(logprobs_TU: np.ndarray, num_named_T: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """log of the mass that the named events leave, floored at MIN_REST_MASS; -inf where every event is named. float32 [T]."""
+    """log of the mass that the named events leave, at least MIN_REST_MASS; -inf where all are named. float32 [T]."""
     num_events = vocabulary.size - len(vocabulary.stop_ids) + 1
     rest = 1.0 - np.exp(logprobs_TU.astype(np.float64)).sum(axis=1)
     logprob = np.log(np.maximum(rest, MIN_REST_MASS))
@@ -73,9 +76,7 @@ def token_stats(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary)
 
     num_named_T = 1 + shared_TC.sum(axis=1)
     student_TU = np.concatenate([sampled_T1, np.where(shared_TC, rollout.candidate_logprobs, -np.inf)], axis=1)
-    teacher_TU = np.concatenate(
-        [scores.sampled_logprobs[:, None], np.where(shared_TC, teacher_TC, -np.inf)], axis=1
-    )
+    teacher_TU = np.concatenate([scores.sampled_logprobs[:, None], np.where(shared_TC, teacher_TC, -np.inf)], axis=1)
     student_TB = _with_rest(student_TU, num_named_T, vocabulary)
     teacher_TB = _with_rest(teacher_TU, num_named_T, vocabulary)
     return TokenStats(

@@ -73,8 +73,8 @@ def sparse_head_loss(
 ) -> tuple[Tensor, Tensor]:
     """sum_n weight_n * divergence(student_n, teacher_n) over the buckets, in nats, with its gradient in the same pass.
 
-    `divergence` maps student (float64) and teacher log-probabilities [N, B] to [N], row by row. The other arguments are those of
-    `bucket_logprobs`, in particular `support_NU`, on which the teacher's log-probabilities stand.
+    `divergence` maps student (float64) and teacher log-probabilities [N, B] to [N], row by row. The other arguments are
+    those of `bucket_logprobs`, in particular `support_NU`, on which the teacher's log-probabilities stand.
     Returns the loss [] and the unweighted divergence of each row [N], detached. The loss is differentiable once, in
     `hidden_ND` and `weight_VD`: the forward pass forms both gradients where they are needed, so that no logits are
     computed twice, and backward only scales them. N = 0 gives loss 0 and zero gradients.

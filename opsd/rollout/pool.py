@@ -39,7 +39,7 @@ class RolloutPool:
         self.engines.wait_ready()
 
     def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> list[Rollout]:
-        """`samples_per_prompt` answers a prompt, a prompt's answers side by side. `step` seeds them (-1: evaluation)."""
+        """`samples_per_prompt` answers a prompt, one prompt's side by side. `step` seeds them (-1: evaluation)."""
         requests = [
             (prompt, sample, request_seed(self.seed, step + 1, prompt.index, sample))
             for prompt in prompts

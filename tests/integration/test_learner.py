@@ -26,9 +26,7 @@ class GradientWorker(LearnerWorker):
         for batch in micro_batches:
             loss, _ = self.model(batch)
             loss.backward()
-        found = {
-            name.removeprefix("causal_lm."): p.grad.full_tensor() for name, p in self.model.named_parameters()
-        }
+        found = {name.removeprefix("causal_lm."): p.grad.full_tensor() for name, p in self.model.named_parameters()}
         self.optimizer.zero_grad()
         return found
 
@@ -36,7 +34,9 @@ class GradientWorker(LearnerWorker):
 @pytest.fixture(scope="module")
 def actors():
     with ray_cluster(dashboard=False):
-        yield [start_actor(GradientWorker, f"rank-{i}", num_gpus=0, environment={"OMP_NUM_THREADS": "1"}) for i in range(2)]
+        yield [
+            start_actor(GradientWorker, f"rank-{i}", num_gpus=0, environment={"OMP_NUM_THREADS": "1"}) for i in range(2)
+        ]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])

@@ -84,7 +84,16 @@ def test_a_run_leaves_what_a_user_needs(unbroken, pair):
     assert 0.4 <= summary["kept_ratio"] <= 0.5
     assert summary["tokens_trained"] < summary["tokens_scored"] == summary["tokens_generated"]
     assert set(summary["phase_s"]) == {"rollout", "score", "select", "learn", "sync", "evaluate", "other"}
-    for name in ("accuracy_before", "accuracy_after", "teacher_accuracy", "versions", "config", "seed", "git_commit", "wall_s"):
+    for name in (
+        "accuracy_before",
+        "accuracy_after",
+        "teacher_accuracy",
+        "versions",
+        "config",
+        "seed",
+        "git_commit",
+        "wall_s",
+    ):
         assert name in summary
     assert [line["step"] for line in training_lines(unbroken)] == list(range(1, NUM_STEPS + 1))
     assert "<html" in (unbroken / "report.html").read_text()
@@ -135,7 +144,8 @@ def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
     """The machine without vLLM; the teacher scores the student's own candidates."""
     folder = finished(
         pair, tmp_path / "run", "rollout.backend=transformers", "teacher.backend=transformers", "loss.support=union",
-        "loss.divergence=jsd", "+loss.options={beta: 0.3}", "selector=q3", "selector.ratio=0.25", "selector.scope=batch",
+        "loss.divergence=jsd", "+loss.options={beta: 0.3}", "selector=q3", "selector.ratio=0.25",
+        "selector.scope=batch",
     )  # fmt: skip
     lines = training_lines(folder)
     assert all(0 < line["loss"] < 0.6931 for line in lines)  # a Jensen-Shannon divergence is at most log 2

@@ -16,7 +16,7 @@ def random_logprobs(num_tokens: int, vocab_size: int, seed: int, scale: float = 
 
 
 def merge_stops(logprobs_TV: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """The same distributions over events: stop ids summed at the first of them, the others empty. Padded ids cut off."""
+    """The same distributions over events: stop ids summed at the first of them, the others empty; padding cut off."""
     merged = torch.log_softmax(logprobs_TV[:, : vocabulary.size], -1)
     stops = list(vocabulary.stop_ids)
     merged[:, stops[0]] = merged[:, stops].logsumexp(-1)
@@ -64,16 +64,26 @@ def make_scored(
     return rollout, scores
 
 
-def scored_rollouts(lengths: list[int], vocabulary: Vocabulary, *, top_k: int = 8, seed: int = 0) -> list[ScoredRollout]:
+def scored_rollouts(
+    lengths: list[int], vocabulary: Vocabulary, *, top_k: int = 8, seed: int = 0
+) -> list[ScoredRollout]:
     """Random rollouts of these lengths."""
     from opsd.ops.align import token_stats
 
     items = []
     for offset, length in enumerate(lengths):
-        student, teacher = (merge_stops(random_logprobs(length, vocabulary.size, seed + 2 * offset + i), vocabulary) for i in (0, 1))
+        student, teacher = (
+            merge_stops(random_logprobs(length, vocabulary.size, seed + 2 * offset + i), vocabulary) for i in (0, 1)
+        )
         response = np.random.default_rng(seed + offset).integers(1, vocabulary.size, length).tolist()
         rollout, scores = make_scored(
-            student, teacher, response, num_candidates=top_k, top_k=top_k, vocabulary=vocabulary, prompt_length=2 + offset
+            student,
+            teacher,
+            response,
+            num_candidates=top_k,
+            top_k=top_k,
+            vocabulary=vocabulary,
+            prompt_length=2 + offset,
         )
         items.append(ScoredRollout(rollout=rollout, scores=scores, stats=token_stats(rollout, scores, vocabulary)))
     return items

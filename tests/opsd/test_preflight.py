@@ -60,7 +60,9 @@ def test_a_missing_model_is_named(models, tmp_path):
 
 
 def test_a_teacher_with_other_ids_is_refused(models, tmp_path):
-    with pytest.raises(ConfigError, match="its tokenizer does not share the student's ids: .* the first is id 0: '<end>'"):
+    with pytest.raises(
+        ConfigError, match="its tokenizer does not share the student's ids: .* the first is id 0: '<end>'"
+    ):
         check(config(models, tmp_path, teacher="other"))
 
 

@@ -68,7 +68,9 @@ def test_trunk_stops_at_the_last_kept_row_and_skips_rollouts_that_keep_nothing()
 
 def test_more_ranks_than_sequences_gives_empty_micro_batches():
     scored = scored_rollouts([3], VOCABULARY)
-    sequences = build_sequences(scored, Selection(index_N=torch.tensor([0]), weight_N=torch.ones(1)), "teacher", VOCABULARY)
+    sequences = build_sequences(
+        scored, Selection(index_N=torch.tensor([0]), weight_N=torch.ones(1)), "teacher", VOCABULARY
+    )
     by_rank = pack(sequences, 3, 100)
     assert sorted(len(batch.row_N) for [batch] in by_rank) == [0, 0, 1]
     empty = min((batch for [batch] in by_rank), key=lambda batch: len(batch.row_N))

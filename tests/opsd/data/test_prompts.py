@@ -51,7 +51,11 @@ def test_own_field_names_messages_and_instruction(tmp_path, tokenizer):
         (["[1, 2]"], {}, "line 1: expected an object with 'prompt', got list"),
         (['{"prompt": 5}'], {}, "line 1: 'prompt' must be a string or a list"),
         (['{"prompt": "1"}'], {"grader": "math"}, "line 1: data.grader=math needs 'answer'"),
-        (['{"prompt": "1"}', json.dumps({"prompt": "1" * 21})], {}, "line 2: the prompt has 21 tokens, the limit is 20"),
+        (
+            ['{"prompt": "1"}', json.dumps({"prompt": "1" * 21})],
+            {},
+            "line 2: the prompt has 21 tokens, the limit is 20",
+        ),
         (['{"prompt": ""}'], {}, "line 1: the prompt has no tokens"),
     ],
 )
