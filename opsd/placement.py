@@ -27,6 +27,7 @@ def resolve_device(device: str) -> str:
 def ray_cluster(*, dashboard: bool):
     """The Ray session: joins the cluster at RAY_ADDRESS or starts one here. Yields the dashboard's URL, or ''."""
     joins = "RAY_ADDRESS" in os.environ
+    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other process on the machine starves the run
     local = {} if joins else {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     context = ray.init(
         namespace=f"opsd-{uuid.uuid4().hex[:8]}", logging_level="ERROR", log_to_driver=False, **local
