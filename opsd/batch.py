@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
-
 from opsd.errors import StageError
 from opsd.ops.align import token_stats
 from opsd.types import BatchStats, Rollout, ScoredRollout, TeacherScores, TokenStats, Vocabulary
@@ -17,12 +15,10 @@ def drop_foreign(rollouts: list[Rollout], vocabulary: Vocabulary) -> tuple[list[
     return kept, Counter(foreign_token=len(rollouts) - len(kept))
 
 
-def join(
-    rollouts: list[Rollout], scores: list[TeacherScores], vocabulary: Vocabulary
-) -> tuple[list[ScoredRollout], Counter[str]]:
+def join(rollouts: list[Rollout], scores: list[TeacherScores]) -> tuple[list[ScoredRollout], Counter[str]]:
     """Each rollout with its scores; those with a NaN score are left out and counted. Raises StageError where none is left."""
     scored = [
-        ScoredRollout(rollout=rollout, scores=own, stats=token_stats(rollout, own, vocabulary))
+        ScoredRollout(rollout=rollout, scores=own)
         for rollout, own in zip(rollouts, scores, strict=True)
         if not own.has_nan()
     ]
@@ -31,15 +27,11 @@ def join(
     return scored, Counter(nan_score=len(rollouts) - len(scored))
 
 
-def batch_stats(step: int, scored: list[ScoredRollout]) -> BatchStats:
-    """The statistics of all rollouts, one after another."""
-    return BatchStats(
-        step=step,
-        lengths=tuple(len(item.rollout) for item in scored),
-        tokens=TokenStats(
-            **{
-                name: torch.cat([getattr(item.stats, name) for item in scored])
-                for name in ("entropy_T", "reverse_kl_T", "forward_kl_T")
-            }
-        ),
-    )
+def rollout_stats(scored: list[ScoredRollout], vocabulary: Vocabulary) -> TokenStats:
+    """The statistics of all rollouts' tokens, one after another, from what the engines returned: no forward pass."""
+    return TokenStats.concatenate([token_stats(item.rollout, item.scores, vocabulary) for item in scored])
+
+
+def batch_stats(step: int, scored: list[ScoredRollout], tokens: TokenStats) -> BatchStats:
+    """The global batch of a step; `tokens` are those of `scored`, in order."""
+    return BatchStats(step=step, lengths=tuple(len(item.rollout) for item in scored), tokens=tokens)

@@ -9,12 +9,13 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from opsd.batch import drop_foreign, join
+from opsd.batch import drop_foreign, join, rollout_stats
 from opsd.config import RunConfig
 from opsd.data.grading import GRADERS
 from opsd.data.prompts import PromptSource
@@ -103,6 +104,10 @@ class Run:
             num_steps=cfg.num_steps,
             **shared,
         )
+        self.token_stats = {
+            "rollout": partial(rollout_stats, vocabulary=setup.vocabulary),
+            "learner": self.learner.token_stats,
+        }[cfg.stats]
         for part in (self.rollout_pool, self.teacher_pool, self.learner):
             part.wait_ready()
 
@@ -133,7 +138,7 @@ class Run:
         known, foreign = drop_foreign(rollouts, self.vocabulary)
         if not known:
             raise StageError(f"score: all {len(rollouts)} rollouts hold tokens outside the shared vocabulary")
-        scored, invalid = join(known, self.teacher_pool.score(known), self.vocabulary)
+        scored, invalid = join(known, self.teacher_pool.score(known))
         self.counts["tokens_generated"] += sum(map(len, rollouts))
         self.counts["tokens_scored"] += sum(map(len, known))
         return scored, foreign + invalid

@@ -28,7 +28,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
         with run.timer.phase("score"):
             scored, dropped = run.score(rollouts)
         with run.timer.phase("select"):
-            batch = batch_stats(step, scored)
+            batch = batch_stats(step, scored, run.token_stats(scored))
             selection = hooks.select(batch)
         with run.timer.phase("learn"):
             report = run.learner.train_step(scored, selection)

@@ -132,10 +132,11 @@ def test_selector_all_equals_no_tip_and_more_workers_give_the_same_run(pair, tmp
 
 
 def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
-    """The machine without vLLM; the teacher scores the student's own candidates."""
+    """The machine without vLLM; the teacher scores the student's own candidates, the learner makes the statistics."""
     folder = finished(
         pair, tmp_path / "run", "rollout.backend=transformers", "teacher.backend=transformers", "loss.support=union",
-        "loss.divergence=jsd", "+loss.options={beta: 0.3}", "selector=q3", "selector.ratio=0.25", "selector.scope=batch",
+        "loss.divergence=jsd", "+loss.options={beta: 0.3}", "selector=q3", "selector.ratio=0.25",
+        "selector.scope=batch", "stats=learner",
     )  # fmt: skip
     lines = training_lines(folder)
     assert all(0 < line["loss"] < 0.6931 for line in lines)  # a Jensen-Shannon divergence is at most log 2
@@ -166,6 +167,7 @@ def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
     [
         ("learner.learning_rat=1", "learning_rat"),
         ("selector.ratio=1.5", "selector.ratio must be in (0, 1], got 1.5"),
+        ("stats=exact", "stats must be one of rollout, learner, got 'exact'"),
         ("student.path=/no/such/model", "student.path=/no/such/model: there is no model here"),
         ("hooks=no.such:build_hooks", "cannot import no"),
     ],

@@ -66,8 +66,6 @@ def make_scored(
 
 def scored_rollouts(lengths: list[int], vocabulary: Vocabulary, *, top_k: int = 8, seed: int = 0) -> list[ScoredRollout]:
     """Random rollouts of these lengths."""
-    from opsd.ops.align import token_stats
-
     items = []
     for offset, length in enumerate(lengths):
         student, teacher = (merge_stops(random_logprobs(length, vocabulary.size, seed + 2 * offset + i), vocabulary) for i in (0, 1))
@@ -75,5 +73,5 @@ def scored_rollouts(lengths: list[int], vocabulary: Vocabulary, *, top_k: int = 
         rollout, scores = make_scored(
             student, teacher, response, num_candidates=top_k, top_k=top_k, vocabulary=vocabulary, prompt_length=2 + offset
         )
-        items.append(ScoredRollout(rollout=rollout, scores=scores, stats=token_stats(rollout, scores, vocabulary)))
+        items.append(ScoredRollout(rollout=rollout, scores=scores))
     return items
