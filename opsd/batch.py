@@ -9,22 +9,22 @@ from opsd.ops.align import token_stats
 from opsd.types import BatchStats, Rollout, ScoredRollout, TeacherScores, TokenStats, Vocabulary
 
 
-def drop_foreign(rollouts: list[Rollout], vocabulary: Vocabulary) -> tuple[list[Rollout], Counter[str]]:
-    """Without the rollouts that hold a token outside the shared vocabulary (a padded id, which the teacher may lack)."""
-    kept = [r for r in rollouts if int(r.response_ids.max()) < vocabulary.size]
-    return kept, Counter(foreign_token=len(rollouts) - len(kept))
+def drop_unusable(
+    answered: list[tuple[Rollout, TeacherScores | None]],
+) -> tuple[list[ScoredRollout], Counter[str]]:
+    """Without the rollouts that hold a token outside the shared vocabulary (no scores) and those with a NaN score.
 
-
-def join(rollouts: list[Rollout], scores: list[TeacherScores]) -> tuple[list[ScoredRollout], Counter[str]]:
-    """Each rollout with its scores; those with a NaN score are left out and counted. Raises StageError where none is left."""
-    scored = [
-        ScoredRollout(rollout=rollout, scores=own)
-        for rollout, own in zip(rollouts, scores, strict=True)
-        if not own.has_nan()
-    ]
+    What is left out is counted by reason. Raises StageError where nothing is left.
+    """
+    foreign = sum(scores is None for _, scores in answered)
+    known = [ScoredRollout(rollout=rollout, scores=scores) for rollout, scores in answered if scores is not None]
+    scored = [item for item in known if not item.scores.has_nan()]
     if not scored:
-        raise StageError(f"score: all {len(rollouts)} rollouts of this step have NaN in the teacher's scores")
-    return scored, Counter(nan_score=len(rollouts) - len(scored))
+        raise StageError(
+            f"score: none of {len(answered)} rollouts can be used: {foreign} hold a token outside the shared "
+            f"vocabulary, {len(known)} have NaN in the teacher's scores"
+        )
+    return scored, Counter(foreign_token=foreign, nan_score=len(known) - len(scored))
 
 
 def rollout_stats(scored: list[ScoredRollout], vocabulary: Vocabulary) -> TokenStats:

@@ -81,6 +81,7 @@ class RolloutConfig(EngineConfig):
     temperature: float = 1.0
     top_p: float = 1.0
     num_candidates: int = 16  # C: the student's own likeliest tokens that travel with each token
+    group_size: int = 16  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"
 
@@ -90,6 +91,7 @@ class RolloutConfig(EngineConfig):
         in_range("rollout.top_p", self.top_p, 0.0, 1.0)
         at_least("rollout.max_response_tokens", self.max_response_tokens, 1)
         at_least("rollout.num_candidates", self.num_candidates, 1)
+        at_least("rollout.group_size", self.group_size, 1)
 
 
 @dataclass

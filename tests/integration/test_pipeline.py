@@ -40,6 +40,7 @@ def train(pair, output_dir, *overrides, program="tip.train"):
         "data.prompts_per_step": 12,
         "rollout.max_response_tokens": 12,
         "rollout.num_candidates": 8,
+        "rollout.group_size": 3,
         "teacher.top_k": 8,
         "learner.learning_rate": 1e-3,
         "learner.micro_batch_tokens": 64,
