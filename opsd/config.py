@@ -17,6 +17,7 @@ from opsd.errors import ConfigError
 DTYPES = ("float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
 SUPPORTS = ("teacher", "student", "union")
+STATS = ("rollout", "learner")
 GRADERS = ("final_hash", "math", "none")
 
 
@@ -80,6 +81,7 @@ class RolloutConfig(EngineConfig):
     temperature: float = 1.0
     top_p: float = 1.0
     num_candidates: int = 16  # C: the student's own likeliest tokens that travel with each token
+    group_size: int = 16  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"
 
@@ -89,6 +91,7 @@ class RolloutConfig(EngineConfig):
         in_range("rollout.top_p", self.top_p, 0.0, 1.0)
         at_least("rollout.max_response_tokens", self.max_response_tokens, 1)
         at_least("rollout.num_candidates", self.num_candidates, 1)
+        at_least("rollout.group_size", self.group_size, 1)
 
 
 @dataclass
@@ -189,6 +192,7 @@ class RunConfig:
     hook_options: dict[str, Any] = field(default_factory=dict)  # free for a user's own hooks
     resume: str = "never"  # never | auto: go on from the newest checkpoint in output_dir
     overwrite: bool = False  # delete an earlier run in output_dir
+    stats: str = "rollout"  # rollout | learner: whose log-probabilities entropy and divergence of a token come from
     stop_at_step: int = 0  # save a checkpoint and stop there, for a queue with a time limit; 0: run to num_steps
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -203,6 +207,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("resume", self.resume, ("never", "auto"))
+        one_of("stats", self.stats, STATS)
         at_least("num_steps", self.num_steps, 1)
         at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from opsd.batch import drop_unusable
 from opsd.data.grading import Grader
 from opsd.rollout.pool import RolloutPool
 from opsd.teacher.pool import TeacherPool
@@ -40,10 +41,11 @@ def evaluate(
     right = None
     if grader is not None and problems:
         right = accuracy(rollout_pool.greedy(problems), grader, tokenizer)
-    rollouts = rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1)
-    scores = teacher_pool.score(rollouts)
-    log_ratios = [r.sampled_logprobs - s.sampled_logprobs for r, s in zip(rollouts, scores, strict=True)]
-    same = [r.candidate_ids[:, 0] == s.top_ids[:, 0] for r, s in zip(rollouts, scores, strict=True)]
+    pending = teacher_pool.begin(rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1))
+    scored, _ = drop_unusable(teacher_pool.finish(pending))
+    rollouts = [item.rollout for item in scored]
+    log_ratios = [item.rollout.sampled_logprobs - item.scores.sampled_logprobs for item in scored]
+    same = [item.rollout.candidate_ids[:, 0] == item.scores.top_ids[:, 0] for item in scored]
     return Evaluation(
         accuracy=right,
         reverse_kl=float(np.concatenate(log_ratios).mean()),

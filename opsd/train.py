@@ -25,10 +25,11 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
         prompts = run.prompt_source.next_batch()
         with run.timer.phase("rollout"):
             rollouts = run.rollout_pool.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
+            pending = run.teacher_pool.begin(rollouts)  # each is scored as soon as it is finished
         with run.timer.phase("score"):
-            scored, dropped = run.score(rollouts)
+            scored, dropped = run.usable(run.teacher_pool.finish(pending))
         with run.timer.phase("select"):
-            batch = batch_stats(step, scored)
+            batch = batch_stats(step, scored, run.token_stats(scored))
             selection = hooks.select(batch)
         with run.timer.phase("learn"):
             report = run.learner.train_step(scored, selection)

@@ -9,6 +9,7 @@ been mapped so, and every log-probability beside it is that of the whole event.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -107,7 +108,7 @@ class TeacherScores:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStats:
-    """What is known of every response token of a batch before selection; the rollouts' tokens one after another."""
+    """What is known of every response token before selection: of one rollout, or of rollouts one after another."""
 
     entropy_T: Tensor  # float32 [T], H(student) / log V, in [0, 1]
     reverse_kl_T: Tensor  # float32 [T], KL(student || teacher), nats
@@ -120,20 +121,30 @@ class TokenStats:
     def __len__(self) -> int:
         return len(self.entropy_T)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[TokenStats]) -> TokenStats:
+        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
+    def take(self, index_N: Tensor) -> TokenStats:
+        """The tokens at these places, in this order."""
+        return TokenStats(**{f.name: getattr(self, f.name)[index_N] for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> TokenStats:
+        return TokenStats(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRollout:
-    """A rollout with its scores and statistics: one object, so that no list can slip against another."""
+    """A rollout with its scores: one object, so that no list can slip against another."""
 
     rollout: Rollout
     scores: TeacherScores
-    stats: TokenStats  # of this rollout's T tokens
 
     def __post_init__(self) -> None:
-        if not len(self.rollout) == len(self.scores.sampled_logprobs) == len(self.stats):
+        if len(self.rollout) != len(self.scores.sampled_logprobs):
             raise ValueError(
                 f"rollout of prompt {self.rollout.prompt.index}: {len(self.rollout)} tokens, "
-                f"{len(self.scores.sampled_logprobs)} scored, {len(self.stats)} with statistics"
+                f"{len(self.scores.sampled_logprobs)} scored"
             )
 
 
@@ -175,6 +186,7 @@ class TrainSequence:
     support_NU: np.ndarray  # int64 [N, U] event ids; -1 marks an empty slot
     teacher_logprobs_NB: np.ndarray  # float32 [N, U + 1], the rest bucket last; -inf in an empty slot
     weight_N: np.ndarray  # float32 [N], already divided by the global batch's sum of weights
+    index_N: np.ndarray  # int64 [N], into the global batch's tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +199,7 @@ class MicroBatch:
     support_NU: Tensor  # int64 [N, U]
     teacher_logprobs_NB: Tensor  # float32 [N, U + 1]
     weight_N: Tensor  # float32 [N]
+    index_N: Tensor  # int64 [N], into the global batch's tokens
 
     def to(self, device: torch.device) -> MicroBatch:
         return MicroBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})

@@ -37,6 +37,7 @@ def build_sequences(
                 support_NU=support_TU[kept_N],
                 teacher_logprobs_NB=teacher_TB[kept_N],
                 weight_N=weight_N[start:stop],
+                index_N=index_N[start:stop],
             )
         )
     return sequences
@@ -85,6 +86,7 @@ def _concatenate(sequences: list[TrainSequence], num_columns: int) -> MicroBatch
             support_NU=torch.zeros(0, num_columns, dtype=torch.int64),
             teacher_logprobs_NB=torch.zeros(0, num_columns + 1),
             weight_N=torch.zeros(0),
+            index_N=torch.zeros(0, dtype=torch.int64),
         )
     lengths = [len(s.token_ids) for s in sequences]
     offsets = np.cumsum([0, *lengths[:-1]])
@@ -96,4 +98,5 @@ def _concatenate(sequences: list[TrainSequence], num_columns: int) -> MicroBatch
         support_NU=torch.from_numpy(np.concatenate([s.support_NU for s in sequences])),
         teacher_logprobs_NB=torch.from_numpy(np.concatenate([s.teacher_logprobs_NB for s in sequences])),
         weight_N=torch.from_numpy(np.concatenate([s.weight_N for s in sequences])),
+        index_N=torch.from_numpy(np.concatenate([s.index_N for s in sequences])),
     )

@@ -1,6 +1,8 @@
-"""Engines behind one object: work goes out in even parts, results come back in order."""
+"""Engines behind one object: work goes out in even parts, results come back as they are ready."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import ray
@@ -9,7 +11,7 @@ from opsd.config import EngineConfig
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.placement import gather, split_evenly, start_actor
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, Sampling, Vocabulary
 
 
 class EnginePool:
@@ -51,20 +53,35 @@ class EnginePool:
         gather(f"{self.role} start", self._starting)
 
     def generate(
-        self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
-    ) -> list[Rollout]:
-        """Rollouts in the order of `requests`, each a (prompt, sample number, seed)."""
-        refs = []
-        for worker, part in zip(self.workers, split_evenly(requests, len(self.workers)), strict=True):
-            prompts, samples, seeds = ([request[i] for request in part] for i in range(3))
-            refs.append(worker.generate.remote(prompts, samples, seeds, sampling, policy_version))
-        return [rollout for part in gather(self.role, refs) for rollout in part]
+        self,
+        requests: list[tuple[Prompt, int, int]],
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None = None,
+    ) -> Iterator[dict[int, Rollout]]:
+        """Rollouts by their places in `requests`, each a (prompt, sample number, seed); a group as soon as it is there.
 
-    def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
-        """One TeacherScores a rollout, in order."""
+        `group_size`: rollouts that an engine hands over together, at least; None: all of its own.
+        """
+        first_places = {}
+        for worker, places in zip(self.workers, split_evenly(range(len(requests)), len(self.workers)), strict=True):
+            prompts, samples, seeds = ([requests[place][i] for place in places] for i in range(3))
+            generate = worker.generate.options(num_returns="streaming")
+            stream = generate.remote(prompts, samples, seeds, sampling, policy_version, group_size)
+            first_places[stream] = places.start
+        while first_places:
+            [stream], _ = ray.wait(list(first_places), num_returns=1)
+            try:
+                [group] = gather(self.role, [next(stream)])
+            except StopIteration:
+                del first_places[stream]
+            else:
+                yield {first_places[stream] + place: rollout for place, rollout in group.items()}
+
+    def score(self, rollouts: list[Rollout], top_k: int) -> list[ray.ObjectRef]:
+        """References to lists of TeacherScores: one after another they answer `rollouts` in order. Does not wait."""
         parts = split_evenly(rollouts, len(self.workers))
-        refs = [worker.score.remote(part, top_k) for worker, part in zip(self.workers, parts, strict=True)]
-        return [scores for part in gather(self.role, refs) for scores in part]
+        return [worker.score.remote(part, top_k) for worker, part in zip(self.workers, parts, strict=True) if part]
 
     def update_weights(self, weights: ray.ObjectRef, policy_version: int) -> None:
         """The same weights into every engine; returns when all of them run on these."""

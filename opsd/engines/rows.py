@@ -7,7 +7,7 @@ in arrays of fixed width, with -1 / -inf in an empty slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,6 +107,12 @@ def candidate_events(
     logprobs_TC = np.where(candidate_ids_TC == vocabulary.stop_event, stop_T1, logprobs_TX[:, :-num_stops])
     logprobs_TC = logprobs_TC - rows.shared_logmass_T[:, None]
     return np.where(candidate_ids_TC >= 0, logprobs_TC, -np.inf).astype(np.float32)
+
+
+def in_order(groups: Iterable[dict[int, Rollout]]) -> list[Rollout]:
+    """All rollouts of the groups (place -> rollout), by place."""
+    found = {place: rollout for group in groups for place, rollout in group.items()}
+    return [found[place] for place in sorted(found)]
 
 
 def score_in_groups(

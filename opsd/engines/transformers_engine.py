@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -50,22 +51,26 @@ class TransformersEngine:
         self.model.eval().requires_grad_(False).to(self.device)
         _check_plain_head(self.model, path)
 
-    @torch.inference_mode()
     def generate(
-        self, prompts: list[Prompt], samples: list[int], seeds: list[int], sampling: Sampling, policy_version: int
-    ) -> list[Rollout]:
-        """One rollout for each (prompt, sample number, seed), in order. A seed draws the same tokens in any batch.
+        self,
+        prompts: list[Prompt],
+        samples: list[int],
+        seeds: list[int],
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None = None,
+    ) -> Iterator[dict[int, Rollout]]:
+        """One rollout for each (prompt, sample number, seed), by its place; a seed draws the same tokens in any batch.
 
-        Raises StageError where the engine holds the weights of another policy version.
+        A batch of max_num_seqs finishes as one group, whatever `group_size` says. Raises StageError where the engine
+        holds the weights of another policy version.
         """
         if self.policy_version not in (None, policy_version):
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
-        rollouts = []
         requests = list(zip(prompts, samples, seeds, strict=True))
         for start in range(0, len(requests), self.max_num_seqs):
             batch = requests[start : start + self.max_num_seqs]
-            rollouts += self._generate_batch(batch, sampling, policy_version)
-        return rollouts
+            yield dict(enumerate(self._generate_batch(batch, sampling, policy_version), start))
 
     @torch.inference_mode()
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
@@ -82,6 +87,7 @@ class TransformersEngine:
             own[name].copy_(weight)
         self.policy_version = policy_version
 
+    @torch.inference_mode()
     def _generate_batch(
         self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
     ) -> list[Rollout]:

@@ -8,7 +8,9 @@ named ids follow vLLM 0.32's documentation and have not been run here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -83,10 +85,18 @@ class VllmEngine:
         self.scores_named_ids = device == "cuda" and self.llm.llm_engine.vllm_config.use_v2_model_runner
 
     def generate(
-        self, prompts: list[Prompt], samples: list[int], seeds: list[int], sampling: Sampling, policy_version: int
-    ) -> list[Rollout]:
-        """One rollout for each (prompt, sample number, seed), in order. A seed draws the same tokens in any batch.
+        self,
+        prompts: list[Prompt],
+        samples: list[int],
+        seeds: list[int],
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None = None,
+    ) -> Iterator[dict[int, Rollout]]:
+        """One rollout for each (prompt, sample number, seed), by its place; a seed draws the same tokens in any batch.
 
+        They come in groups of at least `group_size` (the last may be smaller; None: one group), as they finish. Which
+        group a rollout is in depends on the engine's steps, not on the clock.
         Prompt and `sampling.max_tokens` together must fit max_model_tokens. A model with a padded vocabulary may sample
         an id outside the shared one: see `rows.has_foreign_ids`. Raises StageError where the engine holds the weights
         of another policy version.
@@ -94,16 +104,18 @@ class VllmEngine:
         if self.policy_version not in (None, policy_version):
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
         if not prompts:
-            return []
+            return
         params = [self._sampling_params(sampling, seed) for seed in seeds]
-        answers = [output.outputs[0] for output in self._run([prompt.token_ids for prompt in prompts], params)]
-        ids_TM, logprobs_TM = pad_rows([answer.logprobs for answer in answers], [0] * len(answers))
-        events = event_rows(ids_TM, logprobs_TM, self.vocabulary, sampling.num_candidates)
-        parts = events.split([len(answer.token_ids) for answer in answers])
-        return [
-            _rollout(prompt, sample, np.array(answer.token_ids, np.int32), part, self.vocabulary, policy_version)
-            for prompt, sample, answer, part in zip(prompts, samples, answers, parts, strict=True)
-        ]
+        names = self._enqueue([prompt.token_ids for prompt in prompts], params)
+        for outputs in self._finished(names, group_size or len(prompts)):
+            answers = [output.outputs[0] for output in outputs.values()]
+            ids_TM, logprobs_TM = pad_rows([answer.logprobs for answer in answers], [0] * len(answers))
+            events = event_rows(ids_TM, logprobs_TM, self.vocabulary, sampling.num_candidates)
+            parts = events.split([len(answer.token_ids) for answer in answers])
+            yield {
+                place: _rollout(prompts[place], samples[place], answer.token_ids, part, self.vocabulary, policy_version)
+                for place, answer, part in zip(outputs, answers, parts, strict=True)
+            }
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """This model's log-probabilities on the response rows, in the order of `rollouts`.
@@ -122,7 +134,9 @@ class VllmEngine:
 
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         sequences = [np.concatenate([rollout.prompt.token_ids, rollout.response_ids]) for rollout in rollouts]
-        outputs = self._run(sequences, [self._scoring_params(rollout, top_k) for rollout in rollouts])
+        names = self._enqueue(sequences, [self._scoring_params(rollout, top_k) for rollout in rollouts])
+        [finished] = self._finished(names, len(rollouts))
+        outputs = [finished[place] for place in range(len(rollouts))]
         first_rows = [len(rollout.prompt.token_ids) for rollout in rollouts]  # vLLM's entry i is about token i
         ids_TM, logprobs_TM = pad_rows([output.prompt_logprobs for output in outputs], first_rows)
         parts = event_rows(ids_TM, logprobs_TM, self.vocabulary, top_k).split([len(rollout) for rollout in rollouts])
@@ -140,9 +154,23 @@ class VllmEngine:
             for rollout, output, part in zip(rollouts, outputs, parts, strict=True)
         ]
 
-    def _run(self, sequences: list[np.ndarray], params: list) -> list:
-        """vLLM's outputs, in order. Token ids go in as they are."""
-        return self.llm.generate([{"prompt_token_ids": ids.tolist()} for ids in sequences], params, use_tqdm=False)
+    def _enqueue(self, sequences: list[np.ndarray], params: list) -> list[str]:
+        """vLLM's names of the requests. Token ids go in as they are."""
+        return self.llm.enqueue([{"prompt_token_ids": ids.tolist()} for ids in sequences], params, use_tqdm=False)
+
+    def _finished(self, names: list[str], group_size: int) -> Iterator[dict[int, Any]]:
+        """vLLM's outputs by place in `names`, in groups of at least `group_size`, as they finish."""
+        places = {name.partition("-")[0]: place for place, name in enumerate(names)}  # vLLM appends a random part
+        outputs = {}
+        while self.llm.llm_engine.has_unfinished_requests():
+            for output in self.llm.llm_engine.step():
+                if output.finished:
+                    outputs[places[output.request_id]] = output
+            if len(outputs) >= group_size:
+                yield outputs
+                outputs = {}
+        if outputs:
+            yield outputs
 
     def _sampling_params(self, sampling: Sampling, seed: int):
         from vllm import SamplingParams
@@ -204,7 +232,7 @@ def _gpu_settings(config: EngineConfig) -> dict:
 def _rollout(
     prompt: Prompt,
     sample: int,
-    response_ids: np.ndarray,
+    token_ids: Sequence[int],
     events: EventRows,
     vocabulary: Vocabulary,
     policy_version: int,
@@ -212,10 +240,10 @@ def _rollout(
     return Rollout(
         prompt=prompt,
         sample=sample,
-        response_ids=response_ids,
+        response_ids=np.array(token_ids, np.int32),
         sampled_logprobs=events.actual_logprobs_T,
         candidate_ids=events.top_ids_TK,
         candidate_logprobs=events.top_logprobs_TK,
-        stopped=int(response_ids[-1]) in vocabulary.stop_ids,
+        stopped=token_ids[-1] in vocabulary.stop_ids,
         policy_version=policy_version,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -39,9 +40,15 @@ class EngineWorker:
         )
 
     def generate(
-        self, prompts: list[Prompt], samples: list[int], seeds: list[int], sampling: Sampling, policy_version: int
-    ) -> list[Rollout]:
-        return self.engine.generate(prompts, samples, seeds, sampling, policy_version)
+        self,
+        prompts: list[Prompt],
+        samples: list[int],
+        seeds: list[int],
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None,
+    ) -> Iterator[dict[int, Rollout]]:
+        yield from self.engine.generate(prompts, samples, seeds, sampling, policy_version, group_size)
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         return self.engine.score(rollouts, top_k)

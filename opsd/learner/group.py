@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import ray
+import torch
 
 from opsd.config import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker
 from opsd.placement import gather, start_actor
-from opsd.types import ScoredRollout, Selection, StepReport, Vocabulary
+from opsd.types import MicroBatch, ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 
 
 class LearnerGroup:
@@ -57,10 +58,26 @@ class LearnerGroup:
 
     def train_step(self, scored: list[ScoredRollout], selection: Selection) -> StepReport:
         """One optimiser step on the selected tokens of the global batch."""
-        sequences = build_sequences(scored, selection, self.support, self.vocabulary)
-        batches = pack(sequences, len(self.workers), self.micro_batch_tokens)
+        batches = self._pack(scored, selection)
         refs = [worker.train_step.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
         return gather("learn", refs)[0]
+
+    def token_stats(self, scored: list[ScoredRollout]) -> TokenStats:
+        """A pass of the current student over all rollouts: the statistics of their tokens, one after another.
+
+        The entropy is exact; the divergences are on the buckets that the loss has. METHODS 2 (`stats: learner`).
+        """
+        num_tokens = sum(len(item.rollout) for item in scored)
+        everything = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
+        batches = self._pack(scored, everything)
+        refs = [worker.token_stats.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
+        index, stats = zip(*gather("stats", refs), strict=True)
+        order_T = torch.cat(index).argsort()
+        return TokenStats.concatenate(stats).take(order_T)
+
+    def _pack(self, scored: list[ScoredRollout], selection: Selection) -> list[list[MicroBatch]]:
+        sequences = build_sequences(scored, selection, self.support, self.vocabulary)
+        return pack(sequences, len(self.workers), self.micro_batch_tokens)
 
     def weights(self, dtype: str) -> ray.ObjectRef:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""

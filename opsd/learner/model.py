@@ -3,24 +3,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from opsd.ops.buckets import sparse_head_loss
-from opsd.types import MicroBatch, Vocabulary
+from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
+from opsd.ops.divergences import forward_kl, reverse_kl
+from opsd.types import MicroBatch, TokenStats, Vocabulary
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 class DistillationModel(nn.Module):
-    """Packed tokens and teacher scores in, the summed loss out.
+    """Packed tokens and teacher scores in; out come the summed loss, or the statistics of each token.
 
-    The head and the loss run inside this module's forward, so that FSDP2 gathers the head's weight once (also where it
+    The head runs inside a forward method of this module, so that FSDP2 gathers the head's weight once (also where it
     is tied to the embedding) and reduces its gradient once.
     """
 
@@ -32,12 +34,8 @@ class DistillationModel(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(loss: sum of weight x divergence, a scalar; per_token_N: the divergences, detached)."""
-        trunk = self.causal_lm.base_model
-        output = trunk(
-            input_ids=batch.token_ids_L[None], position_ids=batch.position_L[None], attention_mask=None, use_cache=False
-        )
         return sparse_head_loss(
-            output.last_hidden_state[0, batch.row_N],
+            self._hidden(batch),
             self.causal_lm.get_output_embeddings().weight,
             batch.support_NU,
             batch.teacher_logprobs_NB,
@@ -46,6 +44,30 @@ class DistillationModel(nn.Module):
             vocab_size=self.vocabulary.size,
             stop_ids=self.vocabulary.stop_ids,
         )
+
+    def token_stats(self, batch: MicroBatch) -> TokenStats:
+        """Of the batch's N rows: the exact entropy, and the divergences on their buckets (METHODS 1)."""
+        student_NB, entropy_N = bucket_logprobs(
+            self._hidden(batch),
+            self.causal_lm.get_output_embeddings().weight,
+            batch.support_NU,
+            vocab_size=self.vocabulary.size,
+            stop_ids=self.vocabulary.stop_ids,
+        )
+        # The teacher's rows are float32 and sum to 1 only nearly, so near zero a divergence can come out below it.
+        teacher_NB = batch.teacher_logprobs_NB
+        return TokenStats(
+            entropy_T=(entropy_N / math.log(self.vocabulary.size)).clamp(0.0, 1.0),
+            reverse_kl_T=reverse_kl(student_NB, teacher_NB).clamp_min(0.0),
+            forward_kl_T=forward_kl(student_NB, teacher_NB).clamp_min(0.0),
+        )
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        """The trunk's last hidden states [N, D] at the rows that the batch names."""
+        output = self.causal_lm.base_model(
+            input_ids=batch.token_ids_L[None], position_ids=batch.position_L[None], attention_mask=None, use_cache=False
+        )
+        return output.last_hidden_state[0, batch.row_N]
 
 
 def load_student(path: str, *, attention: str, trust_remote_code: bool) -> PreTrainedModel:
@@ -71,6 +93,7 @@ def shard(model: DistillationModel, *, device: str, num_ranks: int, dtype: str, 
     for layer in decoder_layers(model.causal_lm):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "token_stats")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

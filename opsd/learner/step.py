@@ -1,4 +1,4 @@
-"""One optimiser step over the micro-batches of this rank."""
+"""What one rank does with its micro-batches: an optimiser step, or statistics without one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from opsd.errors import StageError
 from opsd.learner.model import DistillationModel
-from opsd.types import MicroBatch, StepReport
+from opsd.types import MicroBatch, StepReport, TokenStats
 
 
 def train_step(
@@ -53,6 +53,18 @@ def train_step(
         num_kept=int(num_kept),
         num_trunk_tokens=int(num_trunk_tokens),
     )
+
+
+@torch.no_grad()
+def token_stats(model: DistillationModel, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
+    """(index_N, statistics) of this rank's tokens on the CPU; index_N are their places in the global batch.
+
+    Called by every rank, also by one whose micro-batches are empty.
+    """
+    device = next(model.parameters()).device
+    parts = [model.token_stats(batch.to(device)) for batch in micro_batches]
+    model.reshard()  # the root keeps its weights gathered for a backward pass, and none follows
+    return torch.cat([batch.index_N for batch in micro_batches]), TokenStats.concatenate(parts).to("cpu")
 
 
 def full_norm(norm: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from opsd.config import LearnerConfig, StudentConfig
 from opsd.learner.checkpoint import load_learner, save_learner, save_student
 from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
-from opsd.learner.step import train_step
-from opsd.types import MicroBatch, StepReport, Vocabulary
+from opsd.learner.step import token_stats, train_step
+from opsd.types import MicroBatch, StepReport, TokenStats, Vocabulary
 
 
 class LearnerWorker:
@@ -65,6 +65,9 @@ class LearnerWorker:
 
     def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
         return train_step(self.model, self.optimizer, self.scheduler, micro_batches, max_grad_norm=self.max_grad_norm)
+
+    def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
+        return token_stats(self.model, micro_batches)
 
     def gather_weights(self, dtype: str) -> dict[str, Tensor] | None:
         """All weights on the CPU in `dtype`, on rank 0; None elsewhere."""

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 
+from opsd.ops.entropy import entropy_from_top
 from opsd.types import Rollout, TeacherScores, TokenStats, Vocabulary
 
 MIN_REST_MASS = 1e-6  # below it, 1 - sum of float32 probabilities is rounding noise
@@ -47,20 +48,23 @@ def sampled_events(rollout: Rollout, vocabulary: Vocabulary) -> np.ndarray:
     return np.where(np.isin(ids, vocabulary.stop_ids), vocabulary.stop_event, ids)
 
 
+def num_events(vocabulary: Vocabulary) -> int:
+    return vocabulary.size - len(vocabulary.stop_ids) + 1
+
+
 def rest_logprob(logprobs_TU: np.ndarray, num_named_T: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """log of the mass that the named events leave, at least MIN_REST_MASS; -inf where all are named. float32 [T]."""
-    num_events = vocabulary.size - len(vocabulary.stop_ids) + 1
     rest = 1.0 - np.exp(logprobs_TU.astype(np.float64)).sum(axis=1)
     logprob = np.log(np.maximum(rest, MIN_REST_MASS))
-    return np.where(num_named_T >= num_events, -np.inf, logprob).astype(np.float32)
+    return np.where(num_named_T >= num_events(vocabulary), -np.inf, logprob).astype(np.float32)
 
 
 def token_stats(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary) -> TokenStats:
     """Entropy and both divergences from what the rollout engine and the teacher returned, with no forward pass.
 
-    The events are the sampled token and the student's candidates for which the teacher's log-probability is known;
-    all others share one rest bucket. Each value is therefore a lower bound of the dense one, and equal to it where
-    every event is named. METHODS 1 and 2 (`stats: rollout`).
+    The divergences are over the sampled token and the student's candidates for which the teacher's log-probability is
+    known; all others share one rest bucket, so each is a lower bound of the dense one. The entropy extrapolates beyond
+    the candidates. All are exact where every event is named. METHODS 1 and 2 (`stats: rollout`).
     """
     event_T1 = sampled_events(rollout, vocabulary)[:, None]
     is_other_TC = (rollout.candidate_ids >= 0) & (rollout.candidate_ids != event_T1)
@@ -70,17 +74,18 @@ def token_stats(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary)
         teacher_TC, known_TC = scores.candidate_logprobs, is_other_TC
     shared_TC = known_TC & is_other_TC
 
-    sampled_T1 = rollout.sampled_logprobs[:, None]
-    student_TU = np.concatenate([sampled_T1, np.where(is_other_TC, rollout.candidate_logprobs, -np.inf)], axis=1)
-    entropy_T = _entropy(_with_rest(student_TU, 1 + is_other_TC.sum(axis=1), vocabulary)) / math.log(vocabulary.size)
+    num_candidates_T = (rollout.candidate_ids >= 0).sum(axis=1)
+    outside_T = rest_logprob(rollout.candidate_logprobs, num_candidates_T, vocabulary)
+    entropy_T = entropy_from_top(rollout.candidate_logprobs, outside_T, num_events(vocabulary))
 
+    sampled_T1 = rollout.sampled_logprobs[:, None]
     num_named_T = 1 + shared_TC.sum(axis=1)
     student_TU = np.concatenate([sampled_T1, np.where(shared_TC, rollout.candidate_logprobs, -np.inf)], axis=1)
     teacher_TU = np.concatenate([scores.sampled_logprobs[:, None], np.where(shared_TC, teacher_TC, -np.inf)], axis=1)
     student_TB = _with_rest(student_TU, num_named_T, vocabulary)
     teacher_TB = _with_rest(teacher_TU, num_named_T, vocabulary)
     return TokenStats(
-        entropy_T=torch.from_numpy(np.clip(entropy_T, 0.0, 1.0).astype(np.float32)),
+        entropy_T=torch.from_numpy(np.clip(entropy_T / math.log(vocabulary.size), 0.0, 1.0).astype(np.float32)),
         reverse_kl_T=torch.from_numpy(_kl(student_TB, teacher_TB).astype(np.float32)),
         forward_kl_T=torch.from_numpy(_kl(teacher_TB, student_TB).astype(np.float32)),
     )
@@ -117,10 +122,6 @@ def _with_rest(logprobs_TU: np.ndarray, num_named_T: np.ndarray, vocabulary: Voc
     rest_T = rest_logprob(logprobs_TU, num_named_T, vocabulary)
     logprobs_TB = np.concatenate([logprobs_TU, rest_T[:, None]], axis=1).astype(np.float64)
     return logprobs_TB - np.log(np.exp(logprobs_TB).sum(axis=1, keepdims=True))
-
-
-def _entropy(logprobs_TB: np.ndarray) -> np.ndarray:
-    return -(np.exp(logprobs_TB) * np.where(np.isneginf(logprobs_TB), 0.0, logprobs_TB)).sum(axis=1)
 
 
 def _kl(of_TB: np.ndarray, against_TB: np.ndarray) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ray import ObjectRef
 
 from opsd.config import RolloutConfig, StudentConfig
 from opsd.engines.pool import EnginePool, request_seed
+from opsd.engines.rows import in_order
 from opsd.types import Prompt, Rollout, Sampling, Vocabulary
 
 
@@ -38,8 +41,11 @@ class RolloutPool:
     def wait_ready(self) -> None:
         self.engines.wait_ready()
 
-    def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> list[Rollout]:
-        """`samples_per_prompt` answers a prompt, one prompt's side by side. `step` seeds them (-1: evaluation)."""
+    def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
+        """`samples_per_prompt` answers a prompt, in groups as they finish. `step` seeds them (-1: evaluation).
+
+        The key is the rollout's place: prompts in the order given, a prompt's answers side by side.
+        """
         requests = [
             (prompt, sample, request_seed(self.seed, step + 1, prompt.index, sample))
             for prompt in prompts
@@ -51,11 +57,11 @@ class RolloutPool:
             max_tokens=self.cfg.max_response_tokens,
             num_candidates=self.cfg.num_candidates,
         )
-        return self.engines.generate(requests, sampling, self.policy_version)
+        return self.engines.generate(requests, sampling, self.policy_version, self.cfg.group_size)
 
     def greedy(self, prompts: list[Prompt]) -> list[Rollout]:
         sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=self.cfg.max_response_tokens, num_candidates=1)
-        return self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, self.policy_version)
+        return in_order(self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, self.policy_version))
 
     def update_weights(self, weights: ObjectRef, *, policy_version: int) -> None:
         """New weights (a reference to a state dict) into every running engine."""

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ray import ObjectRef
+
 from opsd.config import TeacherConfig
 from opsd.engines.pool import EnginePool
+from opsd.engines.rows import has_foreign_ids, in_order
+from opsd.placement import gather
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingScores:
+    """A group of rollouts that the engines are scoring."""
+
+    rollouts: dict[int, Rollout]  # by place in the global batch
+    scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
+    refs: list[ObjectRef]  # to lists of TeacherScores
 
 
 class TeacherPool:
@@ -12,6 +29,7 @@ class TeacherPool:
 
     def __init__(self, cfg: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int) -> None:
         self.cfg = cfg
+        self.vocabulary = vocabulary
         self.engines = EnginePool(
             "teacher",
             cfg.path,
@@ -26,11 +44,28 @@ class TeacherPool:
     def wait_ready(self) -> None:
         self.engines.wait_ready()
 
-    def score(self, rollouts: list[Rollout]) -> list[TeacherScores]:
-        """One TeacherScores a rollout, in order."""
-        return self.engines.score(rollouts, self.cfg.top_k)
+    def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
+        """Hands each group of rollouts (by place) to the engines as it comes; returns after the last, not its scores.
+
+        A rollout with a token outside the shared vocabulary is not scored: the teacher may not know it.
+        """
+        pending = []
+        for group in groups:
+            known = {place: r for place, r in group.items() if not has_foreign_ids(r.response_ids, self.vocabulary)}
+            refs = self.engines.score(list(known.values()), self.cfg.top_k)
+            pending.append(PendingScores(rollouts=group, scored_places=tuple(known), refs=refs))
+        return pending
+
+    def finish(self, pending: list[PendingScores]) -> list[tuple[Rollout, TeacherScores | None]]:
+        """Each rollout with its scores, by place, whenever they came; None: it was not scored."""
+        rollouts, scores = {}, {}
+        for group in pending:
+            rollouts.update(group.rollouts)
+            parts = gather("score", group.refs)
+            scores.update(zip(group.scored_places, itertools.chain.from_iterable(parts), strict=True))
+        return [(rollouts[place], scores.get(place)) for place in sorted(rollouts)]
 
     def greedy(self, prompts: list[Prompt], max_tokens: int) -> list[Rollout]:
         """The teacher's own answers, for its accuracy."""
         sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=max_tokens, num_candidates=1)
-        return self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, 0)
+        return in_order(self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, 0))

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.config import EngineConfig
+from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.vllm_engine import VllmEngine, engine_environment
 from opsd.errors import StageError
@@ -84,7 +85,8 @@ def make_prompts(num_prompts: int) -> list[Prompt]:
 
 def generate(engine, sampling: Sampling = SAMPLING, num_prompts: int = 20, policy_version: int = 0) -> list[Rollout]:
     seeds = list(range(1000, 1000 + num_prompts))
-    return engine.generate(make_prompts(num_prompts), [0] * num_prompts, seeds, sampling, policy_version)
+    prompts = make_prompts(num_prompts)
+    return in_order(engine.generate(prompts, [0] * num_prompts, seeds, sampling, policy_version))
 
 
 def reference_events(path, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
@@ -128,6 +130,20 @@ def test_logprobs_are_at_temperature_1_whatever_the_sampling(engine_of, models, 
         expect_top(rollout.candidate_ids, rollout.candidate_logprobs, reference, ALL_IDS.num_candidates)
 
 
+def test_vllm_hands_over_rollouts_in_groups_before_all_are_finished(engine_of):
+    engine = engine_of("vllm", "tied")
+    prompts = make_prompts(20)
+    arguments = (prompts, [0] * 20, list(range(1000, 1020)), SAMPLING, 0)
+    groups = list(engine.generate(*arguments, group_size=4))
+    assert len(groups) > 2 and min(len(group) for group in groups[:-1]) >= 4
+    assert max(len(rollout) for rollout in groups[0].values()) < SAMPLING.max_tokens
+    [whole] = engine.generate(*arguments)
+    assert {place for group in groups for place in group} == set(range(20))
+    for place, rollout in enumerate(in_order(groups)):
+        assert rollout.prompt is prompts[place]
+        assert rollout.response_ids.tolist() == whole[place].response_ids.tolist()
+
+
 @pytest.mark.parametrize("backend", ENGINES)
 def test_either_stop_id_ends_an_answer_and_nothing_else_does(engine_of, backend):
     rollouts = generate(engine_of(backend, "tied"), num_prompts=60)
@@ -145,12 +161,12 @@ def test_a_seed_draws_the_same_tokens_in_another_batch(engine_of, backend):
     full = generate(engine)
     chosen = [17, 3, 4, 11]
     prompts = [full[i].prompt for i in chosen]
-    again = engine.generate(prompts, [5] * len(chosen), [1000 + i for i in chosen], SAMPLING, 0)
+    again = in_order(engine.generate(prompts, [5] * len(chosen), [1000 + i for i in chosen], SAMPLING, 0))
     for i, rollout in zip(chosen, again, strict=True):
         assert rollout.response_ids.tolist() == full[i].response_ids.tolist()
         np.testing.assert_allclose(rollout.sampled_logprobs, full[i].sampled_logprobs, **CLOSE)
         assert rollout.sample == 5 and rollout.prompt is full[i].prompt
-    reseeded = engine.generate(prompts, [0] * len(chosen), [7, 8, 9, 10], SAMPLING, 0)
+    reseeded = in_order(engine.generate(prompts, [0] * len(chosen), [7, 8, 9, 10], SAMPLING, 0))
     assert any(a.response_ids.tolist() != b.response_ids.tolist() for a, b in zip(again, reseeded, strict=True))
 
 

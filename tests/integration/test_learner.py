@@ -5,13 +5,16 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
+from opsd.batch import rollout_stats
 from opsd.config import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
+from opsd.learner.group import LearnerGroup
 from opsd.learner.worker import LearnerWorker
+from opsd.ops.align import support_buckets
 from opsd.ops.divergences import DIVERGENCES
 from opsd.placement import ray_cluster, start_actor
-from opsd.types import Selection, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from opsd.types import ScoredRollout, Selection, Vocabulary
+from tests.opsd.builders import make_scored, merge_stops, random_logprobs, scored_rollouts
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))  # the model has 64 rows: four of them are padding
@@ -32,11 +35,15 @@ class GradientWorker(LearnerWorker):
 
 
 @pytest.fixture(scope="module")
-def actors():
+def cluster():
     with ray_cluster(dashboard=False):
-        yield [
-            start_actor(GradientWorker, f"rank-{i}", num_gpus=0, environment={"OMP_NUM_THREADS": "1"}) for i in range(2)
-        ]
+        yield
+
+
+@pytest.fixture(scope="module")
+def actors(cluster):
+    environment = {"OMP_NUM_THREADS": "1"}
+    return [start_actor(GradientWorker, f"rank-{i}", num_gpus=0, environment=environment) for i in range(2)]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -99,6 +106,94 @@ def assert_same_gradients(found, expected):
     for name, gradient in found.items():
         error = (gradient - expected[name]).norm() / expected[name].norm()
         assert error < 1e-5, f"{name}: relative error {error:.1e}"
+
+
+def own_rollouts(model, lengths, *, num_known):
+    """Rollouts with this model's true log-probabilities, and their dense ones (float64 [T, V] each, stop ids merged).
+
+    The teacher is random; it knows its `num_known` likeliest events, and the rollouts that many of the student's.
+    """
+    scored, students, teachers = [], [], []
+    for seed, length in enumerate(lengths):
+        response = torch.randint(0, VOCABULARY.size, (length,), generator=torch.Generator().manual_seed(seed))
+        context = torch.cat([torch.arange(1, 4), response])  # make_scored's prompt of three tokens
+        with torch.no_grad():
+            logits = model(context[None]).logits[0, 2:-1]
+        student = merge_stops(logits.double(), VOCABULARY)
+        teacher = merge_stops(random_logprobs(length, VOCABULARY.size, seed), VOCABULARY)
+        rollout, scores = make_scored(
+            student, teacher, response.tolist(), num_candidates=num_known, top_k=num_known, vocabulary=VOCABULARY
+        )
+        scored.append(ScoredRollout(rollout=rollout, scores=scores))
+        students.append(student)
+        teachers.append(teacher)
+    return scored, torch.cat(students), torch.cat(teachers)
+
+
+def dense_stats(scored, student_TV):
+    """Entropy over the whole vocabulary; both divergences on the loss's buckets, from dense probabilities."""
+    probs_TV = student_TV.exp()
+    entropy = torch.special.entr(probs_TV).sum(-1) / torch.tensor(float(VOCABULARY.size)).log()
+    buckets = [support_buckets(item.rollout, item.scores, "teacher", VOCABULARY) for item in scored]
+    support = torch.cat([torch.from_numpy(ids) for ids, _ in buckets])
+    teacher = torch.cat([torch.from_numpy(logprobs) for _, logprobs in buckets]).double().exp()
+    named = probs_TV.gather(1, support.clamp_min(0)) * (support >= 0)
+    student = torch.cat([named, (1 - named.sum(-1, keepdim=True)).clamp_min(0)], 1)
+
+    def kl(p, q):
+        return (torch.xlogy(p, p) - torch.xlogy(p, q)).nan_to_num(nan=0.0).sum(-1)
+
+    return entropy, kl(student, teacher), kl(teacher, student)
+
+
+def assert_same_stats(found, expected):
+    for value, other in zip((found.entropy_T, found.reverse_kl_T, found.forward_kl_T), expected, strict=True):
+        torch.testing.assert_close(value.double(), other.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1-rank", "2-ranks"])
+def group(cluster, model_path, request):
+    found = LearnerGroup(
+        StudentConfig(path=model_path),
+        LearnerConfig(num_workers=request.param, micro_batch_tokens=16, learning_rate=1e-2, schedule="constant"),
+        divergence=DIVERGENCES["reverse_kl"],
+        support="teacher",
+        vocabulary=VOCABULARY,
+        num_steps=4,
+        device="cpu",
+    )
+    found.wait_ready()
+    yield found
+    for worker in found.workers:
+        ray.kill(worker)
+
+
+def current_model(group, model_path):
+    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+    model.load_state_dict(ray.get(group.weights("float32"), timeout=TIMEOUT_S), strict=False)  # a tied head comes once
+    return model
+
+
+def test_learner_stats_are_the_dense_ones_of_the_current_weights(group, model_path):
+    """In the rollouts' order, before a step and after it."""
+    scored, student, _ = own_rollouts(current_model(group, model_path), LENGTHS, num_known=8)
+    assert_same_stats(group.token_stats(scored), dense_stats(scored, student))
+
+    every = Selection(index_N=torch.arange(sum(LENGTHS)), weight_N=torch.ones(sum(LENGTHS)))
+    report = group.train_step(scored, every)
+    assert report.loss == pytest.approx(dense_stats(scored, student)[1].mean().item(), rel=1e-4)
+    scored, moved, _ = own_rollouts(current_model(group, model_path), LENGTHS, num_known=8)
+    assert (moved - student).nan_to_num().abs().max() > 0.1
+    assert_same_stats(group.token_stats(scored), dense_stats(scored, moved))
+
+
+def test_rollout_and_learner_stats_agree_where_every_event_is_known(group, model_path):
+    """One rollout, so that one of two ranks has no token."""
+    scored, student, teacher = own_rollouts(current_model(group, model_path), [9], num_known=VOCABULARY.size)
+    from_rollouts = rollout_stats(scored, VOCABULARY)
+    assert_same_stats(group.token_stats(scored), vars(from_rollouts).values())
+    dense = torch.where(student.isneginf(), 0.0, student.exp() * (student - teacher.nan_to_num(neginf=0.0))).sum(-1)
+    torch.testing.assert_close(from_rollouts.reverse_kl_T.double(), dense, rtol=1e-4, atol=1e-4)
 
 
 def every_second(index):

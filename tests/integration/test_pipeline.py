@@ -40,6 +40,7 @@ def train(pair, output_dir, *overrides, program="tip.train"):
         "data.prompts_per_step": 12,
         "rollout.max_response_tokens": 12,
         "rollout.num_candidates": 8,
+        "rollout.group_size": 3,
         "teacher.top_k": 8,
         "learner.learning_rate": 1e-3,
         "learner.micro_batch_tokens": 64,
@@ -141,11 +142,11 @@ def test_selector_all_equals_no_tip_and_more_workers_give_the_same_run(pair, tmp
 
 
 def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
-    """The machine without vLLM; the teacher scores the student's own candidates."""
+    """The machine without vLLM; the teacher scores the student's own candidates, the learner makes the statistics."""
     folder = finished(
         pair, tmp_path / "run", "rollout.backend=transformers", "teacher.backend=transformers", "loss.support=union",
         "loss.divergence=jsd", "+loss.options={beta: 0.3}", "selector=q3", "selector.ratio=0.25",
-        "selector.scope=batch",
+        "selector.scope=batch", "stats=learner",
     )  # fmt: skip
     lines = training_lines(folder)
     assert all(0 < line["loss"] < 0.6931 for line in lines)  # a Jensen-Shannon divergence is at most log 2
@@ -176,6 +177,7 @@ def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
     [
         ("learner.learning_rat=1", "learning_rat"),
         ("selector.ratio=1.5", "selector.ratio must be in (0, 1], got 1.5"),
+        ("stats=exact", "stats must be one of rollout, learner, got 'exact'"),
         ("student.path=/no/such/model", "student.path=/no/such/model: there is no model here"),
         ("hooks=no.such:build_hooks", "cannot import no"),
     ],

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.config import LearnerConfig, RolloutConfig, StudentConfig
+from opsd.engines.rows import in_order
 from opsd.learner.group import LearnerGroup
 from opsd.ops.divergences import DIVERGENCES
 from opsd.placement import ray_cluster
@@ -47,7 +48,7 @@ def test_engine_equals_learner_after_every_sync(tied, tmp_path):
         folders = [tmp_path / "student"]  # the weights of each version
         for version in range(3):
             rollouts.update_weights(learner.weights("float32"), policy_version=version)
-            [rollout] = rollouts.sample([PROMPT], samples_per_prompt=1, step=0)
+            [rollout] = in_order(rollouts.sample([PROMPT], samples_per_prompt=1, step=0))
             assert rollout.policy_version == version
             np.testing.assert_allclose(rollout.sampled_logprobs, model_logprobs(folders[-1], rollout), atol=1e-4)
             if version > 0:

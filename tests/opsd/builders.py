@@ -68,8 +68,6 @@ def scored_rollouts(
     lengths: list[int], vocabulary: Vocabulary, *, top_k: int = 8, seed: int = 0
 ) -> list[ScoredRollout]:
     """Random rollouts of these lengths."""
-    from opsd.ops.align import token_stats
-
     items = []
     for offset, length in enumerate(lengths):
         student, teacher = (
@@ -85,5 +83,5 @@ def scored_rollouts(
             vocabulary=vocabulary,
             prompt_length=2 + offset,
         )
-        items.append(ScoredRollout(rollout=rollout, scores=scores, stats=token_stats(rollout, scores, vocabulary)))
+        items.append(ScoredRollout(rollout=rollout, scores=scores))
     return items

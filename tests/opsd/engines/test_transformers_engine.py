@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from opsd.config import EngineConfig
+from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine, _draw, _uniforms
 from opsd.errors import StageError
 from opsd.types import Prompt, Sampling, Vocabulary
@@ -43,7 +44,8 @@ def make_prompts(num_prompts: int) -> list[Prompt]:
 
 def generate(engine, num_prompts=10, sampling=SAMPLING, policy_version=0):
     seeds = list(range(100, 100 + num_prompts))
-    return engine.generate(make_prompts(num_prompts), list(range(num_prompts)), seeds, sampling, policy_version)
+    prompts = make_prompts(num_prompts)
+    return in_order(engine.generate(prompts, list(range(num_prompts)), seeds, sampling, policy_version))
 
 
 def test_draws_follow_the_distribution_at_the_temperature():
@@ -107,7 +109,7 @@ def test_an_engine_refuses_to_answer_for_weights_that_it_does_not_hold(model_pat
 
 def test_no_work_is_no_error(model_path):
     engine = make_engine(model_path)
-    assert engine.generate([], [], [], SAMPLING, 0) == [] and engine.score([], top_k=4) == []
+    assert list(engine.generate([], [], [], SAMPLING, 0)) == [] and engine.score([], top_k=4) == []
 
 
 def test_the_driver_imports_the_vllm_engine_without_vllm():

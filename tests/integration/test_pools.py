@@ -1,0 +1,69 @@
+"""Rollout and teacher engines on real Ray actors: what comes back does not depend on who was ready first."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from opsd.config import RolloutConfig, StudentConfig, TeacherConfig
+from opsd.engines.rows import in_order
+from opsd.placement import ray_cluster
+from opsd.rollout.pool import RolloutPool
+from opsd.teacher.pool import TeacherPool
+from opsd.types import Prompt, Vocabulary
+from tests.tiny_models import make_tiny_qwen3
+
+VOCABULARY = Vocabulary(size=60, stop_ids=(0,))  # the models have 64 ids
+NUM_PROMPTS = 7
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    """(rollout pool of two engines that finish two rollouts at a time, teacher pool of two engines)."""
+    path = str(make_tiny_qwen3(tmp_path_factory.mktemp("model"), tied=True, seed=0, eos_token_id=0, scale=2.0))
+    shared = {"vocabulary": VOCABULARY, "device": "cpu", "max_model_tokens": 32}
+    rollout = RolloutConfig(
+        backend="transformers", num_workers=2, max_num_seqs=2, max_response_tokens=8, num_candidates=4
+    )
+    teacher = TeacherConfig(path=path, backend="transformers", num_workers=2, top_k=4)
+    with ray_cluster(dashboard=False):
+        rollout_pool = RolloutPool(StudentConfig(path=path), rollout, seed=0, **shared)
+        teacher_pool = TeacherPool(teacher, **shared)
+        rollout_pool.wait_ready()
+        teacher_pool.wait_ready()
+        yield rollout_pool, teacher_pool
+
+
+@pytest.fixture(scope="module")
+def groups(pools):
+    prompts = [
+        Prompt(index=i, token_ids=np.arange(1, 3 + i, dtype=np.int32), text="", answer=None, source="")
+        for i in reversed(range(NUM_PROMPTS))
+    ]
+    return list(pools[0].sample(prompts, samples_per_prompt=2, step=0))
+
+
+def test_every_request_is_answered_once_at_its_place(groups):
+    places = [place for group in groups for place in group]
+    assert sorted(places) == list(range(2 * NUM_PROMPTS))
+    assert len(groups) == 8  # of 2, 2, 2 and 1 from each engine
+    requested = [(index, sample) for index in reversed(range(NUM_PROMPTS)) for sample in range(2)]
+    assert [(r.prompt.index, r.sample) for r in in_order(groups)] == requested
+
+
+def test_scores_come_back_by_place_in_whatever_order_the_groups_came(pools, groups):
+    """The teacher is the student, so its scores show which rollout they belong to."""
+    for order in (groups, groups[::-1]):
+        answered = pools[1].finish(pools[1].begin(order))
+        for rollout, expected in zip((r for r, _ in answered), in_order(groups), strict=True):
+            assert rollout is expected
+        for rollout, scores in answered:
+            np.testing.assert_allclose(scores.sampled_logprobs, rollout.sampled_logprobs, atol=1e-4)
+
+
+def test_a_rollout_with_a_foreign_token_is_left_unscored(pools, groups):
+    [place, *_] = groups[0]
+    foreign = replace(groups[0][place], response_ids=np.full_like(groups[0][place].response_ids, 61))
+    answered = pools[1].finish(pools[1].begin([{**groups[0], place: foreign}, *groups[1:]]))
+    assert [i for i, (_, scores) in enumerate(answered) if scores is None] == [place]
+    assert answered[place][0] is foreign
