@@ -135,14 +135,34 @@ def test_the_filter_hides_no_diverged_row(value):
     assert not grad_weight.isfinite().all(1).any()
 
 
-def test_rows_of_weight_zero_do_not_disturb_the_filter():
+def test_rows_of_weight_zero_have_no_say_in_what_is_kept():
     hidden, weight, teacher = peaked_head()
     support = make_support(N, 4)
     teacher_logprobs, _ = dense_buckets(teacher, support)
-    token_weight = torch.zeros(N, dtype=torch.float64)
-    arguments = (hidden, weight, support, teacher_logprobs, token_weight, reverse_kl)
-    loss, _ = sparse_head_loss(*arguments, filter_threshold=1e-3)
-    assert not any(grad.any() for grad in torch.autograd.grad(loss, (hidden, weight)))
+    columns = []
+    for share in (0.0, 1.0):
+        token_weight = torch.full((N,), share, dtype=torch.float64)
+        arguments = (hidden, weight, support, teacher_logprobs, token_weight, reverse_kl)
+        with Products() as products:
+            loss, _ = sparse_head_loss(*arguments, filter_threshold=1e-3)
+        columns.append(products.count)
+        assert any(grad.any() for grad in torch.autograd.grad(loss, (hidden, weight))) == (share > 0.0)
+    assert columns[0] == V < columns[1]  # the logits only
+
+
+def test_a_temperature_that_the_hidden_rows_make_up_for_changes_nothing_that_is_kept():
+    hidden, weight, teacher = peaked_head()
+    support = make_support(N, 4)
+    columns = []
+    for temperature in (1.0, 32.0):
+        scaled = (temperature * hidden).detach().requires_grad_()
+        options = {"temperature_N": torch.full((N,), temperature, dtype=torch.float64)}
+        teacher_logprobs, _ = dense_buckets(teacher, support)
+        arguments = (scaled, weight, support, teacher_logprobs, torch.ones(N), reverse_kl)
+        with Products() as products:
+            sparse_head_loss(*arguments, filter_threshold=1e-2, **options)
+        columns.append(products.count)
+    assert columns[0] == columns[1]
 
 
 @pytest.mark.parametrize("threshold", [-1e-9, math.nan])
