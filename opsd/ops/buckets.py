@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opsd.ops.chunks import Events, HeadGradients, chunk_buckets, logit_gradient, rest_entropy, softmax_dtype
+from opsd.ops.chunks import Events, bucket_gradient, chunk_buckets, logit_gradient, rest_entropy
+from opsd.ops.head_gradients import HeadGradients, softmax_dtype
 
-# The logits of a chunk in float32 (441 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
-# Every chunk reads the whole head and updates its whole gradient: few large chunks are faster than many small ones.
-CHUNK_BYTES = 256 << 20
+# The logits of a chunk in float32 (110 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
+# Every chunk reads the whole head and updates its whole gradient, which more rows hide no better from here on.
+CHUNK_BYTES = 64 << 20
+FILTER_THRESHOLD = {torch.float64: 0.0, torch.float32: 1e-7}  # any other dtype:
+FILTER_THRESHOLD_16_BIT = 2.0**-20
 
 
 def bucket_logprobs(
@@ -70,6 +74,7 @@ def sparse_head_loss(
     temperature_N: Tensor | None = None,
     vocab_size: int | None = None,
     stop_ids: tuple[int, ...] = (),
+    filter_threshold: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """sum_n weight_n * divergence(student_n, teacher_n) over the buckets, in nats, with its gradient in the same pass.
 
@@ -77,8 +82,16 @@ def sparse_head_loss(
     those of `bucket_logprobs`, in particular `support_NU`, on which the teacher's log-probabilities stand.
     Returns the loss [] and the unweighted divergence of each row [N], detached. The loss is differentiable once, in
     `hidden_ND` and `weight_VD`: the forward pass forms both gradients where they are needed, so that no logits are
-    computed twice, and backward only scales them. N = 0 gives loss 0 and zero gradients.
-    Raises ValueError as `bucket_logprobs` does.
+    computed twice, and backward only scales them. (A second backward, of a retained graph, does compute them again.)
+    N = 0 gives loss 0 and zero gradients.
+
+    `filter_threshold` t: of a chunk, the vocabulary columns in which every row has |dL/dz_v| <= t sum_u |dL/dz_u| are
+    left out of the gradients (never of the loss). None: FILTER_THRESHOLD of the dtype; 0: off. With M columns left out:
+        grad_hidden of a row errs by at most t M max_v |weight_v| sum_u |dL/dz_u|,
+        grad_weight of a column left out by at most t sum_n |hidden_n| sum_u |dL/dz_nu|, of any other not at all.
+    An unnamed token has dL/dz_v = c p_v, c = G_rest / P_rest - sum_b G_b: the first error is also at most
+    |c| (the probability left out) max_v |weight_v|.
+    Raises ValueError as `bucket_logprobs` does, and for a negative threshold.
     """
     events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids)
     num_rows, num_slots = support_NU.shape
@@ -86,9 +99,16 @@ def sparse_head_loss(
     _expect_shape("weight_N", weight_N, (num_rows,))
     needs_grad = tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_VD))
     chunks = _row_slices(num_rows, chunk_rows, events.vocab_size)
-    return _SparseHeadLoss.apply(
-        hidden_ND, weight_VD, events, chunks, teacher_logprobs_NB.detach(), weight_N.detach(), divergence, needs_grad
+    job = _LossJob(
+        events=events,
+        chunks=chunks,
+        teacher_logprobs_NB=teacher_logprobs_NB.detach(),
+        weight_N=weight_N.detach(),
+        divergence=divergence,
+        needs_grad=needs_grad,
+        filter_threshold=_filter_threshold(filter_threshold, weight_VD.dtype),
     )
+    return _SparseHeadLoss.apply(hidden_ND, weight_VD, job)
 
 
 class _BucketLogprobs(torch.autograd.Function):
@@ -119,44 +139,82 @@ class _BucketLogprobs(torch.autograd.Function):
             events = ctx.events.of(rows)
             chunk = chunk_buckets(hidden_ND[rows], weight_VD, events)
             grad_rest_entropy = None if grad_rest_entropy_N is None else grad_rest_entropy_N[rows]
-            gradients.add(rows, logit_gradient(chunk, events, grad_logprobs_NB[rows], grad_rest_entropy))
-        return gradients.hidden_ND, gradients.weight(), None, None
+            grad_NB = bucket_gradient(chunk, grad_logprobs_NB[rows])
+            gradients.add(rows, logit_gradient(chunk, events, grad_NB, grad_rest_entropy))
+        return *gradients.results(), None, None
+
+
+class _LossJob(NamedTuple):
+    """What `sparse_head_loss` computes on the rows, apart from the two tensors that it is differentiable in."""
+
+    events: Events
+    chunks: list[slice]
+    teacher_logprobs_NB: Tensor
+    weight_N: Tensor
+    divergence: Callable[[Tensor, Tensor], Tensor]
+    needs_grad: tuple[bool, bool]
+    filter_threshold: float
+
+    def run(self, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+        """The divergence of each row [N], and the gradients of the loss."""
+        per_token_N = hidden_ND.new_empty(len(hidden_ND), dtype=softmax_dtype(hidden_ND))
+        gradients = HeadGradients(hidden_ND, weight_VD, self.needs_grad, self.filter_threshold)
+        needs_grad = any(self.needs_grad)
+        for rows in self.chunks:
+            events = self.events.of(rows)
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events)
+            with torch.set_grad_enabled(needs_grad):
+                logprobs_NB = chunk.logprobs_NB.requires_grad_(needs_grad)
+                value_N = self.divergence(logprobs_NB, self.teacher_logprobs_NB[rows])
+            per_token_N[rows] = value_N.detach()
+            if needs_grad:
+                (grad_NB,) = torch.autograd.grad(value_N, logprobs_NB, self.weight_N[rows].to(value_N.dtype))
+                grad_NB = bucket_gradient(chunk, grad_NB)
+                row_sum_N1 = grad_NB.abs().sum(1, keepdim=True)  # within a bucket all gradients have one sign
+                if events.temperature_N is not None:
+                    row_sum_N1.div_(events.temperature_N[:, None])
+                gradients.add(rows, logit_gradient(chunk, events, grad_NB, None), row_sum_N1)
+        return per_token_N, gradients.results()
 
 
 class _SparseHeadLoss(torch.autograd.Function):
     """The loss, and of each row the divergence; the gradients wait in ctx for the scalar that scales them."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, events, chunks, teacher_logprobs_NB, weight_N, divergence, needs_grad):
-        per_token_N = hidden_ND.new_empty(len(hidden_ND), dtype=softmax_dtype(hidden_ND))
-        gradients = HeadGradients(hidden_ND, weight_VD, needs_grad)
-        for rows in chunks:
-            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events.of(rows))
-            with torch.set_grad_enabled(any(needs_grad)):
-                logprobs_NB = chunk.logprobs_NB.requires_grad_(any(needs_grad))
-                value_N = divergence(logprobs_NB, teacher_logprobs_NB[rows])
-            per_token_N[rows] = value_N.detach()
-            if any(needs_grad):
-                (grad_NB,) = torch.autograd.grad(value_N, logprobs_NB, weight_N[rows].to(value_N.dtype))
-                gradients.add(rows, logit_gradient(chunk, events.of(rows), grad_NB, None))
-        ctx.save_for_backward(gradients.hidden_ND, gradients.weight())
+    def forward(ctx, hidden_ND, weight_VD, job):
+        per_token_N, ctx.gradients = job.run(hidden_ND, weight_VD)
+        ctx.job = job
+        ctx.save_for_backward(hidden_ND, weight_VD)
         ctx.mark_non_differentiable(per_token_N)
-        return (weight_N * per_token_N).sum(), per_token_N
+        return (job.weight_N * per_token_N).sum(), per_token_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss, _grad_per_token_N):
-        # Out of place: a second backward of a retained graph must find the gradients unscaled.
-        grad_hidden_ND, grad_weight_VD = (None if g is None else g * grad_loss for g in ctx.saved_tensors)
-        return grad_hidden_ND, grad_weight_VD, None, None, None, None, None, None
+        # The first backward scales the gradients in place and gives them away: a copy would be the largest tensor here.
+        # A further one, of a retained graph, computes them anew.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            _, gradients = ctx.job.run(*ctx.saved_tensors)
+        grad_hidden_ND, grad_weight_VD = (None if g is None else g.mul_(grad_loss) for g in gradients)
+        return grad_hidden_ND, grad_weight_VD, None
 
 
 def _row_slices(num_rows: int, chunk_rows: int | None, vocab_size: int) -> list[slice]:
     if chunk_rows is None:
-        chunk_rows = max(1, CHUNK_BYTES // (4 * vocab_size))
+        most = max(1, CHUNK_BYTES // (4 * vocab_size))
+        num_chunks = max(1, -(-num_rows // most))
+        chunk_rows = max(1, -(-num_rows // num_chunks))  # chunks of one size: a small last one would be slow
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
     return [slice(start, start + chunk_rows) for start in range(0, num_rows, chunk_rows)]
+
+
+def _filter_threshold(given: float | None, dtype: torch.dtype) -> float:
+    threshold = FILTER_THRESHOLD.get(dtype, FILTER_THRESHOLD_16_BIT) if given is None else given
+    if not threshold >= 0.0:
+        raise ValueError(f"filter_threshold must be at least 0, got {given}")
+    return threshold
 
 
 def _events(

@@ -1,7 +1,7 @@
 """One chunk of rows through the output head: logits -> bucket log-probabilities, and the gradient back.
 
 All of it happens inside one buffer [rows, vocabulary], the logits: `chunk_buckets` turns them into shares of the rest,
-`logit_gradient` turns the shares into dL/dlogits, `HeadGradients` adds what that means for the head's inputs.
+`logit_gradient` turns the shares into dL/dlogits. `opsd.ops.head_gradients` takes those to the head's inputs.
 """
 # N rows of a chunk, D width, V vocabulary, E stop ids, U support size, B = U + 1 buckets
 
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from opsd.ops.head_gradients import column_blocks, softmax_dtype
 
 
 class Events(NamedTuple):
@@ -42,7 +44,9 @@ def chunk_buckets(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> Chunk
     The buckets are few, so they are normalised in float64. Where the student is all but certain, the gradient is a
     small difference of large terms: in float32 its relative error was 3e-4 on peaked rows, so it is 1e-6.
     """
-    logits_NV = (hidden_ND @ weight_VD[: events.vocab_size].T).to(softmax_dtype(hidden_ND))
+    logits_NV = hidden_ND.new_empty(len(hidden_ND), events.vocab_size, dtype=softmax_dtype(hidden_ND))
+    for columns in column_blocks(events.vocab_size):  # of bfloat16 logits too, only a block exists beside the buffer
+        logits_NV[:, columns] = hidden_ND @ weight_VD[columns].T
     if events.temperature_N is not None:
         logits_NV.div_(events.temperature_N[:, None])
     stop_prob_NE = None if events.stop_E is None else _merge_stops(logits_NV, events.stop_E)
@@ -59,16 +63,18 @@ def chunk_buckets(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> Chunk
     return Chunk(logprobs_NB, share_NV, share_sum_N1, stop_prob_NE)
 
 
-def logit_gradient(
-    chunk: Chunk, events: Events, grad_logprobs_NB: Tensor, grad_rest_entropy_N: Tensor | None
-) -> Tensor:
-    """dL/dlogits [N, V] of the plain head, before temperature and merging; written over `chunk.share_NV`."""
-    logprobs_NB, grad_NV = chunk.logprobs_NB.detach(), chunk.share_NV
-    divisor_N1 = chunk.share_sum_N1.clamp_min(1.0)
+def bucket_gradient(chunk: Chunk, grad_logprobs_NB: Tensor) -> Tensor:
+    """dL/dlogits [N, B] of the buckets: what each bucket's tokens get together. In the dtype of the logits."""
+    logprobs_NB = chunk.logprobs_NB.detach()
     # An impossible bucket (an empty slot, an empty rest) has no logit to move, whatever its gradient says.
     grad_NB = grad_logprobs_NB.masked_fill(logprobs_NB == -math.inf, 0.0)
     grad_NB = grad_NB - logprobs_NB.exp() * grad_NB.sum(1, keepdim=True)
-    grad_NB = grad_NB.to(grad_NV.dtype)
+    return grad_NB.to(chunk.share_NV.dtype)
+
+
+def logit_gradient(chunk: Chunk, events: Events, grad_NB: Tensor, grad_rest_entropy_N: Tensor | None) -> Tensor:
+    """dL/dlogits [N, V] of the plain head, before temperature and merging; written over `chunk.share_NV`."""
+    grad_NV, divisor_N1 = chunk.share_NV, chunk.share_sum_N1.clamp_min(1.0)
     rest_N1 = grad_NB[:, -1:] / divisor_N1
     if grad_rest_entropy_N is None:
         grad_NV.mul_(rest_N1)
@@ -96,30 +102,3 @@ def _merge_stops(logits_NV: Tensor, stop_E: Tensor) -> Tensor:
     merged_NE[:, 0] = stop_logits_NE.logsumexp(1)
     logits_NV.index_copy_(1, stop_E, merged_NE)
     return stop_logits_NE.softmax(1)
-
-
-class HeadGradients:
-    """The gradients of `hidden` and `weight` where they are needed, filled chunk by chunk.
-
-    That of the weight is one buffer in the softmax's dtype: bfloat16 would lose the later chunks of a sum.
-    """
-
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, needs_grad: tuple[bool, bool]) -> None:
-        self.inputs = hidden_ND, weight_VD
-        self.hidden_ND = torch.zeros_like(hidden_ND) if needs_grad[0] else None
-        self.sum_VD = torch.zeros_like(weight_VD, dtype=softmax_dtype(weight_VD)) if needs_grad[1] else None
-
-    def add(self, rows: slice, grad_logits_NV: Tensor) -> None:
-        hidden_ND, weight_VD = self.inputs
-        vocab_size = grad_logits_NV.shape[1]
-        if self.hidden_ND is not None:
-            self.hidden_ND[rows] = grad_logits_NV.to(weight_VD.dtype) @ weight_VD[:vocab_size]
-        if self.sum_VD is not None:
-            self.sum_VD[:vocab_size].addmm_(grad_logits_NV.T, hidden_ND[rows].to(grad_logits_NV.dtype))
-
-    def weight(self) -> Tensor | None:
-        return None if self.sum_VD is None else self.sum_VD.to(self.inputs[1].dtype)
-
-
-def softmax_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

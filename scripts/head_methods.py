@@ -1,0 +1,102 @@
+"""Ways to compute a distillation loss and its gradients from hidden rows and the output head, for `bench_head.py`."""
+# N rows, D width, V vocabulary, K the teacher's top tokens
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from head_rows import Rows
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from opsd.ops.buckets import sparse_head_loss
+from opsd.ops.divergences import DIVERGENCES
+
+Gradients = tuple[Tensor, Tensor]  # of hidden [N, D] and weight [V, D]
+Method = Callable[[], Gradients]
+DENSE_CHUNK, TOP_K_CHUNK = 256, 128  # rows; the upstream repository's default, and one for little memory
+
+
+def dense_method(rows: Rows) -> Method:
+    """Reverse KL on logits of every row and token, kept by autograd; the softmax goes through chunks of rows.
+
+    The teacher's logits [N, V] are made here, once: a forward pass of the teacher has them, so they are an input.
+    """
+    generator = torch.Generator().manual_seed(1)
+    shape = len(rows.hidden_ND), len(rows.weight_VD)
+    teacher_NV = torch.randn(shape, generator=generator).to(rows.hidden_ND.device, rows.hidden_ND.dtype)
+
+    def run() -> Gradients:
+        hidden_ND, weight_VD = leaves(rows)
+        student_NV = hidden_ND @ weight_VD.T
+        loss = hidden_ND.new_zeros((), dtype=torch.float32)
+        chunks = zip(student_NV.split(DENSE_CHUNK), teacher_NV.split(DENSE_CHUNK), strict=True)
+        for student_CV, teacher_CV in chunks:
+            log_p_CV, log_q_CV = student_CV.float().log_softmax(1), teacher_CV.float().log_softmax(1)
+            loss = loss + (log_p_CV.exp() * (log_p_CV - log_q_CV)).sum()
+        return gradients_of(loss / len(student_NV), hidden_ND, weight_VD)
+
+    return run
+
+
+def checkpointed_top_k_method(rows: Rows) -> Method:
+    """Our equivalent of TRL's asynchronous trainer: chunks of rows, log-softmax, the teacher's top K, checkpointed.
+
+    Written anew from its description, not TRL's code: reverse KL truncated to the top K, with no rest bucket.
+    """
+
+    def chunk_loss(hidden_CD: Tensor, weight_VD: Tensor, support_CK: Tensor, teacher_CK: Tensor) -> Tensor:
+        student_CK = (hidden_CD @ weight_VD.T).float().log_softmax(1).gather(1, support_CK)
+        return (student_CK.exp() * (student_CK - teacher_CK)).sum()
+
+    def run() -> Gradients:
+        hidden_ND, weight_VD = leaves(rows)
+        loss = hidden_ND.new_zeros((), dtype=torch.float32)
+        for first in range(0, len(hidden_ND), TOP_K_CHUNK):
+            chunk = slice(first, first + TOP_K_CHUNK)
+            teacher_CK = rows.teacher_logprobs_NB[chunk, :-1]
+            arguments = (hidden_ND[chunk], weight_VD, rows.support_NK[chunk], teacher_CK)
+            loss = loss + checkpoint(chunk_loss, *arguments, use_reentrant=False)
+        return gradients_of(loss / len(hidden_ND), hidden_ND, weight_VD)
+
+    return run
+
+
+def sparse_method(rows: Rows, *, divergence: str = "reverse_kl", filter_threshold: float | None = None) -> Method:
+    """This repository's."""
+
+    def run() -> Gradients:
+        hidden_ND, weight_VD = leaves(rows)
+        weight_N = hidden_ND.new_full((len(hidden_ND),), 1.0 / len(hidden_ND), dtype=torch.float32)
+        loss, _ = sparse_head_loss(
+            hidden_ND,
+            weight_VD,
+            rows.support_NK,
+            rows.teacher_logprobs_NB,
+            weight_N,
+            DIVERGENCES[divergence],
+            filter_threshold=filter_threshold,
+        )
+        return gradients_of(loss, hidden_ND, weight_VD)
+
+    return run
+
+
+METHODS: dict[str, Callable[[Rows], Method]] = {
+    "dense": dense_method,
+    "checkpointed top-K (TRL's way)": checkpointed_top_k_method,
+    "sparse": sparse_method,
+    "sparse, filter off": functools.partial(sparse_method, filter_threshold=0.0),
+}
+
+
+def leaves(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Hidden and weight of this run, without a gradient yet; no copies."""
+    return rows.hidden_ND.detach().requires_grad_(), rows.weight_VD.detach().requires_grad_()
+
+
+def gradients_of(loss: Tensor, hidden_ND: Tensor, weight_VD: Tensor) -> Gradients:
+    loss.backward()
+    return hidden_ND.grad, weight_VD.grad
