@@ -62,7 +62,8 @@ class TransformersEngine:
     ) -> Iterator[dict[int, Rollout]]:
         """One rollout for each (prompt, sample number, seed), by its place; a seed draws the same tokens in any batch.
 
-        A batch of max_num_seqs finishes as one group, whatever `group_size` says. Raises StageError where the engine holds the weights of another policy version.
+        A batch of max_num_seqs finishes as one group, whatever `group_size` says. Raises StageError where the engine
+        holds the weights of another policy version.
         """
         if self.policy_version not in (None, policy_version):
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")

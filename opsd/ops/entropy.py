@@ -31,7 +31,7 @@ def entropy_from_top(top_logprobs_TC: np.ndarray, rest_logprob_T: np.ndarray, nu
 
 @lru_cache(maxsize=8)
 def power_law_tails(num_known: int, num_events: int) -> tuple[np.ndarray, np.ndarray]:
-    """For a grid of exponents, by rising mass: log of the tail's mass over p_C, and the tail's mean of log(p_C / p_r)."""
+    """For a grid of exponents, by rising mass: log(tail's mass / p_C), and the tail's mean of log(p_C / p_r)."""
     log_rank_R = np.log(np.arange(num_known + 1, num_events + 1) / num_known)
     if len(log_rank_R) == 0:
         return np.zeros(1), np.zeros(1)
