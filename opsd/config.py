@@ -81,7 +81,7 @@ class RolloutConfig(EngineConfig):
     temperature: float = 1.0
     top_p: float = 1.0
     num_candidates: int = 16  # C: the student's own likeliest tokens that travel with each token
-    group_size: int = 16  # the teacher gets finished rollouts of an engine in groups of this size, at once
+    group_size: int = 32  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"
 

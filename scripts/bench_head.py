@@ -3,8 +3,9 @@
     python scripts/bench_head.py                            the sparse loss against dense logits, random rows
     python scripts/bench_head.py --model S --teacher T --prompts FILE     the gradient filter on a student's own rows
 
-Every repeat runs all methods in turn and the median counts. On one CPU thread the clock is the process's CPU time, which
-other processes on the machine disturb least, otherwise the wall's. Memory: the peak of a fresh process for each method,
+Every repeat runs all methods in turn and the median counts. On one CPU thread the clock is the process's CPU time,
+which other processes on the machine disturb least, otherwise the wall's. Memory: the peak of a fresh process
+for each method,
 above its inputs, less the gradients it returns. `--device cuda` has not been run by us.
 """
 
@@ -20,8 +21,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+
 from head_methods import METHODS, Gradients, Method, sparse_method
-from head_rows import Rows, random_rows, sampled_rows
+from head_rows import random_rows, sampled_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WARM_UP_ROWS = 8
