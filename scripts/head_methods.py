@@ -7,10 +7,10 @@ import functools
 from collections.abc import Callable
 
 import torch
-from head_rows import Rows
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from head_rows import Rows
 from opsd.ops.buckets import sparse_head_loss
 from opsd.ops.divergences import DIVERGENCES
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hf_models import load_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_models import load_model
 
 LEAST_REST = 1e-6  # of the teacher's probability outside its top K: below it, 1 - sum is rounding
 

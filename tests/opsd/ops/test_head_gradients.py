@@ -1,4 +1,4 @@
-"""The gradient filter and the hand-over of the gradients: what is left out, how far off that is, what is never copied."""
+"""The gradient filter and the hand-over of the gradients: what is left out, how far off that is, what is not copied."""
 # N rows, D width, V vocabulary, U support size
 
 import math
