@@ -3,9 +3,8 @@
     python scripts/bench_head.py                            the sparse loss against dense logits, random rows
     python scripts/bench_head.py --model S --teacher T --prompts FILE     the gradient filter on a student's own rows
 
-Every repeat runs all methods in turn and the median counts. On one CPU thread the clock is the process's CPU time,
-which other processes on the machine disturb least, otherwise the wall's. Memory: the peak of a fresh process
-for each method,
+Every repeat runs all methods in turn; the median counts. On one CPU thread the clock is the process's CPU time, which
+other processes on the machine disturb least, otherwise the wall's. Memory: the peak of a fresh process for each method,
 above its inputs, less the gradients it returns. `--device cuda` has not been run by us.
 """
 
@@ -27,6 +26,7 @@ from head_rows import random_rows, sampled_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WARM_UP_ROWS = 8
+PAGE = 4096  # bytes, the least that a peak can be told apart from nothing
 
 
 def time_methods(methods: dict[str, Method], device: str, repeats: int) -> dict[str, float]:
@@ -62,7 +62,8 @@ def measure_peak_gib(name: str, args: argparse.Namespace, num_rows: int) -> floa
     before = restart_peak(args.device)
     gradients = method()
     peak = read_peak(args.device)
-    return (peak - before - sum(gradient.nbytes for gradient in gradients)) / 2**30
+    beyond = peak - before - sum(gradient.nbytes for gradient in gradients)
+    return max(beyond, PAGE) / 2**30
 
 
 def restart_peak(device: str) -> int:

@@ -27,7 +27,9 @@ from opsd.ops.head_gradients import HeadGradients, softmax_dtype
 # The logits of a chunk in float32 (110 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
 # Every chunk reads the whole head and updates its whole gradient, which more rows hide no better from here on.
 CHUNK_BYTES = 64 << 20
-FILTER_THRESHOLD = {torch.float64: 0.0, torch.float32: 1e-7}  # any other dtype:
+FILTER_THRESHOLD = {torch.float64: 0.0, torch.float32: 1e-7}
+# Of bfloat16. Cut-cross-entropy's 2^-12 is below the rounding of one entry, but thousands of such entries add up in the
+# gradient of a hidden row to many times the rounding of the whole.
 FILTER_THRESHOLD_16_BIT = 2.0**-20
 
 

@@ -1,4 +1,4 @@
-"""From dL/dlogits of a chunk to the gradients of the head's inputs: two products, less the columns that do not count.
+"""From dL/dlogits of a chunk to the gradients of the head's inputs: two products, without columns that do not count.
 
     grad_hidden = G @ W        grad_W += G.T @ H        with G = dL/dlogits
 
@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Copies of this size stay in a core's cache: 2 MiB of G for 128 rows. Measured equal from 1,024 to 4,096.
+# Copies of this size stay in a core's cache: 2 MiB of G for 128 rows.
 BLOCK_COLUMNS = 4096
-# Gathering K columns costs a tenth of multiplying by them: it pays until nearly all are kept.
+# Gathering columns costs far less than multiplying by them: it pays until most are kept.
 COMPACT_BELOW = 0.75
 
 
