@@ -14,7 +14,6 @@ import argparse
 import functools
 import statistics
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 
 from head_methods import METHODS, Gradients, Method, sparse_method
 from head_rows import random_rows, sampled_rows
+from measure import clock, markdown, read_peak, restart_peak
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WARM_UP_ROWS = 8
@@ -41,14 +41,6 @@ def time_methods(methods: dict[str, Method], device: str, repeats: int) -> dict[
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif torch.get_num_threads() == 1:
-        return time.process_time()
-    return time.perf_counter()
-
-
 def peak_gib(name: str, args: argparse.Namespace, num_rows: int) -> float:
     """Of one run of a method in a fresh process, beyond inputs and gradients."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
@@ -64,22 +56,6 @@ def measure_peak_gib(name: str, args: argparse.Namespace, num_rows: int) -> floa
     peak = read_peak(args.device)
     beyond = peak - before - sum(gradient.nbytes for gradient in gradients)
     return max(beyond, PAGE) / 2**30
-
-
-def restart_peak(device: str) -> int:
-    """Starts a new peak and returns the bytes in use."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is from now on
-    return read_peak(device)
-
-
-def read_peak(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
 
 
 def against_dense(args: argparse.Namespace) -> list[list[str]]:
@@ -127,11 +103,6 @@ def filter_on_real_rows(args: argparse.Namespace) -> list[list[str]]:
 
 def relative_errors(actual: Gradients, exact: Gradients) -> list[float]:
     return [((a.double() - e).norm() / e.norm()).item() for a, e in zip(actual, exact, strict=True)]
-
-
-def markdown(table: list[list[str]]) -> str:
-    header, *body = (f"| {' | '.join(row)} |" for row in table)
-    return "\n".join([header, "|" + "---|" * len(table[0]), *body])
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

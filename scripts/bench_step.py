@@ -1,0 +1,233 @@
+"""A whole learner step at several kept ratios: its time, its peak memory, and the share of each part.
+
+    python scripts/bench_step.py                  the shape of SmolLM2-135M, 4,096 tokens, random weights
+
+Real parts: packing, FSDP2 with one rank, the sparse loss, AdamW. The tokens that stay are drawn at random from each
+response, the worst case for the cut after the last kept row. Row "dense" is the same step with the logits of every
+response token of both models, as full-vocabulary distillation computes them; the teacher's are given, and the head's
+backward pass counts as the trunk's. Every way runs in a fresh process: one warm-up step, then the median of the next.
+Peak memory is above weights and optimiser state, gradients included. On one CPU thread the clock is the process's CPU
+time. `--device cuda` has not been run by us.
+"""
+# L tokens of a packed micro-batch, N kept tokens, T response tokens, V vocabulary, D width
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial, wraps
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import opsd.learner.model
+from measure import clock, markdown, read_peak, restart_peak
+from opsd.config import LearnerConfig
+from opsd.data.packing import build_sequences, pack
+from opsd.learner.model import DistillationModel, shard
+from opsd.learner.optim import build_optimizer, build_scheduler
+from opsd.learner.step import train_step
+from opsd.ops.divergences import reverse_kl
+from opsd.types import MicroBatch, Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
+from tip.selectors import SELECTORS
+
+SMOLLM2_135M = dict(
+    hidden_size=576,
+    num_hidden_layers=30,
+    intermediate_size=1536,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49_152,
+    tie_word_embeddings=True,
+)
+DENSE_ROWS = 256  # of one log-softmax of the dense way
+PARTS = ("head", "trunk", "optimiser")
+
+
+class DenseModel(DistillationModel):
+    """The same student with reverse KL on full logits that autograd keeps. The teacher's are random, made once."""
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        return self._head(self._hidden(batch), batch.weight_N)
+
+    def _head(self, hidden_ND: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+        student_NV = self.causal_lm.get_output_embeddings()(hidden_ND)
+        parts = zip(student_NV.split(DENSE_ROWS), teacher_logits(student_NV).split(DENSE_ROWS), strict=True)
+        values = []
+        for student_CV, teacher_CV in parts:
+            log_p_CV, log_q_CV = student_CV.float().log_softmax(1), teacher_CV.float().log_softmax(1)
+            values.append((log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(1))
+        per_token_N = torch.cat(values)
+        return (weight_N * per_token_N).sum(), per_token_N.detach()
+
+
+_teacher_logits: dict[str, Tensor] = {}
+
+
+def teacher_logits(like_NV: Tensor) -> Tensor:
+    held = _teacher_logits.get("NV")
+    if held is None or len(held) < len(like_NV):
+        _teacher_logits["NV"] = held = torch.randn_like(like_NV.detach())
+    return held[: len(like_NV)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    seconds: float  # median of the steps
+    parts: dict[str, float]  # seconds, of the same step
+    peak_gib: float  # above what the process held before the step: weights and optimiser's state are below it
+    trunk_tokens: int
+
+
+class PartClock:
+    """Adds up the seconds of the functions that it wraps, by part; what a wrapped one calls inside is its own."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def wrap(self, owner: Any, name: str, part: str) -> None:
+        function = getattr(owner, name)
+
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = clock(self.device)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[part] += clock(self.device) - start
+
+        setattr(owner, name, timed)
+
+
+def measure(way: str, ratio: float, args: argparse.Namespace) -> Measured:
+    """Of one way in this process, which must be fresh."""
+    torch.manual_seed(0)
+    dist.init_process_group("nccl" if args.device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    vocabulary = Vocabulary(size=SMOLLM2_135M["vocab_size"], stop_ids=(0,))
+    shape = {**SMOLLM2_135M, "num_hidden_layers": args.layers}
+    causal_lm = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.float32).to(args.device).eval()
+    model = (DenseModel if way == "dense" else DistillationModel)(causal_lm, reverse_kl, vocabulary)
+    shard(model, device=args.device, num_ranks=1, dtype=args.dtype, checkpointing=False)
+    learner = LearnerConfig(micro_batch_tokens=args.micro_batch_tokens)
+    optimizer = build_optimizer(model.parameters(), learner)
+    scheduler = build_scheduler(optimizer, learner, num_steps=100)  # it insists on an unwrapped optimizer.step
+    parts = PartClock(args.device)
+    parts.wrap(opsd.learner.model, "sparse_head_loss", "head")
+    parts.wrap(DenseModel, "_head", "head")
+    parts.wrap(DistillationModel, "_hidden", "trunk")
+    parts.wrap(torch.Tensor, "backward", "backward")
+    parts.wrap(torch.nn.utils, "clip_grad_norm_", "optimiser")
+    parts.wrap(optimizer, "step", "optimiser")
+    (micro_batches,) = random_micro_batches(ratio, vocabulary, args)
+    step = partial(train_step, model, optimizer, scheduler, micro_batches, max_grad_norm=1.0)
+    step()  # makes the optimiser's state
+    runs = []
+    before = restart_peak(args.device)
+    for _ in range(args.repeats):
+        parts.seconds.clear()
+        start = clock(args.device)
+        report = step()
+        runs.append((clock(args.device) - start, dict(parts.seconds)))
+    peak_gib = (read_peak(args.device) - before) / 2**30
+    dist.destroy_process_group()
+    seconds, of_parts = min(runs, key=lambda run: abs(run[0] - statistics.median(r[0] for r in runs)))
+    # The sparse loss forms its gradients going forward: what backward takes is the trunk's (of the dense way, both's).
+    of_parts["trunk"] += of_parts.pop("backward")
+    return Measured(seconds=seconds, parts=of_parts, peak_gib=peak_gib, trunk_tokens=report.num_trunk_tokens)
+
+
+def random_micro_batches(ratio: float, vocabulary: Vocabulary, args: argparse.Namespace) -> list[list[MicroBatch]]:
+    """For one rank: `args.tokens` tokens in rollouts of one length, a random share `ratio` of each response kept."""
+    rng = np.random.default_rng(0)
+    length = args.prompt_tokens + args.response_tokens
+    scored = [random_rollout(rng, index, vocabulary, args) for index in range(args.tokens // length)]
+    lengths = [args.response_tokens] * len(scored)
+    score_T = torch.from_numpy(rng.random(sum(lengths)))
+    selection = SELECTORS["top_ratio"](score_T, lengths, ratio=ratio)
+    return pack(build_sequences(scored, selection, "teacher", vocabulary), 1, args.micro_batch_tokens)
+
+
+def random_rollout(
+    rng: np.random.Generator, index: int, vocabulary: Vocabulary, args: argparse.Namespace
+) -> ScoredRollout:
+    num_tokens, top_k = args.response_tokens, args.top_k
+    prompt_ids, response_ids = (
+        rng.integers(1, vocabulary.size, size, dtype=np.int32) for size in (args.prompt_tokens, num_tokens)
+    )
+    logprobs_TB = torch.randn(num_tokens, top_k + 2, generator=torch.Generator().manual_seed(index)).log_softmax(1)
+    top_ids_TK = np.stack([rng.choice(vocabulary.size, top_k, replace=False) for _ in range(num_tokens)])
+    prompt = Prompt(index=index, token_ids=prompt_ids, text="", answer=None, source="random")
+    rollout = Rollout(
+        prompt=prompt,
+        sample=0,
+        response_ids=response_ids,
+        sampled_logprobs=logprobs_TB[:, 0].numpy(),
+        candidate_ids=response_ids[:, None],
+        candidate_logprobs=logprobs_TB[:, :1].numpy(),
+        stopped=False,
+        policy_version=0,
+    )
+    scores = TeacherScores(
+        top_ids=top_ids_TK.astype(np.int32),
+        top_logprobs=logprobs_TB[:, 1 : top_k + 1].numpy(),
+        sampled_logprobs=logprobs_TB[:, 0].numpy(),
+        candidate_logprobs=None,
+    )
+    return ScoredRollout(rollout=rollout, scores=scores)
+
+
+def in_fresh_process(way: str, ratio: float, args: argparse.Namespace) -> Measured:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, way, ratio, args).result()
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of forward and backward")
+    parser.add_argument("--tokens", type=int, default=4096, help="of the whole batch, prompts included")
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--response-tokens", type=int, default=448)
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=SMOLLM2_135M["num_hidden_layers"])
+    parser.add_argument("--top-k", type=int, default=64)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5, 0.2, 0.1])
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args(argv)
+    if args.tokens < args.prompt_tokens + args.response_tokens:
+        parser.error("--tokens must hold at least one prompt with its response")
+    return args
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(argv)
+    ways = [("dense", 1.0), *(("sparse", ratio) for ratio in args.ratios)]
+    found = {}
+    for way, ratio in ways:
+        found[way, ratio] = in_fresh_process(way, ratio, args)
+        print(f"{way} at {ratio:g}: {found[way, ratio].seconds:.1f} s", file=sys.stderr, flush=True)
+    full = found["sparse", args.ratios[0]]
+    table = [["way", "kept", "trunk tokens", f"time of sparse at {args.ratios[0]:g}", *PARTS, "the rest", "peak GiB"]]
+    for (way, ratio), one in found.items():
+        shares = [one.parts[part] / one.seconds for part in PARTS]
+        shares.append(1 - sum(shares))
+        time = f"{one.seconds / full.seconds:.3f}"
+        row = [way, f"{ratio:g}", str(one.trunk_tokens), time, *(f"{x:.1%}" for x in shares), f"{one.peak_gib:.2f}"]
+        table.append(row)
+    print(f"\n{args.dtype} on {args.device}, {torch.get_num_threads()} threads, {args.layers} layers, {args.tokens} ")
+    print(f"tokens in micro-batches of {args.micro_batch_tokens}; sparse at {args.ratios[0]:g}: {full.seconds:.2f} s\n")
+    print(markdown(table))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
