@@ -16,7 +16,7 @@ pair=outputs/smollm2-pair
 
 exec .venv/bin/python -m tip.train \
     output_dir=outputs/smollm2 overwrite=true num_steps=24 \
-    student.path="$pair/student" learner.learning_rate=1e-4 learner.micro_batch_tokens=512 learner.cpu_threads=2 \
+    student.path="$pair/student" learner.learning_rate=2e-4 learner.micro_batch_tokens=512 learner.cpu_threads=2 \
     teacher.path="$pair/teacher" teacher.top_k=64 teacher.dtype=bfloat16 teacher.cpu_threads=2 \
     data.train_path="$GSM8K_DIR/train.jsonl" data.eval_path="$GSM8K_DIR/test.jsonl" \
     data.prompt_key=question data.chat_template=true data.max_prompt_tokens=512 data.prompts_per_step=16 \
