@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
+from torch import Tensor
+
 from opsd.errors import StageError
 from opsd.ops.align import token_stats
 from opsd.types import BatchStats, Rollout, ScoredRollout, TeacherScores, TokenStats, Vocabulary
@@ -32,6 +35,17 @@ def rollout_stats(scored: list[ScoredRollout], vocabulary: Vocabulary) -> TokenS
     return TokenStats.concatenate([token_stats(item.rollout, item.scores, vocabulary) for item in scored])
 
 
-def batch_stats(step: int, scored: list[ScoredRollout], tokens: TokenStats) -> BatchStats:
-    """The global batch of a step; `tokens` are those of `scored`, in order."""
-    return BatchStats(step=step, lengths=tuple(len(item.rollout) for item in scored), tokens=tokens)
+def batch_stats(
+    step: int, scored: list[ScoredRollout], tokens: TokenStats, reward_R: Tensor | None, *, num_steps: int
+) -> BatchStats:
+    """The global batch of a step; `tokens` and `reward_R` are those of `scored`, in order."""
+    rollouts = [item.rollout for item in scored]
+    return BatchStats(
+        step=step,
+        progress=step / num_steps,
+        lengths=tuple(len(rollout) for rollout in rollouts),
+        tokens=tokens,
+        prompt_R=torch.tensor([rollout.prompt.index for rollout in rollouts]),
+        on_policy_R=torch.tensor([rollout.policy_version >= 0 for rollout in rollouts]),
+        reward_R=reward_R,
+    )

@@ -37,6 +37,9 @@ class DataConfig:
     eval_path: str = MISSING  # JSONL, held-out prompts
     prompt_key: str = "prompt"  # field with the prompt: a string, or a list of {role, content}
     answer_key: str = "answer"  # field with the reference answer; absent is fine where grader is none
+    teacher_template: str = ""  # the prompt as the teacher sees it, with {prompt} and {solution}; empty: as the student
+    solution_key: str = "answer"  # field that stands for {solution}
+    response_key: str = ""  # field with a whole answer, for methods that train on such; empty: none
     chat_template: bool = False  # put the prompt through the student tokenizer's chat template
     instruction: str = ""  # appended to every prompt, after a newline
     grader: str = "none"  # final_hash | math | none
@@ -47,6 +50,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of("data.grader", self.grader, GRADERS)
+        if self.teacher_template and "{prompt}" not in self.teacher_template:
+            raise ConfigError(f"data.teacher_template must hold {{prompt}}, got {self.teacher_template!r}")
         for name in ("max_prompt_tokens", "prompts_per_step", "samples_per_prompt"):
             at_least(f"data.{name}", getattr(self, name), 1)
 
@@ -99,6 +104,8 @@ class TeacherConfig(EngineConfig):
     path: str = MISSING  # a Hugging Face folder
     top_k: int = 64  # K: log-probabilities returned for each token
     trust_remote_code: bool = False
+    attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
+    follow_decay: float | None = None  # d: the teacher is a running mean of the student, d old + (1 - d) new a step
     max_batch_tokens: int = 8192  # prompt and response tokens scored in one engine step; bounds its memory
 
     section = "teacher"
@@ -106,17 +113,29 @@ class TeacherConfig(EngineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("teacher.top_k", self.top_k, 1)
+        if self.attention and self.backend == "vllm":
+            raise ConfigError(
+                "teacher.attention=true needs teacher.backend=transformers: a vLLM engine never forms attention weights"
+            )
+        if self.follow_decay is not None:
+            in_range("teacher.follow_decay", self.follow_decay, 0.0, 1.0)
         at_least("teacher.max_batch_tokens", self.max_batch_tokens, 1)
 
 
 @dataclass
 class LossConfig:
-    divergence: str = "reverse_kl"  # a name in opsd.ops.divergences.DIVERGENCES
+    divergence: str = "reverse_kl"  # a name in opsd.ops.divergences.DIVERGENCES or opsd.ops.objective.OBJECTIVES
     options: dict[str, Any] = field(default_factory=dict)  # e.g. {beta: 0.5} for jsd
+    terms: dict[str, Any] = field(
+        default_factory=dict
+    )  # added to it: name in opsd.ops.terms.TERMS -> {weight, options}
     support: str = "teacher"  # teacher | student | union: the tokens that have a bucket of their own
 
     def __post_init__(self) -> None:
         one_of("loss.support", self.support, SUPPORTS)
+        for name, settings in self.terms.items():
+            if not isinstance(settings, dict) or not isinstance(settings.get("weight"), (int, float)):
+                raise ConfigError(f"loss.terms.{name} must look like {{weight: 0.1}}, got {settings!r}")
 
 
 @dataclass

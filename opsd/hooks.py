@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from opsd.errors import ConfigError
 from opsd.ops.divergences import DIVERGENCES
-from opsd.types import BatchStats, Selection, StepReport
+from opsd.ops.objective import OBJECTIVES, REFUSED, Objective, is_row_input
+from opsd.ops.terms import TERMS
+from opsd.types import BatchStats, Rollout, Selection, StepReport
 
 if TYPE_CHECKING:
     from opsd.config import LossConfig, RunConfig
+    from opsd.rollout.pool import RolloutPool
+    from opsd.teacher.pool import TeacherPool
+
+# (prompts, *, samples_per_prompt, step) -> groups of rollouts by place, as RolloutPool.sample
+RolloutSource = Callable[..., Iterable[dict[int, Rollout]]]
 
 
 def select_all(batch: BatchStats) -> Selection:
@@ -26,38 +33,56 @@ def select_all(batch: BatchStats) -> Selection:
     return Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
 
 
-def ignore(report: StepReport) -> None:
+def ignore(_: Any) -> None:
     pass
+
+
+def student_answers(rollout_pool: RolloutPool, teacher_pool: TeacherPool) -> RolloutSource:
+    """Every answer of the batch is the current student's: on-policy."""
+    return rollout_pool.sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainHooks:
     """The callables with which a method changes a run; a method replaces the ones that it needs.
 
-    `divergence` travels to the learner's processes, so it must be importable there (a module-level function, or a
-    functools.partial of one); the others stay in the driver.
+    `divergence` travels to the learner's processes, so it must be importable there (a module-level function, a
+    functools.partial of one, or an Objective of such); the others stay in the driver. A method that remembers
+    something from step to step hands it out and takes it back through `state_dict` and `load_state_dict`: it is saved
+    with every checkpoint, as JSON.
     """
 
-    divergence: Callable[[Tensor, Tensor], Tensor]  # student, teacher bucket log-probs [N, B] -> [N] nats
+    divergence: Callable[..., Tensor]  # student, teacher bucket log-probs [N, B], row inputs -> [N]; see Objective
     select: Callable[[BatchStats], Selection] = select_all
     after_step: Callable[[StepReport], None] = ignore
+    rollouts: Callable[[RolloutPool, TeacherPool], RolloutSource] = student_answers
+    state_dict: Callable[[], dict[str, Any]] = dict
+    load_state_dict: Callable[[dict[str, Any]], None] = ignore
 
 
 def build_hooks(cfg: RunConfig) -> TrainHooks:
     """Plain on-policy distillation with the divergence that the config names."""
-    return TrainHooks(divergence=bind_divergence(cfg.loss))
+    return TrainHooks(divergence=bind_objective(cfg.loss))
 
 
-def bind_divergence(loss: LossConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """The divergence `loss.divergence` with `loss.options` bound. Raises ConfigError for an unknown name or option."""
-    return bind_entry("loss.divergence", DIVERGENCES, loss.divergence, "loss.options", loss.options)
+def bind_objective(loss: LossConfig) -> Objective:
+    """The loss with its options, and the terms with theirs. Raises ConfigError for an unknown name or option."""
+    if loss.divergence in REFUSED:
+        raise ConfigError(f"loss.divergence={loss.divergence}: {REFUSED[loss.divergence]}")
+    known = {**DIVERGENCES, **OBJECTIVES}
+    parts = [(1.0, bind_entry("loss.divergence", known, loss.divergence, "loss.options", loss.options))]
+    for name, settings in loss.terms.items():
+        options = {key: value for key, value in settings.items() if key != "weight"}
+        parts.append((settings["weight"], bind_entry("loss.terms", TERMS, name, f"loss.terms.{name}", options)))
+    return Objective(parts=tuple(parts))
 
 
 def bind_entry(field: str, entries: dict[str, Callable], name: str, options_field: str, options: dict) -> Callable:
     """`entries[name]` with its options bound; a wrong name or option is a ConfigError that lists the right ones."""
     if name not in entries:
         raise ConfigError(f"{field} must be one of {', '.join(sorted(entries))}, got {name!r}")
-    known = [p.name for p in inspect.signature(entries[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(entries[name]).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and not is_row_input(p)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         takes = ", ".join(known) or "no options"

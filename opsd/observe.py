@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.data.grading import Grader
-from opsd.evaluate import accuracy, grade
 from opsd.ops.quadrants import quadrants
 from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport
 
@@ -22,9 +20,6 @@ def step_metrics(
     report: StepReport,
     dropped: Counter[str],
     phase_s: dict[str, float],
-    *,
-    grader: Grader | None,
-    tokenizer: Any,
 ) -> dict[str, float | None]:
     """What metrics.jsonl has of one step. Shares are of the step's response tokens."""
     rollouts = [item.rollout for item in scored]
@@ -39,7 +34,7 @@ def step_metrics(
         "num_trunk_tokens": report.num_trunk_tokens,
         "response_length": float(np.mean(batch.lengths)),
         "truncated": float(np.mean([not r.stopped for r in rollouts])),
-        "accuracy_train": None if grader is None else accuracy(rollouts, grader, tokenizer),
+        "accuracy_train": None if batch.reward_R is None else float(batch.reward_R.mean()),
         "grad_norm": report.grad_norm,
         "learning_rate": report.learning_rate,
         "dropped": sum(dropped.values()),
@@ -65,9 +60,7 @@ def token_rows(
     batch: BatchStats,
     scored: list[ScoredRollout],
     selection: Selection,
-    *,
     num_rollouts: int,
-    grader: Grader | None,
     tokenizer: Any,
 ) -> list[dict[str, Any]]:
     """The first rollouts of a step, one record each, for the token view."""
@@ -75,7 +68,8 @@ def token_rows(
     quadrant_T = quadrants(batch.tokens.entropy_T, batch.tokens.reverse_kl_T)
     rows = []
     start = 0
-    for item in scored[:num_rollouts]:
+    correct = [None] * len(scored) if batch.reward_R is None else batch.reward_R.bool().tolist()
+    for item, is_correct in list(zip(scored, correct, strict=True))[:num_rollouts]:
         own = slice(start, start + len(item.rollout))
         start = own.stop
         prompt = item.rollout.prompt
@@ -84,7 +78,7 @@ def token_rows(
                 "step": batch.step + 1,
                 "prompt": prompt.text,
                 "answer": prompt.answer,
-                "correct": None if grader is None else grade(item.rollout, grader, tokenizer),
+                "correct": is_correct,
                 "stopped": item.rollout.stopped,
                 "tokens": token_texts(item.rollout, tokenizer),
                 "entropy": _rounded(batch.tokens.entropy_T[own]),

@@ -49,7 +49,7 @@ def check(cfg: RunConfig) -> Setup:
     max_prompt_tokens = _prompt_limit(cfg, student_config, teacher_config)
     train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
     eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
-    longest = max(len(p.token_ids) for p in [*train_prompts, *eval_prompts])
+    longest = max(max(len(p.token_ids), len(p.scored_after)) for p in [*train_prompts, *eval_prompts])
     return Setup(
         device=device,
         tokenizer=tokenizer,

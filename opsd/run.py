@@ -15,11 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from opsd.batch import drop_unusable, rollout_stats
 from opsd.config import RunConfig
 from opsd.data.grading import GRADERS
 from opsd.data.prompts import PromptSource
-from opsd.evaluate import Evaluation, accuracy, evaluate
+from opsd.evaluate import Evaluation, accuracy, evaluate, grade
 from opsd.hooks import TrainHooks
 from opsd.jsonl import append_jsonl, truncate_jsonl
 from opsd.learner.group import LearnerGroup
@@ -101,12 +104,14 @@ class Run:
             divergence=self.hooks.divergence,
             support=cfg.loss.support,
             num_steps=cfg.num_steps,
+            mean_decay=cfg.teacher.follow_decay,
             **shared,
         )
         self.token_stats = {
             "rollout": partial(rollout_stats, vocabulary=setup.vocabulary),
             "learner": self.learner.token_stats,
         }[cfg.stats]
+        self.sample = self.hooks.rollouts(self.rollout_pool, self.teacher_pool)
         for part in (self.rollout_pool, self.teacher_pool, self.learner):
             part.wait_ready()
 
@@ -119,22 +124,30 @@ class Run:
             self.first_step = state["step"]
             self.prompt_source.position = state["prompt_position"]
             self.counts.update(state["counts"])
+            self.hooks.load_state_dict(state["hooks"])
             self.before, self.teacher_accuracy = state["before"], state["teacher_accuracy"]
             self.earlier_wall_s, self.earlier_phase_s = state["wall_s"], Counter(state["phase_s"])
             say(f"resume  {checkpoint}")
-        self._sync(self.first_step)
+        self.sync(self.first_step)
 
-    def _sync(self, policy_version: int) -> None:
+    def sync(self, policy_version: int) -> None:
+        """The learner's weights into the rollout engines, and their running mean into a teacher that follows it."""
         weights = self.learner.weights(self.cfg.rollout.dtype)
         self.rollout_pool.update_weights(weights, policy_version=policy_version)
+        if self.cfg.teacher.follow_decay is not None:
+            self.teacher_pool.update_weights(self.learner.mean_weights(self.cfg.teacher.dtype))
+
+    def rewards(self, scored: list[ScoredRollout]) -> Tensor | None:
+        """float32 [R]: 1 for an answer that the grader accepts, else 0. None without a grader."""
+        if self.grader is None:
+            return None
+        return torch.tensor([float(grade(item.rollout, self.grader, self.tokenizer)) for item in scored])
 
     @property
     def tokens_file(self) -> Path:
         return self.folder.path / "tokens.jsonl"
 
-    def usable(
-        self, answered: list[tuple[Rollout, TeacherScores | None]]
-    ) -> tuple[list[ScoredRollout], Counter[str]]:
+    def usable(self, answered: list[tuple[Rollout, TeacherScores | None]]) -> tuple[list[ScoredRollout], Counter[str]]:
         """The rollouts with scores to learn from; what is dropped is counted by reason."""
         self.counts["tokens_generated"] += sum(len(rollout) for rollout, _ in answered)
         self.counts["tokens_scored"] += sum(len(rollout) for rollout, scores in answered if scores is not None)
@@ -178,14 +191,13 @@ class Run:
     ) -> None:
         """Log the step; evaluate and save where it is time to."""
         cfg, done = self.cfg, batch.step + 1
-        grading = {"grader": self.grader, "tokenizer": self.tokenizer}
-        values = step_metrics(batch, scored, selection, report, dropped, self.timer.take(), **grading)
+        values = step_metrics(batch, scored, selection, report, dropped, self.timer.take())
         self.log.log(done, values)
         self.bar.update(values)
         self.counts["tokens_trained"] += report.num_kept
         self.counts["rollouts_dropped"] += sum(dropped.values())
         if batch.step == 0 or done % cfg.log.token_view_every == 0 or done == self.last_step:
-            for row in token_rows(batch, scored, selection, num_rollouts=cfg.log.token_view_rollouts, **grading):
+            for row in token_rows(batch, scored, selection, cfg.log.token_view_rollouts, self.tokenizer):
                 append_jsonl(self.tokens_file, row)
         if done == self.last_step or (cfg.eval.every and done % cfg.eval.every == 0):
             self.after = self.evaluate(done)
@@ -200,6 +212,7 @@ class Run:
             "step": step,
             "prompt_position": self.prompt_source.position,
             "counts": dict(self.counts),
+            "hooks": self.hooks.state_dict(),
             "before": self.before,
             "teacher_accuracy": self.teacher_accuracy,
             "wall_s": self.wall_s,

@@ -24,17 +24,17 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
     for step in range(run.first_step, run.last_step):
         prompts = run.prompt_source.next_batch()
         with run.timer.phase("rollout"):
-            rollouts = run.rollout_pool.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
+            rollouts = run.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
             pending = run.teacher_pool.begin(rollouts)  # each is scored as soon as it is finished
         with run.timer.phase("score"):
             scored, dropped = run.usable(run.teacher_pool.finish(pending))
         with run.timer.phase("select"):
-            batch = batch_stats(step, scored, run.token_stats(scored))
+            batch = batch_stats(step, scored, run.token_stats(scored), run.rewards(scored), num_steps=cfg.num_steps)
             selection = hooks.select(batch)
         with run.timer.phase("learn"):
             report = run.learner.train_step(scored, selection)
         with run.timer.phase("sync"):
-            run.rollout_pool.update_weights(run.learner.weights(cfg.rollout.dtype), policy_version=step + 1)
+            run.sync(step + 1)
         hooks.after_step(report)
         run.after_step(batch, scored, selection, report, dropped)
 

@@ -9,8 +9,8 @@ been mapped so, and every log-probability beside it is that of the whole event.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,13 @@ class Prompt:
     text: str  # what was tokenised
     answer: str | None  # the reference answer, for grading
     source: str  # the file that it came from
+    teacher_token_ids: np.ndarray | None = None  # int32, as the teacher sees it; None: as the student
+    response_ids: np.ndarray | None = None  # int32 [T], the file's own answer with a stop token; None: it has none
+
+    @property
+    def scored_after(self) -> np.ndarray:
+        """int32: what stands before the response when the teacher scores it."""
+        return self.token_ids if self.teacher_token_ids is None else self.teacher_token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,7 @@ class Rollout:
     candidate_ids: np.ndarray  # int32 [T, C] event ids, the student's likeliest; -1 marks an empty slot
     candidate_logprobs: np.ndarray  # float32 [T, C]; -inf in an empty slot
     stopped: bool  # True: ended with a stop token; False: cut at the length limit
-    policy_version: int  # optimiser steps that the weights had seen
+    policy_version: int  # optimiser steps that the weights had seen; -1: the student did not sample it
 
     def __post_init__(self) -> None:
         num_tokens = len(self.response_ids)
@@ -93,9 +100,12 @@ class TeacherScores:
     top_logprobs: np.ndarray  # float32 [T, K]; -inf in an empty slot
     sampled_logprobs: np.ndarray  # float32 [T], of the event that the student sampled
     candidate_logprobs: np.ndarray | None  # float32 [T, C] at Rollout.candidate_ids; None: the backend cannot
+    attention: np.ndarray | None = None  # float32 [T], that the teacher pays to y_t; None: not asked for
 
     def __post_init__(self) -> None:
         num_tokens = len(self.sampled_logprobs)
+        if self.attention is not None:
+            _expect_shape("attention", self.attention, (num_tokens,))
         _expect_shape("top_ids", self.top_ids, (num_tokens, self.top_ids.shape[-1]))
         _expect_shape("top_logprobs", self.top_logprobs, self.top_ids.shape)
 
@@ -108,29 +118,45 @@ class TeacherScores:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStats:
-    """What is known of every response token before selection: of one rollout, or of rollouts one after another."""
+    """What is known of every response token before selection: of one rollout, or of rollouts one after another.
+
+    A run fills every field, from either source (`stats`); None is for statistics that a user makes by hand.
+    """
 
     entropy_T: Tensor  # float32 [T], H(student) / log V, in [0, 1]
     reverse_kl_T: Tensor  # float32 [T], KL(student || teacher), nats
     forward_kl_T: Tensor  # float32 [T], KL(teacher || student), nats
+    hellinger_T: Tensor | None = None  # float32 [T], Hellinger distance, in [0, 1]
+    grad_norm_T: Tensor | None = None  # float32 [T], 2-norm of the reverse KL's gradient in the student's logits
+    compatibility_T: Tensor | None = None  # float32 [T], the teacher's mass on the student's 16 likeliest events
+    student_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
+    teacher_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
+    attention_T: Tensor | None = None  # float32 [T], that the teacher pays to the token; only with teacher.attention
 
     def __post_init__(self) -> None:
-        for name in ("reverse_kl_T", "forward_kl_T"):
-            _expect_shape(name, getattr(self, name), tuple(self.entropy_T.shape))
+        for own in fields(self):
+            value_T = getattr(self, own.name)
+            if value_T is not None:
+                _expect_shape(own.name, value_T, tuple(self.entropy_T.shape))
 
     def __len__(self) -> int:
         return len(self.entropy_T)
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenStats]) -> TokenStats:
-        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+        """One after another. Raises ValueError where some of the parts have a field and others do not."""
+        return cls(**{f.name: _concatenate(f.name, [getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
     def take(self, index_N: Tensor) -> TokenStats:
         """The tokens at these places, in this order."""
-        return TokenStats(**{f.name: getattr(self, f.name)[index_N] for f in fields(self)})
+        return self._map(lambda value_T: value_T[index_N])
 
     def to(self, device: torch.device | str) -> TokenStats:
-        return TokenStats(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self._map(lambda value_T: value_T.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
+        known = {name: value_T for name, value_T in vars(self).items() if value_T is not None}
+        return TokenStats(**{name: change(value_T) for name, value_T in known.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +181,24 @@ class BatchStats:
     step: int
     lengths: tuple[int, ...]  # response tokens of each rollout; sums to len(tokens)
     tokens: TokenStats
+    progress: float = 0.0  # share of the run's steps that are done, [0, 1)
+    prompt_R: Tensor | None = None  # int64 [R], the prompt of each rollout: those of one prompt are a group
+    on_policy_R: Tensor | None = None  # bool [R], sampled by the current student
+    reward_R: Tensor | None = None  # float32 [R], 1 right, 0 wrong; None: the run has no grader
 
     def __post_init__(self) -> None:
         if sum(self.lengths) != len(self.tokens):
             raise ValueError(f"lengths sum to {sum(self.lengths)}, statistics cover {len(self.tokens)} tokens")
+
+    @property
+    def rollout_T(self) -> Tensor:
+        """int64 [T]: which rollout a token is of."""
+        return torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+
+    @property
+    def position_T(self) -> Tensor:
+        """int64 [T]: a token's place in its response, from 0."""
+        return torch.cat([torch.arange(length) for length in self.lengths])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +207,31 @@ class Selection:
 
     index_N: Tensor  # int64 [N], ascending and distinct, into the batch's tokens
     weight_N: Tensor  # float32 [N], >= 0, at least one > 0; the learner divides by their sum over the global batch
+    temperature_N: Tensor | None = (
+        None  # float32 [N], > 0, divides both models' logits; the loss is scaled by its square
+    )
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each: what the objective takes by these names
 
     def __post_init__(self) -> None:
-        _expect_shape("weight_N", self.weight_N, tuple(self.index_N.shape))
+        rows = {"weight_N": self.weight_N, **self.inputs}
+        if self.temperature_N is not None:
+            rows["temperature_N"] = self.temperature_N
+        for name, values in rows.items():
+            _expect_shape(name, values, tuple(self.index_N.shape))
         if self.index_N.dtype != torch.int64:
             raise ValueError(f"index_N must be int64, got {self.index_N.dtype}")
 
     def __len__(self) -> int:
         return len(self.index_N)
+
+    def take(self, place_M: Tensor) -> Selection:
+        """The kept tokens at these places, in this order."""
+        return Selection(
+            index_N=self.index_N[place_M],
+            weight_N=self.weight_N[place_M],
+            temperature_N=None if self.temperature_N is None else self.temperature_N[place_M],
+            inputs={name: values[place_M] for name, values in self.inputs.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +244,8 @@ class TrainSequence:
     teacher_logprobs_NB: np.ndarray  # float32 [N, U + 1], the rest bucket last; -inf in an empty slot
     weight_N: np.ndarray  # float32 [N], already divided by the global batch's sum of weights
     index_N: np.ndarray  # int64 [N], into the global batch's tokens
+    temperature_N: np.ndarray | None = None  # float32 [N]
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # [N] each, see Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +259,13 @@ class MicroBatch:
     teacher_logprobs_NB: Tensor  # float32 [N, U + 1]
     weight_N: Tensor  # float32 [N]
     index_N: Tensor  # int64 [N], into the global batch's tokens
+    temperature_N: Tensor | None = None  # float32 [N]
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each, see Selection
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved, inputs={name: value.to(device) for name, value in self.inputs.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,3 +282,10 @@ class StepReport:
 def _expect_shape(name: str, array: np.ndarray | Tensor, shape: tuple[int, ...]) -> None:
     if tuple(array.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+
+
+def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    if known and len(known) < len(parts):
+        raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {len(known)}")
+    return torch.cat(known) if known else None

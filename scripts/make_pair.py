@@ -58,7 +58,7 @@ def write_record(folder: Path, settings: dict[str, Any], **measured: Any) -> Non
 
 def make_sums(out: Path, seed: int) -> None:
     """Writes teacher/, student/, train.jsonl, eval.jsonl and pair.json. Raises PairError if the accuracies are off."""
-    settings = {"kind": "sums", "seed": seed}
+    settings = {"kind": "sums", "seed": seed, "fields": ["prompt", "answer", "solution"]}
     if is_finished(out, settings):
         return
     from sum_pair import train_pair
@@ -76,8 +76,9 @@ def make_sums(out: Path, seed: int) -> None:
 
 
 def write_problems(path: Path, problems) -> None:
-    """One {"prompt", "answer"} a line."""
-    path.write_text("".join(json.dumps({"prompt": p.prompt, "answer": p.answer}) + "\n" for p in problems))
+    """One {"prompt", "answer", "solution"} a line."""
+    rows = [{"prompt": p.prompt, "answer": p.answer, "solution": p.response} for p in problems]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def check_accuracies(teacher: float, student: float) -> None:

@@ -1,7 +1,7 @@
 """Tiny random models and a tokenizer, made on disk in a second, for tests that run the real engines.
 
-    make_tiny_qwen3(tmp_path / "student", tied=True, seed=0, eos_token_id=0)
-    make_char_tokenizer(tmp_path / "student", vocab_size=64, eos_token_id=0)
+make_tiny_qwen3(tmp_path / "student", tied=True, seed=0, eos_token_id=0)
+make_char_tokenizer(tmp_path / "student", vocab_size=64, eos_token_id=0)
 """
 
 from __future__ import annotations

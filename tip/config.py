@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from opsd.config import RunConfig, one_of
 from opsd.errors import ConfigError
@@ -10,11 +11,13 @@ from opsd.errors import ConfigError
 
 @dataclass
 class SelectorConfig:
-    """Which tokens are trained on. The two names are looked up when the hooks are built, so a run can bring its own."""
+    """Which tokens are trained on. The names are looked up when the hooks are built, so a run can bring its own."""
 
     name: str = "top_ratio"  # a name in tip.selectors.SELECTORS
     score: str = "soft_or"  # a name in tip.scores.SCORES
     ratio: float = 0.5  # share of the tokens that stays (top_ratio, sampled)
+    schedule: str = "constant"  # a name in tip.plugin.SCHEDULES: constant | loss_driven
+    schedule_options: dict[str, Any] = field(default_factory=dict)  # e.g. {floor: 0.2} for loss_driven
     scope: str = "rollout"  # rollout | batch: of which tokens `ratio` is a share
     scaling: str = "minmax"  # minmax | quantile: how entropy and divergence come to [0, 1]
     clip_quantile: float = 0.98  # minmax only: entropy is cut at this quantile first; 1 leaves it whole
@@ -33,3 +36,19 @@ class TipRunConfig(RunConfig):
 
     hooks: str = "tip.plugin:build_hooks"
     selector: SelectorConfig = field(default_factory=SelectorConfig)
+    filters: dict[str, Any] = field(default_factory=dict)  # before it: name in tip.filters.FILTERS -> options
+    adjust: dict[str, Any] = field(default_factory=dict)  # after it: name in tip.adjustments.ADJUSTMENTS -> options
+    answers: str = "student"  # a name in tip.answers.ANSWERS: whose answers are trained on
+    answer_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for section in ("filters", "adjust"):
+            for name, options in getattr(self, section).items():
+                if not isinstance(options, dict):
+                    raise ConfigError(f"{section}.{name} must hold options, {{}} for none, got {options!r}")
+        if self.answers != "student" and self.stats != "learner":
+            raise ConfigError(
+                f"answers={self.answers} needs stats=learner: for answers that the student did not sample, no engine "
+                "has its log-probabilities"
+            )

@@ -1,47 +1,173 @@
-"""How token importance plugs into the training loop: plain distillation's hooks with another `select`."""
+"""How token importance plugs into the training loop: plain distillation's hooks with another `select`, and answers.
+
+A step's tokens pass through filters (which may be selected at all), a score, a selector, and adjustments (weights,
+temperatures, inputs of the objective). Each is a function in a dict, named and bound by the configuration.
+"""
+# T response tokens of the global batch, N kept tokens
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import opsd.hooks
-from opsd.errors import ConfigError
+from opsd.errors import ConfigError, StageError
 from opsd.hooks import TrainHooks, bind_entry
-from opsd.types import BatchStats, Selection
+from opsd.ops.objective import Objective
+from opsd.types import BatchStats, Selection, StepReport
+from tip.adaptive import LossDrivenRatio
+from tip.adjustments import ADJUSTMENTS
+from tip.answers import ANSWERS
 from tip.config import SelectorConfig, TipRunConfig
+from tip.filters import FILTERS
 from tip.scores import SCORES
 from tip.selectors import SELECTORS
 
 
 def build_hooks(cfg: TipRunConfig) -> TrainHooks:
-    """The hooks of a TIP run. Raises ConfigError for an unknown score or selector, and for a config without selector.
+    """The hooks of a TIP run. Raises ConfigError for an unknown name or option, and for a config without selector.
 
-    A run's own module may add to SCORES or SELECTORS and then call this.
+    A run's own module may add to any of the dicts and then call this.
     """
     if not hasattr(cfg, "selector"):
         raise ConfigError("hooks=tip.plugin:build_hooks needs the `selector` settings: start with python -m tip.train")
-    select = partial(select_tokens, score=bind_score(cfg.selector), selector=bind_selector(cfg.selector), seed=cfg.seed)
-    return dataclasses.replace(opsd.hooks.build_hooks(cfg), select=select)
+    plain = opsd.hooks.build_hooks(cfg)
+    importance = TokenImportance(
+        filters=bind_all("filters", FILTERS, cfg.filters),
+        score=bind_score(cfg.selector),
+        selector=bind_selector(cfg.selector),
+        adjustments=bind_all("adjust", ADJUSTMENTS, cfg.adjust),
+        ratio=bind_schedule(cfg),
+        objective=Objective.of(plain.divergence),
+        seed=cfg.seed,
+    )
+    answer_options = {"seed": cfg.seed, "max_tokens": cfg.rollout.max_response_tokens, **cfg.answer_options}
+    return dataclasses.replace(
+        plain,
+        select=importance.select,
+        after_step=importance.after_step,
+        rollouts=bind_entry("answers", ANSWERS, cfg.answers, "answer_options", answer_options),
+        state_dict=importance.state_dict,
+        load_state_dict=importance.load_state_dict,
+    )
 
 
-def select_tokens(
-    batch: BatchStats, *, score: Callable[..., Tensor], selector: Callable[..., Selection], seed: int
-) -> Selection:
-    """Score every token of the global batch, then select. What is drawn depends on `seed` and the step alone."""
-    generator = step_generator(seed, batch.step)
-    return selector(score(batch.tokens, generator=generator), batch.lengths, generator=generator)
+class Ratio(Protocol):
+    """The share of the tokens that stays, which may follow the loss."""
+
+    ratio: float
+
+    def update(self, loss: float) -> float: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenImportance:
+    """The selection of a run. `ratio` is all of its state; what is drawn depends on `seed` and the step alone."""
+
+    filters: list[Callable[[BatchStats], Tensor]]
+    score: Callable[..., Tensor]
+    selector: Callable[..., Selection]
+    adjustments: list[Callable[[BatchStats, Selection], Selection]]
+    ratio: Ratio
+    objective: Objective
+    seed: int
+
+    def select(self, batch: BatchStats) -> Selection:
+        """Raises StageError where nothing is left, ConfigError where the objective lacks an input."""
+        generator = step_generator(self.seed, batch.step)
+        eligible_T = torch.ones(len(batch.tokens), dtype=torch.bool)
+        for passes in self.filters:
+            eligible_T &= passes(batch)
+        score_T = self.score(batch.tokens, generator=generator)[eligible_T]
+        lengths = torch.bincount(batch.rollout_T[eligible_T], minlength=len(batch.lengths))
+        selection = self.selector(score_T, lengths, ratio=self.ratio.ratio, generator=generator)
+        selection = dataclasses.replace(selection, index_N=eligible_T.nonzero()[:, 0][selection.index_N])
+        for adjust in self.adjustments:
+            selection = adjust(batch, selection)
+        missing = self.objective.required_inputs() - {"support_NU", *selection.inputs}
+        if missing:
+            raise ConfigError(f"the loss needs {', '.join(sorted(missing))}, which no entry of `adjust` gives")
+        return without_zero_weights(selection)
+
+    def after_step(self, report: StepReport) -> None:
+        self.ratio.update(report.loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.ratio.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ratio.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class ConstantRatio:
+    ratio: float
+
+    def update(self, loss: float) -> float:
+        return self.ratio
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def constant(*, initial: float, num_steps: int) -> Ratio:
+    return ConstantRatio(initial)
+
+
+def loss_driven(
+    *,
+    initial: float,
+    num_steps: int,
+    warm_up: float = 0.05,
+    beta: float = 0.99,
+    loss_tolerance: float = 0.05,
+    ratio_step: float = 0.05,
+    floor: float = 0.1,
+) -> Ratio:
+    """LATF of AdaKD, arXiv 2510.11615; `warm_up` is a share of the steps."""
+    return LossDrivenRatio(
+        initial=initial,
+        num_warmup=math.ceil(warm_up * num_steps),
+        beta=beta,
+        loss_tolerance=loss_tolerance,
+        ratio_step=ratio_step,
+        floor=floor,
+    )
+
+
+SCHEDULES: dict[str, Callable[..., Ratio]] = {"constant": constant, "loss_driven": loss_driven}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A generator for one step, so that a resumed run draws what the unbroken run drew."""
     state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+def without_zero_weights(selection: Selection) -> Selection:
+    """A token of weight 0 costs its share of the head and changes nothing."""
+    counts_N = selection.weight_N > 0
+    if not counts_N.any():
+        raise StageError("select: no token has a weight above 0: the filters and adjustments leave nothing to learn")
+    return selection if counts_N.all() else selection.take(counts_N.nonzero()[:, 0])
+
+
+def bind_all(field: str, entries: dict[str, Callable], chosen: dict[str, dict]) -> list[Callable]:
+    return [bind_entry(field, entries, name, f"{field}.{name}", options) for name, options in chosen.items()]
 
 
 def bind_score(cfg: SelectorConfig) -> Callable[..., Tensor]:
@@ -51,5 +177,11 @@ def bind_score(cfg: SelectorConfig) -> Callable[..., Tensor]:
 
 
 def bind_selector(cfg: SelectorConfig) -> Callable[..., Selection]:
-    options = {"ratio": cfg.ratio, "scope": cfg.scope, "generator": None}
+    options = {"ratio": cfg.ratio, "scope": cfg.scope, "generator": None}  # ratio, too, is given at each call
     return bind_entry("selector.name", SELECTORS, cfg.name, "selector.name", options)
+
+
+def bind_schedule(cfg: TipRunConfig) -> Ratio:
+    chosen = cfg.selector
+    options = {"initial": chosen.ratio, "num_steps": cfg.num_steps, **chosen.schedule_options}
+    return bind_entry("selector.schedule", SCHEDULES, chosen.schedule, "selector.schedule_options", options)()

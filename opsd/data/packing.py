@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from opsd.ops.align import predicting_rows, support_buckets
 from opsd.types import MicroBatch, ScoredRollout, Selection, TrainSequence, Vocabulary
@@ -19,6 +23,8 @@ def build_sequences(
     """
     index_N = selection.index_N.numpy()
     weight_N = (selection.weight_N / selection.weight_N.sum()).numpy()
+    temperature_N = None if selection.temperature_N is None else selection.temperature_N.numpy()
+    inputs = {name: values.numpy() for name, values in selection.inputs.items()}
     ends = np.cumsum([len(item.rollout) for item in scored])
     bounds = np.searchsorted(index_N, np.concatenate([[0], ends]))
     sequences = []
@@ -38,6 +44,8 @@ def build_sequences(
                 teacher_logprobs_NB=teacher_TB[kept_N],
                 weight_N=weight_N[start:stop],
                 index_N=index_N[start:stop],
+                temperature_N=None if temperature_N is None else temperature_N[start:stop],
+                inputs={name: values[start:stop] for name, values in inputs.items()},
             )
         )
     return sequences
@@ -57,8 +65,8 @@ def pack(sequences: list[TrainSequence], num_ranks: int, max_tokens: int) -> lis
         load[rank] += len(sequence.token_ids)
     groups = [_fill(rank_sequences, max_tokens) for rank_sequences in by_rank]
     num_micro_batches = max(1, max(len(g) for g in groups))
-    num_columns = max((s.support_NU.shape[1] for s in sequences), default=0)
-    return [[_concatenate(g[i] if i < len(g) else [], num_columns) for i in range(num_micro_batches)] for g in groups]
+    empty = _no_rows(sequences[0])
+    return [[_concatenate(g[i]) if i < len(g) else empty for i in range(num_micro_batches)] for g in groups]
 
 
 def _fill(sequences: list[TrainSequence], max_tokens: int) -> list[list[TrainSequence]]:
@@ -77,26 +85,32 @@ def _fill(sequences: list[TrainSequence], max_tokens: int) -> list[list[TrainSeq
     return groups
 
 
-def _concatenate(sequences: list[TrainSequence], num_columns: int) -> MicroBatch:
-    if not sequences:
-        return MicroBatch(
-            token_ids_L=torch.zeros(1, dtype=torch.int64),
-            position_L=torch.zeros(1, dtype=torch.int64),
-            row_N=torch.zeros(0, dtype=torch.int64),
-            support_NU=torch.zeros(0, num_columns, dtype=torch.int64),
-            teacher_logprobs_NB=torch.zeros(0, num_columns + 1),
-            weight_N=torch.zeros(0),
-            index_N=torch.zeros(0, dtype=torch.int64),
-        )
+def _concatenate(sequences: list[TrainSequence]) -> MicroBatch:
     lengths = [len(s.token_ids) for s in sequences]
     offsets = np.cumsum([0, *lengths[:-1]])
     rows = [s.row_N + offset for s, offset in zip(sequences, offsets, strict=True)]
+
+    def joined(parts: Iterable[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(list(parts)))
+
+    first = sequences[0]
     return MicroBatch(
-        token_ids_L=torch.from_numpy(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)),
+        token_ids_L=joined(s.token_ids.astype(np.int64) for s in sequences),
         position_L=torch.cat([torch.arange(n) for n in lengths]),
-        row_N=torch.from_numpy(np.concatenate(rows)),
-        support_NU=torch.from_numpy(np.concatenate([s.support_NU for s in sequences])),
-        teacher_logprobs_NB=torch.from_numpy(np.concatenate([s.teacher_logprobs_NB for s in sequences])),
-        weight_N=torch.from_numpy(np.concatenate([s.weight_N for s in sequences])),
-        index_N=torch.from_numpy(np.concatenate([s.index_N for s in sequences])),
+        row_N=joined(rows),
+        support_NU=joined(s.support_NU for s in sequences),
+        teacher_logprobs_NB=joined(s.teacher_logprobs_NB for s in sequences),
+        weight_N=joined(s.weight_N for s in sequences),
+        index_N=joined(s.index_N for s in sequences),
+        temperature_N=None if first.temperature_N is None else joined(s.temperature_N for s in sequences),
+        inputs={name: joined(s.inputs[name] for s in sequences) for name in first.inputs},
     )
+
+
+def _no_rows(like: TrainSequence) -> MicroBatch:
+    """One token to run the trunk on, and no kept row."""
+    one = replace(like, token_ids=like.token_ids[:1])
+    batch = _concatenate([one])
+    rows = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("token_ids_L", "position_L")}
+    nothing = {name: value[:0] for name, value in rows.items() if isinstance(value, Tensor)}
+    return replace(batch, **nothing, inputs={name: value[:0] for name, value in batch.inputs.items()})

@@ -119,7 +119,7 @@ def score_in_groups(
     rollouts: list[Rollout], max_tokens: int, score_group: Callable[[list[Rollout]], list[TeacherScores]]
 ) -> list[TeacherScores]:
     """`score_group` on groups of at most `max_tokens` prompt and response tokens; the results in the order given."""
-    lengths = [len(rollout.prompt.token_ids) + len(rollout) for rollout in rollouts]
+    lengths = [len(rollout.prompt.scored_after) + len(rollout) for rollout in rollouts]
     scores: dict[int, TeacherScores] = {}
     for group in split_by_tokens(lengths, max_tokens):
         scores.update(zip(group, score_group([rollouts[index] for index in group]), strict=True))

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from opsd.config import EngineConfig
+from opsd.config import EngineConfig, TeacherConfig
 from opsd.engines.rows import score_in_groups
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
@@ -45,8 +46,12 @@ class TransformersEngine:
         self.max_batch_tokens = max_batch_tokens or sys.maxsize
         self.policy_version: int | None = None  # None: the weights of `path`
         self.device = torch.device(device)
+        self.returns_attention = isinstance(config, TeacherConfig) and config.attention
         self.model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, config.dtype), trust_remote_code=trust_remote_code
+            path,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=trust_remote_code,
+            attn_implementation="eager" if self.returns_attention else None,  # the others never form the weights
         )
         self.model.eval().requires_grad_(False).to(self.device)
         _check_plain_head(self.model, path)
@@ -148,14 +153,24 @@ class TransformersEngine:
 
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """One pass of the trunk, padded on the right: causal attention keeps the padding out without a mask."""
-        sequences = [np.concatenate([rollout.prompt.token_ids, rollout.response_ids]) for rollout in rollouts]
+        sequences = [np.concatenate([rollout.prompt.scored_after, rollout.response_ids]) for rollout in rollouts]
         token_ids_BL = torch.nn.utils.rnn.pad_sequence(
             [torch.from_numpy(ids.astype(np.int64)) for ids in sequences], batch_first=True
         )
-        hidden_BLD = self.model.base_model(input_ids=token_ids_BL.to(self.device), use_cache=False).last_hidden_state
-        return [
+        output = self.model.base_model(
+            input_ids=token_ids_BL.to(self.device), use_cache=False, output_attentions=self.returns_attention
+        )
+        scores = [
             self._score_rows(rollout, hidden_LD[_response_rows(rollout)], top_k)
-            for rollout, hidden_LD in zip(rollouts, hidden_BLD, strict=True)
+            for rollout, hidden_LD in zip(rollouts, output.last_hidden_state, strict=True)
+        ]
+        if not self.returns_attention:
+            return scores
+        lengths = [len(ids) for ids in sequences]
+        paid = attention_paid(output.attentions, lengths)
+        return [
+            replace(score, attention=paid_L[-len(rollout) :].cpu().numpy())
+            for rollout, score, paid_L in zip(rollouts, scores, paid, strict=True)
         ]
 
     def _score_rows(self, rollout: Rollout, hidden_TD: Tensor, top_k: int) -> TeacherScores:
@@ -172,9 +187,7 @@ class TransformersEngine:
             candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
             actual = events_RV.gather(1, actual_R[:, None])[:, 0]
             parts.append((*_top_events(events_RV, top_k), actual, candidate_RC))
-        top_ids, top_logprobs, actual, candidates = (
-            torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)
-        )
+        top_ids, top_logprobs, actual, candidates = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         return TeacherScores(
             top_ids=top_ids, top_logprobs=top_logprobs, sampled_logprobs=actual, candidate_logprobs=candidates
         )
@@ -185,7 +198,20 @@ class TransformersEngine:
 
 
 def _response_rows(rollout: Rollout) -> np.ndarray:
-    return predicting_rows(len(rollout.prompt.token_ids), np.arange(len(rollout)))
+    return predicting_rows(len(rollout.prompt.scored_after), np.arange(len(rollout)))
+
+
+def attention_paid(attentions: Sequence[Tensor], lengths: list[int]) -> list[Tensor]:
+    """Of each token of each sequence, the attention paid to it: float32 [its length], in [0, 1].
+
+    The mean over layers, heads, and the rows that can see the token: its own and those after it. `attentions`: a
+    layer's weights [B, heads, L, L] each, padded on the right.
+    """
+    mean_BLL = sum(layer.float().mean(1) for layer in attentions) / len(attentions)
+    return [
+        mean_LL[:length, :length].sum(0) / torch.arange(length, 0, -1, device=mean_LL.device)
+        for mean_LL, length in zip(mean_BLL, lengths, strict=True)
+    ]
 
 
 def event_logprobs(logits_RV: Tensor, vocabulary: Vocabulary) -> Tensor:

@@ -133,11 +133,11 @@ class VllmEngine:
         self.policy_version = policy_version
 
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
-        sequences = [np.concatenate([rollout.prompt.token_ids, rollout.response_ids]) for rollout in rollouts]
+        sequences = [np.concatenate([rollout.prompt.scored_after, rollout.response_ids]) for rollout in rollouts]
         names = self._enqueue(sequences, [self._scoring_params(rollout, top_k) for rollout in rollouts])
         [finished] = self._finished(names, len(rollouts))
         outputs = [finished[place] for place in range(len(rollouts))]
-        first_rows = [len(rollout.prompt.token_ids) for rollout in rollouts]  # vLLM's entry i is about token i
+        first_rows = [len(rollout.prompt.scored_after) for rollout in rollouts]  # vLLM's entry i is about token i
         ids_TM, logprobs_TM = pad_rows([output.prompt_logprobs for output in outputs], first_rows)
         parts = event_rows(ids_TM, logprobs_TM, self.vocabulary, top_k).split([len(rollout) for rollout in rollouts])
         return [
@@ -196,7 +196,7 @@ class VllmEngine:
             stop_ids_TS = np.tile(np.array(self.vocabulary.stop_ids, np.int32), (len(rollout), 1))
             named = {
                 "prompt_logprob_token_ids": np.concatenate([rollout.candidate_ids, stop_ids_TS], axis=1),
-                "prompt_logprob_start": int(predicting_rows(len(rollout.prompt.token_ids), np.arange(1))[0]),
+                "prompt_logprob_start": int(predicting_rows(len(rollout.prompt.scored_after), np.arange(1))[0]),
             }
         return SamplingParams(
             temperature=0.0,

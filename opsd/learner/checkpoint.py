@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from opsd.errors import DataError
+from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel
 
 
@@ -24,10 +25,10 @@ def save_learner(
     model: DistillationModel,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    mean: WeightMean | None,
 ) -> None:
-    """Weights and optimiser as a torch checkpoint that any number of ranks can load; each rank's RNG beside it."""
-    weights, moments = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
+    """Weights, optimiser and `mean` as a torch checkpoint that any number of ranks can load; each rank's RNG beside."""
+    dcp.save(_sharded_state(model, optimizer, mean), checkpoint_id=str(folder))
     rank_state = {"rng": torch.get_rng_state()}
     if torch.cuda.is_available():
         rank_state["cuda_rng"] = torch.cuda.get_rng_state()
@@ -39,13 +40,13 @@ def load_learner(
     model: DistillationModel,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    mean: WeightMean | None,
 ) -> None:
     """The inverse of save_learner. Raises DataError where the checkpoint is incomplete."""
     first = _rank_file(folder, 0)
     if not first.is_file():
         raise DataError(f"{folder}: not a learner checkpoint ({first.name} is missing)")
-    weights, moments = get_state_dict(model, optimizer)
-    state = {"model": weights, "optimizer": moments}
+    state = _sharded_state(model, optimizer, mean)
     dcp.load(state, checkpoint_id=str(folder))
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     own = _rank_file(folder, dist.get_rank())
@@ -61,11 +62,20 @@ def save_student(folder: Path, weights: dict[str, Tensor], source: str, *, trust
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     dtype = config.dtype or torch.float32
     folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict({name: w.to(dtype).contiguous() for name, w in weights.items()}, folder)
+    # Copies: a weight that ranks share unevenly comes as a view of a padded one, which safetensors refuses.
+    save_torch_state_dict({name: w.to("cpu", dtype, copy=True) for name, w in weights.items()}, folder)
     config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
     if (Path(source) / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(source).save_pretrained(folder)
+
+
+def _sharded_state(
+    model: DistillationModel, optimizer: torch.optim.Optimizer, mean: WeightMean | None
+) -> dict[str, dict]:
+    weights, moments = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": moments}
+    return state if mean is None else {**state, "mean": mean.shards}  # dcp loads these tensors in place
 
 
 def _rank_file(folder: Path, rank: int) -> Path:

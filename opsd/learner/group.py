@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ray
 import torch
 
+from opsd.batch import rollout_stats
 from opsd.config import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
@@ -28,7 +30,9 @@ class LearnerGroup:
         vocabulary: Vocabulary,
         num_steps: int,
         device: str,
+        mean_decay: float | None = None,
     ) -> None:
+        """`mean_decay`: also keep a running mean of the weights, see `mean_weights`."""
         self.support = support
         self.vocabulary = vocabulary
         self.micro_batch_tokens = learner.micro_batch_tokens
@@ -49,6 +53,7 @@ class LearnerGroup:
                 num_steps=num_steps,
                 divergence=divergence,
                 vocabulary=vocabulary,
+                mean_decay=mean_decay,
             )
             for rank, worker in enumerate(self.workers)
         ]
@@ -65,7 +70,8 @@ class LearnerGroup:
     def token_stats(self, scored: list[ScoredRollout]) -> TokenStats:
         """A pass of the current student over all rollouts: the statistics of their tokens, one after another.
 
-        The entropy is exact; the divergences are on the buckets that the loss has. METHODS 2 (`stats: learner`).
+        The entropy is exact; the divergences are on the buckets that the loss has. What needs the rollouts' candidates
+        or the teacher comes from the engines. METHODS 2 (`stats: learner`).
         """
         num_tokens = sum(len(item.rollout) for item in scored)
         everything = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
@@ -73,7 +79,9 @@ class LearnerGroup:
         refs = [worker.token_stats.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
         index, stats = zip(*gather("stats", refs), strict=True)
         order_T = torch.cat(index).argsort()
-        return TokenStats.concatenate(stats).take(order_T)
+        engines = rollout_stats(scored, self.vocabulary)
+        own = TokenStats.concatenate(stats).take(order_T)
+        return replace(own, compatibility_T=engines.compatibility_T, attention_T=engines.attention_T)
 
     def _pack(self, scored: list[ScoredRollout], selection: Selection) -> list[list[MicroBatch]]:
         sequences = build_sequences(scored, selection, self.support, self.vocabulary)
@@ -82,6 +90,10 @@ class LearnerGroup:
     def weights(self, dtype: str) -> ray.ObjectRef:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""
         return [worker.gather_weights.remote(dtype) for worker in self.workers][0]
+
+    def mean_weights(self, dtype: str) -> ray.ObjectRef:
+        """As `weights`, of the running mean; only for a group that keeps one."""
+        return [worker.gather_weights.remote(dtype, mean=True) for worker in self.workers][0]
 
     def save(self, folder: Path) -> None:
         gather("checkpoint", [worker.save.remote(folder) for worker in self.workers])

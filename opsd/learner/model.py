@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
 from opsd.ops.divergences import forward_kl, reverse_kl
+from opsd.ops.objective import Objective
+from opsd.ops.signals import hellinger, reverse_kl_grad_norm
+from opsd.ops.temperature import temper
 from opsd.types import MicroBatch, TokenStats, Vocabulary
 
-Divergence = Callable[[Tensor, Tensor], Tensor]
+Divergence = Callable[..., Tensor] | Objective
 
 
 class DistillationModel(nn.Module):
@@ -29,24 +32,37 @@ class DistillationModel(nn.Module):
     def __init__(self, causal_lm: PreTrainedModel, divergence: Divergence, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.divergence = divergence
+        self.objective = Objective.of(divergence)
         self.vocabulary = vocabulary
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(loss: sum of weight x divergence, a scalar; per_token_N: the divergences, detached)."""
+        """(loss: sum of weight x objective, a scalar; per_token_N: the objective, detached).
+
+        A row's temperature divides both models' logits, and its loss is multiplied by the square (Hinton et al.,
+        arXiv 1503.02531), so that gradients keep their size.
+        """
+        teacher_NB, weight_N = batch.teacher_logprobs_NB, batch.weight_N
+        if batch.temperature_N is not None:
+            teacher_NB = temper(teacher_NB, batch.temperature_N)
+            weight_N = weight_N * batch.temperature_N**2
         return sparse_head_loss(
             self._hidden(batch),
             self.causal_lm.get_output_embeddings().weight,
             batch.support_NU,
-            batch.teacher_logprobs_NB,
-            batch.weight_N,
-            self.divergence,
+            teacher_NB,
+            weight_N,
+            self.objective,
+            temperature_N=batch.temperature_N,
             vocab_size=self.vocabulary.size,
             stop_ids=self.vocabulary.stop_ids,
+            row_inputs=self.objective.wanted({"support_NU": batch.support_NU, **batch.inputs}),
         )
 
     def token_stats(self, batch: MicroBatch) -> TokenStats:
-        """Of the batch's N rows: the exact entropy, and the divergences on their buckets (METHODS 1)."""
+        """Of the batch's N rows: the exact entropy, and what compares the two models on their buckets (METHODS 1).
+
+        Without the compatibility: the student's candidates are no part of a batch.
+        """
         student_NB, entropy_N = bucket_logprobs(
             self._hidden(batch),
             self.causal_lm.get_output_embeddings().weight,
@@ -60,6 +76,10 @@ class DistillationModel(nn.Module):
             entropy_T=(entropy_N / math.log(self.vocabulary.size)).clamp(0.0, 1.0),
             reverse_kl_T=reverse_kl(student_NB, teacher_NB).clamp_min(0.0),
             forward_kl_T=forward_kl(student_NB, teacher_NB).clamp_min(0.0),
+            hellinger_T=hellinger(student_NB, teacher_NB),
+            grad_norm_T=reverse_kl_grad_norm(student_NB, teacher_NB),
+            student_logprob_T=student_NB[:, 0],  # the sampled event is first in every support
+            teacher_logprob_T=teacher_NB[:, 0],
         )
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
@@ -106,9 +126,9 @@ def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
     return [module for module in causal_lm.modules() if type(module).__name__ in names]
 
 
-def full_weights(model: DistillationModel) -> dict[str, Tensor]:
-    """Every weight, whole, under its Hugging Face name; a tied head appears once. A collective of all ranks."""
-    return {
-        name.removeprefix("causal_lm."): parameter.full_tensor().detach()
-        for name, parameter in model.named_parameters()
-    }
+def full_weights(shards: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Every weight, whole, under its Hugging Face name, from a model's named parameters; a tied head appears once.
+
+    A collective of all ranks.
+    """
+    return {name.removeprefix("causal_lm."): shard.full_tensor().detach() for name, shard in shards}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opsd.config import LearnerConfig, StudentConfig
 from opsd.learner.checkpoint import load_learner, save_learner, save_student
+from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
@@ -41,7 +42,9 @@ class LearnerWorker:
         num_steps: int,
         divergence: Divergence,
         vocabulary: Vocabulary,
+        mean_decay: float | None = None,
     ) -> None:
+        """`mean_decay`: also keep a running mean of the weights; None: do not."""
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR=address[0], MASTER_PORT=str(address[1])
         )
@@ -62,28 +65,32 @@ class LearnerWorker:
         )
         self.optimizer = build_optimizer(self.model.parameters(), learner)
         self.scheduler = build_scheduler(self.optimizer, learner, num_steps)
+        self.mean = None if mean_decay is None else WeightMean(self.model, mean_decay)
 
     def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
-        return train_step(self.model, self.optimizer, self.scheduler, micro_batches, max_grad_norm=self.max_grad_norm)
+        report = train_step(self.model, self.optimizer, self.scheduler, micro_batches, max_grad_norm=self.max_grad_norm)
+        if self.mean is not None:
+            self.mean.update(self.model)
+        return report
 
     def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
         return token_stats(self.model, micro_batches)
 
-    def gather_weights(self, dtype: str) -> dict[str, Tensor] | None:
-        """All weights on the CPU in `dtype`, on rank 0; None elsewhere."""
-        weights = full_weights(self.model)
+    def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
+        """All weights, or their running mean, on the CPU in `dtype`, on rank 0; None elsewhere."""
+        weights = full_weights(self.mean.shards.items() if mean else self.model.named_parameters())
         if dist.get_rank() != 0:
             return None
         return {name: weight.to("cpu", getattr(torch, dtype)) for name, weight in weights.items()}
 
     def save(self, folder: Path) -> None:
-        save_learner(folder, self.model, self.optimizer, self.scheduler)
+        save_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
 
     def load(self, folder: Path) -> None:
-        load_learner(folder, self.model, self.optimizer, self.scheduler)
+        load_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
 
     def save_student(self, folder: Path) -> None:
-        weights = full_weights(self.model)
+        weights = full_weights(self.model.named_parameters())
         if dist.get_rank() == 0:
             save_student(folder, weights, self.student.path, trust_remote_code=self.student.trust_remote_code)
         dist.barrier()

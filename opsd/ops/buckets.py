@@ -70,13 +70,14 @@ def sparse_head_loss(
     support_NU: Tensor,
     teacher_logprobs_NB: Tensor,
     weight_N: Tensor,
-    divergence: Callable[[Tensor, Tensor], Tensor],
+    divergence: Callable[..., Tensor],
     *,
     chunk_rows: int | None = None,
     temperature_N: Tensor | None = None,
     vocab_size: int | None = None,
     stop_ids: tuple[int, ...] = (),
     filter_threshold: float | None = None,
+    row_inputs: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """sum_n weight_n * divergence(student_n, teacher_n) over the buckets, in nats, with its gradient in the same pass.
 
@@ -86,6 +87,7 @@ def sparse_head_loss(
     `hidden_ND` and `weight_VD`: the forward pass forms both gradients where they are needed, so that no logits are
     computed twice, and backward only scales them. (A second backward, of a retained graph, does compute them again.)
     N = 0 gives loss 0 and zero gradients.
+    `row_inputs`: tensors [N, ...] that `divergence` takes as keyword arguments, those of the rows at hand.
 
     `filter_threshold` t: of a chunk, the vocabulary columns in which every row has |dL/dz_v| <= t sum_u |dL/dz_u| are
     left out of the gradients (never of the loss). None: FILTER_THRESHOLD of the dtype; 0: off. With M columns left out:
@@ -109,6 +111,7 @@ def sparse_head_loss(
         divergence=divergence,
         needs_grad=needs_grad,
         filter_threshold=_filter_threshold(filter_threshold, weight_VD.dtype),
+        row_inputs=row_inputs or {},
     )
     return _SparseHeadLoss.apply(hidden_ND, weight_VD, job)
 
@@ -153,9 +156,10 @@ class _LossJob(NamedTuple):
     chunks: list[slice]
     teacher_logprobs_NB: Tensor
     weight_N: Tensor
-    divergence: Callable[[Tensor, Tensor], Tensor]
+    divergence: Callable[..., Tensor]
     needs_grad: tuple[bool, bool]
     filter_threshold: float
+    row_inputs: dict[str, Tensor]
 
     def run(self, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
         """The divergence of each row [N], and the gradients of the loss."""
@@ -167,7 +171,8 @@ class _LossJob(NamedTuple):
             chunk = chunk_buckets(hidden_ND[rows], weight_VD, events)
             with torch.set_grad_enabled(needs_grad):
                 logprobs_NB = chunk.logprobs_NB.requires_grad_(needs_grad)
-                value_N = self.divergence(logprobs_NB, self.teacher_logprobs_NB[rows])
+                own = {name: values[rows] for name, values in self.row_inputs.items()}
+                value_N = self.divergence(logprobs_NB, self.teacher_logprobs_NB[rows], **own)
             per_token_N[rows] = value_N.detach()
             if needs_grad:
                 (grad_NB,) = torch.autograd.grad(value_N, logprobs_NB, self.weight_N[rows].to(value_N.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ray import ObjectRef
@@ -25,7 +25,7 @@ class PendingScores:
 
 
 class TeacherPool:
-    """Scores rollouts; its weights never change."""
+    """Scores rollouts, with the weights that it was started with until it gets others."""
 
     def __init__(self, cfg: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int) -> None:
         self.cfg = cfg
@@ -64,6 +64,16 @@ class TeacherPool:
             parts = gather("score", group.refs)
             scores.update(zip(group.scored_places, itertools.chain.from_iterable(parts), strict=True))
         return [(rollouts[place], scores.get(place)) for place in sorted(rollouts)]
+
+    def update_weights(self, weights: ObjectRef) -> None:
+        """New weights (a reference to a state dict) into every running engine."""
+        self.engines.update_weights(weights, policy_version=0)
+
+    def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:
+        """One answer of the teacher a prompt, at temperature 1, by its place, with the teacher's log-probabilities."""
+        sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=max_tokens, num_candidates=1)
+        requests = [(prompt, 0, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return self.engines.generate(requests, sampling, 0)
 
     def greedy(self, prompts: list[Prompt], max_tokens: int) -> list[Rollout]:
         """The teacher's own answers, for its accuracy."""

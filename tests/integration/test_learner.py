@@ -15,7 +15,7 @@ from opsd.ops.divergences import DIVERGENCES
 from opsd.placement import ray_cluster, start_actor
 from opsd.types import ScoredRollout, Selection, Vocabulary
 from tests.opsd.builders import make_scored, merge_stops, random_logprobs, scored_rollouts
-from tests.tiny_models import make_tiny_qwen3
+from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))  # the model has 64 rows: four of them are padding
 LENGTHS = [5, 1, 9, 4, 7, 12]
@@ -58,7 +58,7 @@ def collective(actors, method, *per_rank):
     return ray.get(refs, timeout=TIMEOUT_S)
 
 
-def start(actors, model_path):
+def start(actors, model_path, mean_decay=None):
     address = actors[0].free_address.remote()
     refs = [
         actor.start.remote(
@@ -71,33 +71,41 @@ def start(actors, model_path):
             num_steps=4,
             divergence=DIVERGENCES["reverse_kl"],
             vocabulary=VOCABULARY,
+            mean_decay=mean_decay,
         )
         for rank, actor in enumerate(actors)
     ]
     ray.get(refs, timeout=TIMEOUT_S)
 
 
-def sequences(keep):
+def sequences(keep, temperature=None):
+    """`temperature`: of a token by its index."""
     scored = scored_rollouts(LENGTHS, VOCABULARY)
     index = torch.tensor([i for i in range(sum(LENGTHS)) if keep(i)])
-    return build_sequences(scored, Selection(index_N=index, weight_N=1.0 + (index % 3).float()), "teacher", VOCABULARY)
+    temperature_N = None if temperature is None else temperature(index)
+    selection = Selection(index_N=index, weight_N=1.0 + (index % 3).float(), temperature_N=temperature_N)
+    return build_sequences(scored, selection, "teacher", VOCABULARY)
 
 
 def plain_gradients(model_path, kept):
-    """Full logits, one sequence at a time, merged stop ids and masked padding done on dense probabilities."""
+    """Full logits, one sequence at a time; merged stop ids, padding and temperatures done on dense probabilities."""
     model = AutoModelForCausalLM.from_pretrained(model_path).eval()
     for sequence in kept:
         logits = model(torch.from_numpy(sequence.token_ids).long()[None]).logits[0, sequence.row_N].double()
-        probs = torch.softmax(logits[:, : VOCABULARY.size], -1)
+        given = sequence.temperature_N
+        temperature = torch.ones(len(logits), 1) if given is None else torch.from_numpy(given)[:, None]
+        probs = torch.softmax(logits[:, : VOCABULARY.size] / temperature, -1)
         stop = probs[:, list(VOCABULARY.stop_ids)].sum(-1, keepdim=True)
         probs = torch.cat([stop, probs[:, 1:5], torch.zeros_like(stop), probs[:, 6:]], 1)
         support = torch.from_numpy(sequence.support_NU)
         named = probs.gather(1, support.clamp_min(0)) * (support >= 0)
         student = torch.cat([named, 1 - named.sum(-1, keepdim=True)], 1)
-        teacher = torch.from_numpy(sequence.teacher_logprobs_NB).double().exp()
+        teacher = torch.from_numpy(sequence.teacher_logprobs_NB).double().exp() ** (1 / temperature)
+        teacher = teacher / teacher.sum(-1, keepdim=True)
         both = (student > 0) & (teacher > 0)
         ratio = torch.where(both, student, 1.0).log() - torch.where(both, teacher, 1.0).log()
-        (torch.from_numpy(sequence.weight_N) * (student * ratio).sum(-1)).sum().backward()
+        weight = torch.from_numpy(sequence.weight_N) * temperature[:, 0] ** 2
+        (weight * (student * ratio).sum(-1)).sum().backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 
@@ -196,13 +204,50 @@ def test_rollout_and_learner_stats_agree_where_every_event_is_known(group, model
     torch.testing.assert_close(from_rollouts.reverse_kl_T.double(), dense, rtol=1e-4, atol=1e-4)
 
 
+def test_the_running_mean_follows_the_weights_and_survives_a_checkpoint(actors, model_path, tmp_path):
+    def first(method, *arguments, ranks=actors):
+        return collective(ranks, method, *([argument] * len(ranks) for argument in arguments))[0]
+
+    kept = sequences(every_second)
+    start(actors, model_path, mean_decay=0.9)
+    expected = first("gather_weights", "float32")
+    for _ in range(2):
+        collective(actors, "train_step", pack(kept, 2, 20))
+        now = first("gather_weights", "float32")
+        expected = {name: 0.9 * mean + 0.1 * now[name] for name, mean in expected.items()}
+    torch.testing.assert_close(first("gather_weights", "float32", True), expected)
+    assert any((expected[name] - now[name]).abs().max() > 1e-5 for name in now)
+    first("save", tmp_path / "learner")
+    collective(actors, "stop")
+    start(actors[:1], model_path, mean_decay=0.9)
+    first("load", tmp_path / "learner", ranks=actors[:1])
+    torch.testing.assert_close(first("gather_weights", "float32", True, ranks=actors[:1]), expected)
+    collective(actors[:1], "stop")
+
+
+def test_ranks_that_share_a_weight_unevenly_save_the_student(actors, tmp_path):
+    """63 rows of the embedding over two ranks: one of them holds a padded row."""
+    source = tmp_path / "odd"
+    make_tiny_qwen3(source, vocab_size=63, tied=True, seed=3, eos_token_id=0)
+    make_char_tokenizer(source, vocab_size=63, eos_token_id=0)
+    start(actors, str(source))
+    collective(actors, "save_student", [tmp_path / "saved"] * 2)
+    collective(actors, "stop")
+    saved, made = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tmp_path / "saved", source))
+    torch.testing.assert_close(saved, made, rtol=0, atol=0)
+
+
 def every_second(index):
     return index % 2 == 0
 
 
-@pytest.mark.parametrize("max_tokens", [10_000, 16, 1])
-def test_gradients_do_not_depend_on_packing_or_ranks(actors, model_path, max_tokens):
-    kept = sequences(every_second)
+def by_index(index):
+    return 0.5 + 0.1 * (index % 7).float()
+
+
+@pytest.mark.parametrize(("max_tokens", "temperature"), [(10_000, None), (16, None), (1, None), (16, by_index)])
+def test_gradients_do_not_depend_on_packing_or_ranks(actors, model_path, max_tokens, temperature):
+    kept = sequences(every_second, temperature)
     expected = plain_gradients(model_path, kept)
     start(actors[:1], model_path)
     [alone] = collective(actors[:1], "gradients", pack(kept, 1, max_tokens))

@@ -29,7 +29,7 @@ def test_unusable_rollouts_are_dropped_and_counted():
     assert [item.rollout for item in scored] == [items[0].rollout, items[2].rollout]
     assert [item.scores for item in scored] == [items[0].scores, items[2].scores]
     assert dropped == {"nan_score": 1, "foreign_token": 1}
-    batch = batch_stats(7, scored, rollout_stats(scored, VOCABULARY))
+    batch = batch_stats(7, scored, rollout_stats(scored, VOCABULARY), None, num_steps=10)
     assert (batch.step, batch.lengths) == (7, (5, 4))
     alone = rollout_stats([items[2]], VOCABULARY)
     assert torch.equal(batch.tokens.reverse_kl_T[5:], alone.reverse_kl_T)

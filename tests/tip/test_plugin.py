@@ -1,5 +1,6 @@
 """The hooks of a TIP run: what they select, that they repeat themselves, and what a user can add or get wrong."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import opsd.hooks
 from opsd.config import RunConfig
 from opsd.errors import ConfigError
 from opsd.hooks import load_build_hooks
-from opsd.types import BatchStats, TokenStats
+from opsd.types import BatchStats, StepReport, TokenStats
 from tip.config import SelectorConfig, TipRunConfig
 from tip.plugin import build_hooks
 from tip.scores import SCORES
@@ -84,11 +85,34 @@ def test_the_configured_score_and_selector_are_used():
     assert same(select(batch, name="soft"), soft)
 
 
-def test_only_select_differs_from_plain_distillation():
+def test_the_loss_is_that_of_plain_distillation():
     cfg = TipRunConfig()
-    plain, tip = opsd.hooks.build_hooks(cfg), build_hooks(cfg)
-    assert tip.divergence.func is plain.divergence.func and tip.divergence.keywords == plain.divergence.keywords
-    assert tip.after_step is plain.after_step and tip.select is not plain.select
+    [(weight, plain)], [(tip_weight, tip)] = (
+        build(cfg).divergence.parts for build in (opsd.hooks.build_hooks, build_hooks)
+    )
+    assert (tip.func, tip.keywords, tip_weight) == (plain.func, plain.keywords, weight)
+
+
+def test_a_ratio_that_follows_the_loss_survives_a_resume():
+    cfg = TipRunConfig(
+        num_steps=40,
+        selector=SelectorConfig(ratio=1.0, schedule="loss_driven", schedule_options={"beta": 0.5}, scope="batch"),
+    )
+    losses = [2.0 * 0.9**step for step in range(20)]
+
+    def train(hooks, first, last):
+        for step in range(first, last):
+            yield len(hooks.select(make_batch(step)))
+            hooks.after_step(
+                StepReport(loss=losses[step], grad_norm=1, learning_rate=1, num_kept=1, num_trunk_tokens=1)
+            )
+
+    whole = list(train(build_hooks(cfg), 0, 20))
+    first, second = build_hooks(cfg), build_hooks(cfg)
+    before = list(train(first, 0, 9))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert before + list(train(second, 9, 20)) == whole
+    assert whole[:3] == [32, 32, 32] and whole[-1] < 20
 
 
 @pytest.mark.parametrize("selector", [{"name": "sampled"}, {"score": "random"}, {"name": "sampled", "score": "random"}])
@@ -120,7 +144,7 @@ def test_own_score_of_another_signature_is_refused_before_the_run(monkeypatch):
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    known = "bottom, divergence, entropy, q3, random, soft_or"
+    known = ", ".join(sorted(SCORES))
     with pytest.raises(ConfigError, match=f"selector.score must be one of {known}, got 'entrpy'"):
         build_hooks(TipRunConfig(selector=SelectorConfig(score="entrpy")))
     with pytest.raises(ConfigError, match="selector.name must be one of all, sampled, soft, top_ratio, got 'top'"):

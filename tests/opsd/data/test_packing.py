@@ -58,6 +58,26 @@ def test_packing_moves_rows_but_changes_none(num_ranks, max_tokens):
         assert len(batch.token_ids_L) <= max_tokens or num_sequences == 1
 
 
+@pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 10_000), (3, 13)])
+def test_temperatures_and_inputs_stay_with_their_tokens(num_ranks, max_tokens):
+    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    index = torch.arange(0, sum(LENGTHS), 2)
+    selection = Selection(
+        index_N=index,
+        weight_N=torch.ones(len(index)),
+        temperature_N=0.5 + index.float(),
+        inputs={"advantage_N": -index.float(), "wrong_N": index % 4 == 0},
+    )
+    by_rank = pack(build_sequences(scored, selection, "teacher", VOCABULARY), num_ranks, max_tokens)
+    batches = [batch for batches in by_rank for batch in batches]
+    assert sum(len(batch.index_N) for batch in batches) == len(index)
+    for batch in batches:
+        assert torch.equal(batch.temperature_N, 0.5 + batch.index_N.float())
+        assert torch.equal(batch.inputs["advantage_N"], -batch.index_N.float())
+        assert torch.equal(batch.inputs["wrong_N"], batch.index_N % 4 == 0)
+    assert all(b.to("cpu").inputs.keys() == {"advantage_N", "wrong_N"} for b in batches)
+
+
 def test_trunk_stops_at_the_last_kept_row_and_skips_rollouts_that_keep_nothing():
     scored = scored_rollouts(LENGTHS, VOCABULARY)
     selection = Selection(index_N=torch.tensor([1, 7]), weight_N=torch.ones(2))  # rollout 0 token 1, rollout 2 token 1

@@ -42,6 +42,21 @@ def test_own_field_names_messages_and_instruction(tmp_path, tokenizer):
     assert (prompt.text, prompt.answer) == ("1+1\nbox it", "2")
 
 
+def test_the_teacher_sees_the_solution_and_the_student_does_not(tmp_path, tokenizer):
+    path = write(tmp_path, '{"prompt": "1+2=", "worked": "33"}', '{"prompt": "4=", "worked": "4"}')
+    template = {"teacher_template": "{solution}+{prompt}", "solution_key": "worked"}
+    first, second = load(path, tokenizer, **template)
+    assert [tokenizer.decode(p.token_ids) for p in (first, second)] == ["1+2=", "4="]
+    assert [tokenizer.decode(p.scored_after) for p in (first, second)] == ["33+1+2=", "4+4="]
+    [plain, _] = load(path, tokenizer)
+    assert plain.teacher_token_ids is None and plain.scored_after is plain.token_ids
+
+
+def test_the_files_own_answer_ends_with_a_stop_token(tmp_path, tokenizer):
+    [prompt] = load(write(tmp_path, '{"prompt": "1+2=", "worked": "3"}'), tokenizer, response_key="worked")
+    assert prompt.response_ids.tolist() == [*tokenizer("3", add_special_tokens=False)["input_ids"], 0]
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "said"),
     [
@@ -57,6 +72,13 @@ def test_own_field_names_messages_and_instruction(tmp_path, tokenizer):
             "line 2: the prompt has 21 tokens, the limit is 20",
         ),
         (['{"prompt": ""}'], {}, "line 1: the prompt has no tokens"),
+        (['{"prompt": "1"}'], {"teacher_template": "{solution}{prompt}"}, "line 1: expected the field 'answer', got"),
+        (['{"prompt": "1"}'], {"response_key": "worked"}, "line 1: expected the field 'worked', got prompt"),
+        (
+            [json.dumps({"prompt": "1", "answer": "1" * 20})],
+            {"teacher_template": "{solution}{prompt}"},
+            "line 1: the teacher's prompt has 21 tokens, the limit is 20",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line(tmp_path, tokenizer, lines, options, said):

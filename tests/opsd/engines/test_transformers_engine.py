@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from opsd.config import EngineConfig
+from opsd.config import EngineConfig, TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine, _draw, _uniforms
 from opsd.errors import StageError
@@ -23,11 +24,11 @@ def model_path(tmp_path_factory):
     return make_tiny_qwen3(tmp_path_factory.mktemp("tiny"), tied=True, seed=0, eos_token_id=0, scale=2.0)
 
 
-def make_engine(path, *, max_num_seqs=256, max_batch_tokens=None) -> TransformersEngine:
+def make_engine(path, *, max_num_seqs=256, max_batch_tokens=None, config=None) -> TransformersEngine:
     return TransformersEngine(
         str(path),
         vocabulary=VOCABULARY,
-        config=EngineConfig(max_num_seqs=max_num_seqs),
+        config=config or EngineConfig(max_num_seqs=max_num_seqs),
         device="cpu",
         max_model_tokens=64,
         max_batch_tokens=max_batch_tokens,
@@ -105,6 +106,22 @@ def test_an_engine_refuses_to_answer_for_weights_that_it_does_not_hold(model_pat
     assert generate(engine, policy_version=3)[0].policy_version == 3
     with pytest.raises(StageError, match="asked for policy version 4, the engine holds 3"):
         generate(engine, policy_version=4)
+
+
+def test_attention_is_that_paid_by_the_token_and_all_after_it(model_path):
+    rollouts = generate(make_engine(model_path))
+    config = TeacherConfig(backend="transformers", attention=True)
+    scores = make_engine(model_path, config=config).score(rollouts, top_k=3)
+    plain = make_engine(model_path).score(rollouts, top_k=3)
+    model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="eager")
+    for rollout, score, other in zip(rollouts, scores, plain, strict=True):
+        ids = torch.from_numpy(np.concatenate([rollout.prompt.token_ids, rollout.response_ids])).long()
+        weights = torch.cat(model(ids[None], output_attentions=True).attentions).flatten(0, 1)  # [layers x heads, L, L]
+        first = len(rollout.prompt.token_ids)
+        expected = [weights[:, token:, token].mean().item() for token in range(first, len(ids))]
+        np.testing.assert_allclose(score.attention, expected, atol=1e-6)
+        np.testing.assert_allclose(score.top_logprobs, other.top_logprobs, atol=1e-5)
+        assert other.attention is None
 
 
 def test_no_work_is_no_error(model_path):

@@ -1,0 +1,100 @@
+"""The sum of a divergence and its terms, and what each part is given."""
+
+import pickle
+from functools import partial
+
+import pytest
+import torch
+
+from opsd.config import LossConfig
+from opsd.errors import ConfigError
+from opsd.hooks import bind_objective
+from opsd.ops.buckets import sparse_head_loss
+from opsd.ops.divergences import forward_kl, jsd, reverse_kl
+from opsd.ops.objective import Objective
+
+
+def scaled(student_NB, teacher_NB, *, scale_N, exponent=1.0):
+    return scale_N * (student_NB[:, 0] - teacher_NB[:, 0]) ** exponent
+
+
+def make_logprobs(seed, rows=7, buckets=5):
+    return torch.randn(rows, buckets, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log_softmax(1)
+
+
+def test_the_sum_weighs_each_part_and_gives_it_only_what_it_names():
+    student, teacher, scale = make_logprobs(0), make_logprobs(1), torch.arange(7.0)
+    objective = Objective(parts=((1.0, reverse_kl), (0.25, partial(scaled, exponent=2.0))))
+    available = {"scale_N": scale, "support_NU": torch.zeros(7, 4)}
+    assert objective.required_inputs() == {"scale_N"} and set(objective.wanted(available)) == {"scale_N"}
+    expected = reverse_kl(student, teacher) + 0.25 * scale * (student[:, 0] - teacher[:, 0]) ** 2
+    torch.testing.assert_close(objective(student, teacher, **objective.wanted(available)), expected)
+
+
+def test_a_divergence_alone_keeps_its_value_bit_for_bit():
+    student, teacher = make_logprobs(2), make_logprobs(3)
+    assert torch.equal(Objective.of(reverse_kl)(student, teacher), reverse_kl(student, teacher))
+
+
+def test_row_inputs_follow_their_rows_through_the_chunks_of_the_head():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(7, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 3, generator=generator, dtype=torch.float64)
+    support = torch.stack([torch.randperm(9, generator=generator)[:4] for _ in range(7)])
+    arguments = (hidden, weight, support, make_logprobs(1), torch.rand(7, generator=generator), scaled)
+    inputs = {"scale_N": torch.randn(7, generator=generator, dtype=torch.float64)}
+    gradients = []
+    for chunk_rows in (7, 2):
+        loss, per_token = sparse_head_loss(*arguments, chunk_rows=chunk_rows, row_inputs=inputs)
+        gradients.append((loss, per_token, torch.autograd.grad(loss, hidden)[0]))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    student = (hidden @ weight.T).log_softmax(1).gather(1, support[:, :1])[:, 0]
+    torch.testing.assert_close(gradients[0][1], (inputs["scale_N"] * (student - make_logprobs(1)[:, 0])).detach())
+
+
+def test_a_configured_loss_travels_to_the_learner():
+    loss = LossConfig(divergence="jsd", options={"beta": 0.3}, terms={"pearson": {"weight": 0.5}})
+    objective = pickle.loads(pickle.dumps(bind_objective(loss)))
+    student, teacher = make_logprobs(4), make_logprobs(5)
+    plain = jsd(student, teacher, beta=0.3)
+    pearson = 2 * (objective(student, teacher) - plain)
+    named = [x[:, :-1].exp() for x in (student, teacher)]
+    for row, value in enumerate(pearson.tolist()):
+        correlation = torch.corrcoef(torch.stack([named[0][row], named[1][row]]))[0, 1]
+        assert value == pytest.approx(1 - correlation.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"divergence": "k1"}, "loss.divergence=k1: .* gradient of 0 in expectation"),
+        ({"divergence": "revers_kl"}, "loss.divergence must be one of .*reverse_kl.*, got 'revers_kl'"),
+        (
+            {"divergence": "kdrl", "options": {"advantage_N": 1}},
+            "loss.options: 'kdrl' takes coefficient, got advantage_N",
+        ),
+        ({"terms": {"pearsn": {"weight": 1.0}}}, "loss.terms must be one of .*pearson.*, got 'pearsn'"),
+        ({"terms": {"pearson": {}}}, r"loss.terms.pearson must look like \{weight: 0.1\}"),
+    ],
+)
+def test_a_wrong_loss_is_refused_in_words(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        bind_objective(LossConfig(**settings))
+
+
+def test_empty_slots_and_constant_rows_give_pearson_no_nan():
+    from opsd.ops.terms import TERMS
+
+    student = torch.tensor([[-1.0, -torch.inf, -0.4587], [-1.0986, -1.0986, -1.0986]], dtype=torch.float64)
+    student.requires_grad_()
+    value = TERMS["pearson"](student, student.detach())
+    value.sum().backward()
+    assert value.isfinite().all() and student.grad.isfinite().all()
+
+
+def test_forward_then_reverse_is_each_of_them_at_its_end():
+    objective = bind_objective(LossConfig(divergence="forward_then_reverse"))
+    student, teacher = make_logprobs(6), make_logprobs(7)
+    share = torch.tensor([0.0, 1.0]).repeat_interleave(torch.tensor([4, 3]))
+    expected = torch.cat([forward_kl(student, teacher)[:4], reverse_kl(student, teacher)[4:]])
+    torch.testing.assert_close(objective(student, teacher, reverse_share_N=share), expected)

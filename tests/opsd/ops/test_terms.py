@@ -1,0 +1,89 @@
+"""Terms beside a divergence, against formulas written with loops."""
+
+import itertools
+
+import pytest
+import torch
+
+from opsd.ops.terms import TERMS
+
+
+def make_rows(seed, rows=6, buckets=6, empty=1):
+    """Log-probabilities float64 [rows, buckets]; the last named slots of every second row are empty."""
+    logits = 2 * torch.randn(rows, buckets, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    logits[::2, buckets - 1 - empty : buckets - 1] = -torch.inf
+    return logits.log_softmax(1)
+
+
+def named(logprobs):
+    return [row[:-1][~row[:-1].isneginf()] for row in logprobs]
+
+
+def test_kendall_comes_to_the_rank_correlation_as_it_sharpens():
+    student, teacher = make_rows(0), make_rows(1)
+    found = TERMS["kendall"](student, teacher, sharpness=1e6)
+    for value, p, q in zip(found, named(student), named(teacher), strict=True):
+        pairs = list(itertools.combinations(range(len(p)), 2))
+        concordant = sum(1 if (p[i] > p[j]) == (q[i] > q[j]) else -1 for i, j in pairs)
+        assert value.item() == pytest.approx(1 - concordant / len(pairs), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["kendall", "pearson", "dac_kl"])
+def test_gradients_are_those_of_finite_differences(name):
+    student, teacher = make_rows(2, empty=0), make_rows(3, empty=0)
+    torch.autograd.gradcheck(lambda logits: TERMS[name](logits.log_softmax(1), teacher), student.requires_grad_())
+
+
+@pytest.mark.parametrize("name", ["kendall", "pearson", "dac_kl"])
+def test_empty_slots_change_nothing(name):
+    student, teacher = make_rows(4, empty=2), make_rows(5, empty=2)
+    wide = TERMS[name](student, teacher)[0]
+    own = [torch.cat([rows[0, :3], rows[0, -1:]])[None] for rows in (student, teacher)]
+    assert wide.item() == pytest.approx(TERMS[name](*own).item(), abs=1e-12)
+
+
+def test_a_model_that_equals_its_teacher_pays_nothing_but_a_soft_rank():
+    rows = make_rows(6)
+    assert TERMS["pearson"](rows, rows).abs().max() < 1e-6 and TERMS["dac_kl"](rows, rows).abs().max() < 1e-12
+    assert TERMS["kendall"](rows, rows, sharpness=1e6).abs().max() < 1e-9
+
+
+def test_dac_kl_is_a_forward_kl_among_the_likelier_half():
+    student, teacher = make_rows(7, empty=0), make_rows(8, empty=0)
+    found = TERMS["dac_kl"](student, teacher, low=0.5, high=1.0)
+    for value, p, q in zip(found, named(student), named(teacher), strict=True):
+        inside = q.exp() >= q.exp().quantile(0.5)
+        p, q = p[inside].log_softmax(0), q[inside].log_softmax(0)
+        assert value.item() == pytest.approx((q.exp() * (q - p)).sum().item())
+
+
+def plan_by_hand(cost, temperature, iterations):
+    plan = (-cost / temperature).exp()
+    for _ in range(iterations):
+        plan = plan / plan.sum(1, keepdim=True)
+        plan = plan / plan.sum(0, keepdim=True)
+    return plan
+
+
+def test_sinkhorn_against_loops_over_tokens():
+    rows, vocab = 5, 9
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = make_rows(9, rows, 4, empty=0), make_rows(10, rows, 4, empty=0)
+    support = torch.stack([torch.randperm(vocab, generator=generator)[:3] for _ in range(rows)])
+    cost = torch.zeros(rows, rows, dtype=torch.float64)
+    for i, j in itertools.product(range(rows), repeat=2):
+        p = dict(zip(support[i].tolist(), student[i, :-1].exp().tolist(), strict=True))
+        q = dict(zip(support[j].tolist(), teacher[j, :-1].exp().tolist(), strict=True))
+        both = p.keys() & q.keys()
+        cost[i, j] = sum(abs(p[v] - q[v]) for v in both) + abs(sum(p[v] for v in both) - sum(q[v] for v in both))
+    expected = (plan_by_hand(cost, 0.1, 20) * cost).sum(1)
+    torch.testing.assert_close(TERMS["sinkhorn"](student, teacher, support_NU=support), expected)
+    apart = [
+        TERMS["sinkhorn"](student[part], teacher[part], support_NU=support[part]) for part in (slice(3), slice(3, 5))
+    ]
+    torch.testing.assert_close(TERMS["sinkhorn"](student, teacher, support_NU=support, group_rows=3), torch.cat(apart))
+
+
+def test_dac_kl_refuses_quantiles_in_the_wrong_order():
+    with pytest.raises(ValueError, match="got 0.7 and 0.3"):
+        TERMS["dac_kl"](make_rows(0), make_rows(1), low=0.7, high=0.3)

@@ -1,0 +1,30 @@
+"""Batches made by hand."""
+
+import torch
+
+from opsd.types import BatchStats, Selection, TokenStats
+
+
+def make_batch(lengths, *, seed=0, **fields):
+    """Random statistics for rollouts of these lengths; `fields` are those of BatchStats."""
+    generator = torch.Generator().manual_seed(seed)
+    num_tokens = sum(lengths)
+    entropy, reverse, forward, hellinger = torch.rand(4, num_tokens, generator=generator)
+    student, teacher = torch.randn(2, num_tokens, generator=generator) - 3.0
+    tokens = TokenStats(
+        entropy_T=entropy,
+        reverse_kl_T=reverse,
+        forward_kl_T=forward,
+        hellinger_T=hellinger,
+        student_logprob_T=student,
+        teacher_logprob_T=teacher,
+    )
+    return BatchStats(**{"step": 0, "lengths": tuple(lengths), "tokens": tokens, **fields})
+
+
+def keep_all(batch):
+    return Selection(index_N=torch.arange(len(batch.tokens)), weight_N=torch.ones(len(batch.tokens)))
+
+
+def keep(batch, index):
+    return Selection(index_N=torch.tensor(index), weight_N=torch.ones(len(index)))

@@ -1,0 +1,100 @@
+"""Weights, temperatures and inputs that come after the selection."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from opsd.config import LossConfig
+from opsd.errors import ConfigError, StageError
+from tests.tip.batches import keep, keep_all, make_batch
+from tip.adaptive import inverse_difficulty_temperature
+from tip.adjustments import ADJUSTMENTS
+from tip.config import SelectorConfig, TipRunConfig
+from tip.plugin import build_hooks
+
+LENGTHS = (3, 2, 4, 1)  # two prompts with two answers each
+GROUPS = {
+    "prompt_R": torch.tensor([7, 7, 2, 2]),
+    "reward_R": torch.tensor([1.0, 0.0, 0.0, 0.0]),
+    "on_policy_R": torch.tensor([False, True, False, True]),
+}
+
+
+def per_token(values):
+    return torch.tensor([v for v, n in zip(values, LENGTHS, strict=True) for _ in range(n)])
+
+
+def test_reward_weights_are_a_softmax_within_the_prompt():
+    batch = make_batch(LENGTHS, **GROUPS)
+    selection = ADJUSTMENTS["reward"](batch, keep_all(batch), beta=0.5)
+    right, wrong = 2 * math.exp(2) / (math.exp(2) + 1), 2 / (math.exp(2) + 1)
+    torch.testing.assert_close(selection.weight_N, per_token([right, wrong, 1.0, 1.0]))
+
+
+def test_paced_drops_prompts_that_are_never_solved_and_the_learner_does_not_see_them():
+    cfg = TipRunConfig(selector=SelectorConfig(name="all", ratio=1.0), adjust={"paced": {}})
+    selection = build_hooks(cfg).select(make_batch(LENGTHS, **GROUPS))
+    assert selection.index_N.tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(selection.weight_N, torch.ones(5))
+
+
+def test_the_schedule_switches_once():
+    for progress, share in ((0.0, 0.0), (0.29, 0.0), (0.3, 1.0), (0.9, 1.0)):
+        batch = make_batch(LENGTHS, progress=progress)
+        selection = ADJUSTMENTS["forward_then_reverse"](batch, keep(batch, [1, 4]), switch_at=0.3)
+        assert selection.inputs["reverse_share_N"].tolist() == [share, share]
+
+
+def test_temperature_compares_kept_tokens_with_each_other():
+    batch = make_batch(LENGTHS)
+    selection = ADJUSTMENTS["temperature"](batch, keep(batch, [0, 3, 5, 8]), base=2.0, strength=0.3)
+    difficulty = batch.tokens.hellinger_T[torch.tensor([0, 3, 5, 8])]
+    expected = inverse_difficulty_temperature(difficulty, base=2.0, strength=0.3)
+    torch.testing.assert_close(selection.temperature_N, expected)
+    hardest, easiest = difficulty.argmax(), difficulty.argmin()
+    assert selection.temperature_N[hardest] < selection.temperature_N[easiest]
+
+
+def test_advantages_compare_answers_of_one_prompt():
+    batch = make_batch(LENGTHS, **GROUPS)
+    selection = ADJUSTMENTS["advantage"](batch, keep_all(batch))
+    torch.testing.assert_close(selection.inputs["advantage_N"], per_token([1.0, -1.0, 0.0, 0.0]))
+    assert torch.equal(selection.inputs["wrong_N"], per_token([0, 1, 1, 1]).bool())
+
+
+def test_preference_has_the_gradient_of_the_loss_over_pairs():
+    """The surrogate's gradient in every log-probability equals autograd's through -log sigmoid."""
+    batch = make_batch(LENGTHS, **GROUPS)
+    selection = ADJUSTMENTS["preference"](batch, keep_all(batch), beta=0.7)
+    student = batch.tokens.student_logprob_T.double().requires_grad_()
+    ratio = (student - batch.tokens.teacher_logprob_T.double()).split(LENGTHS)
+    margins = [0.7 * (ratio[good].mean() - ratio[own].mean()) for good, own in ((0, 1), (2, 3))]
+    loss = -torch.stack(margins).sigmoid().log().mean()
+    (expected,) = torch.autograd.grad(loss, student)
+    surrogate = -(selection.inputs["advantage_N"].double() * student).mean()  # what the learner does with weights of 1
+    (found,) = torch.autograd.grad(surrogate, student)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_what_an_adjustment_lacks_is_said():
+    batch = make_batch(LENGTHS)
+    for name in ("reward", "paced", "advantage"):
+        with pytest.raises(ConfigError, match=f"adjust.{name} needs rewards: set data.grader"):
+            ADJUSTMENTS[name](batch, keep_all(batch))
+    lonely = replace(make_batch(LENGTHS, **GROUPS), prompt_R=torch.tensor([1, 2, 3, 3]))
+    with pytest.raises(ConfigError, match="adjust.preference needs one answer of the teacher and one of the student"):
+        ADJUSTMENTS["preference"](lonely, keep_all(lonely))
+    kdrl = TipRunConfig(loss=LossConfig(divergence="kdrl"))
+    with pytest.raises(ConfigError, match="the loss needs advantage_N, which no entry of `adjust` gives"):
+        build_hooks(kdrl).select(batch)
+
+
+def test_a_selection_without_weight_stops_the_run(monkeypatch):
+    def nothing(batch, selection):
+        return replace(selection, weight_N=torch.zeros_like(selection.weight_N))
+
+    monkeypatch.setitem(ADJUSTMENTS, "nothing", nothing)
+    with pytest.raises(StageError, match="select: no token has a weight above 0"):
+        build_hooks(TipRunConfig(adjust={"nothing": {}})).select(make_batch(LENGTHS))

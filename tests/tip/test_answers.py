@@ -1,0 +1,99 @@
+"""Whose answers a step trains on."""
+
+import numpy as np
+import pytest
+
+from opsd.errors import ConfigError
+from opsd.types import Prompt, Rollout
+from tip.answers import ANSWERS, NOT_SAMPLED
+from tip.config import TipRunConfig
+from tip.plugin import build_hooks
+
+
+def make_prompts(count, response=(5, 6, 7, 1)):
+    return [
+        Prompt(
+            index=i,
+            token_ids=np.array([2, 3], np.int32),
+            text="?",
+            answer=None,
+            source="test",
+            response_ids=None if response is None else np.array(response, np.int32),
+        )
+        for i in range(count)
+    ]
+
+
+def rollout_of(prompt, sample, version=4):
+    return Rollout(
+        prompt=prompt,
+        sample=sample,
+        response_ids=np.array([8, 1], np.int32),
+        sampled_logprobs=np.full(2, -1.0, np.float32),
+        candidate_ids=np.array([[8, 9], [1, 9]], np.int32),
+        candidate_logprobs=np.full((2, 2), -1.0, np.float32),
+        stopped=True,
+        policy_version=version,
+    )
+
+
+class StudentPool:
+    """Answers in groups of two, the last first."""
+
+    def sample(self, prompts, *, samples_per_prompt, step):
+        made = [rollout_of(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
+        for start in reversed(range(0, len(made), 2)):
+            yield dict(enumerate(made[start : start + 2], start))
+
+
+class AnsweringTeacher:
+    def sample(self, prompts, seeds, max_tokens):
+        assert len(set(seeds)) == len(prompts)
+        yield {place: rollout_of(prompt, 0, version=0) for place, prompt in enumerate(prompts)}
+
+
+def gather(source, prompts, **request):
+    found = {}
+    for group in source(prompts, **request):
+        assert not found.keys() & group.keys()
+        found |= group
+    return [found[place] for place in sorted(found)]
+
+
+def mixed(share, **request):
+    source = ANSWERS["mixed"](StudentPool(), None, seed=3, max_tokens=3, student_share=share)
+    return gather(source, make_prompts(200), step=0, samples_per_prompt=2, **request)
+
+
+def test_a_share_of_the_prompts_is_answered_by_the_file():
+    answers = mixed(0.25)
+    given = [a for a in answers if a.policy_version == NOT_SAMPLED]
+    assert 0.6 < len(given) / 200 < 0.9 and len(answers) == len(given) + 2 * (200 - len(given))
+    assert [a.prompt.index for a in answers] == sorted(a.prompt.index for a in answers)
+    assert all(a.response_ids.tolist() == [5, 6, 7] and not a.stopped for a in given)  # cut at max_tokens
+    assert all((a.candidate_ids == -1).all() for a in given)
+    again = mixed(0.25)
+    assert [a.policy_version for a in again] == [a.policy_version for a in answers]
+
+
+def test_the_ends_of_the_share_are_on_policy_and_supervised():
+    assert all(a.policy_version == 4 for a in mixed(1.0)) and len(mixed(1.0)) == 400
+    assert all(a.policy_version == NOT_SAMPLED for a in mixed(0.0)) and len(mixed(0.0)) == 200
+
+
+def test_pairs_put_the_teacher_before_the_student_for_each_prompt():
+    source = ANSWERS["teacher_pairs"](StudentPool(), AnsweringTeacher(), seed=0, max_tokens=8)
+    answers = gather(source, make_prompts(5), step=2, samples_per_prompt=1)
+    assert [a.prompt.index for a in answers] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert [a.policy_version for a in answers] == [NOT_SAMPLED, 4] * 5
+    assert all((a.candidate_ids == -1).all() and (a.sampled_logprobs == 0).all() for a in answers[::2])
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ConfigError, match="answers=mixed needs stats=learner"):
+        TipRunConfig(answers="mixed")
+    with pytest.raises(ConfigError, match="answers must be one of mixed, student, teacher_pairs, got 'file'"):
+        build_hooks(TipRunConfig(answers="file", stats="learner"))
+    source = ANSWERS["mixed"](StudentPool(), None, seed=0, max_tokens=8, student_share=0.0)
+    with pytest.raises(ConfigError, match="set data.response_key"):
+        gather(source, make_prompts(2, response=None), step=0, samples_per_prompt=1)

@@ -1,0 +1,97 @@
+"""What happens to the tokens after they are selected: other weights, a temperature, inputs for the objective.
+
+    ADJUSTMENTS[name](batch, selection, **options) -> Selection
+
+`adjust={paced: {}, kdrl: {}}` applies these in this order. A token whose weight comes to 0 is dropped.
+"""
+# T response tokens of the global batch, N kept tokens, R rollouts
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from opsd.errors import ConfigError
+from opsd.types import BatchStats, Selection
+from tip.adaptive import inverse_difficulty_temperature
+from tip.per_rollout import mean_per_rollout, rewards
+from tip.rewards import group_advantage, paced_weight, reward_weight
+from tip.scores import known
+
+
+def reward(batch: BatchStats, selection: Selection, *, beta: float = 1.0) -> Selection:
+    """Weight of a rollout: softmax(reward / beta) among the answers to its prompt. METHODS section 4."""
+    weight_R = reward_weight(rewards(batch, "adjust.reward"), batch.prompt_R, beta=beta)
+    return weigh_rollouts(batch, selection, weight_R)
+
+
+def paced(batch: BatchStats, selection: Selection, *, a: float = 1.0, b: float = 1.0) -> Selection:
+    """Weight of a prompt: p^a (1 - p)^b with the pass rate p of its answers. PACED, arXiv 2603.11178."""
+    return weigh_rollouts(batch, selection, paced_weight(rewards(batch, "adjust.paced"), batch.prompt_R, a=a, b=b))
+
+
+def forward_then_reverse(batch: BatchStats, selection: Selection, *, switch_at: float = 0.5) -> Selection:
+    """`reverse_share_N`: 0 until that share of the steps is done, then 1. PACED's schedule, arXiv 2603.11178."""
+    share = float(batch.progress >= switch_at)
+    return with_input(selection, "reverse_share_N", torch.full((len(selection),), share))
+
+
+def temperature(batch: BatchStats, selection: Selection, *, base: float = 1.0, strength: float = 0.5) -> Selection:
+    """Hard tokens (by Hellinger distance, against the kept tokens' median) get a low temperature. IDTS of AdaKD."""
+    difficulty_N = known(batch.tokens, "hellinger_T")[selection.index_N]
+    temperature_N = inverse_difficulty_temperature(difficulty_N, base=base, strength=strength)
+    return replace(selection, temperature_N=temperature_N.float())
+
+
+def advantage(batch: BatchStats, selection: Selection) -> Selection:
+    """`advantage_N` (GRPO: the reward against those of the same prompt) and `wrong_N` for KDRL, arXiv 2506.02208."""
+    reward_R = rewards(batch, "adjust.advantage")
+    rollout_N = batch.rollout_T[selection.index_N]
+    selection = with_input(selection, "advantage_N", group_advantage(reward_R, batch.prompt_R)[rollout_N].float())
+    return with_input(selection, "wrong_N", reward_R[rollout_N] == 0)
+
+
+def preference(batch: BatchStats, selection: Selection, *, beta: float = 0.1) -> Selection:
+    """`advantage_N` for DPKD: its gradient, at the current student, as a weight on log student(y). arXiv 2406.19774.
+
+    The loss of a prompt is -log sigmoid(u), u = beta (m_t - m_s) with the mean over tokens m of log student(y) -
+    log teacher(y) on the teacher's answer and on the student's own. Needs answers=teacher_pairs.
+    """
+    log_ratio_T = known(batch.tokens, "student_logprob_T") - known(batch.tokens, "teacher_logprob_T")
+    mean_R = mean_per_rollout(batch, log_ratio_T)
+    sign_R = torch.where(batch.on_policy_R, -1.0, 1.0).double()
+    prompts, group_R, count_G = batch.prompt_R.unique(return_inverse=True, return_counts=True)
+    balance_G = torch.zeros(len(prompts), dtype=torch.float64).index_add(0, group_R, sign_R)
+    if (count_G != 2).any() or balance_G.any():
+        raise ConfigError(
+            "adjust.preference needs one answer of the teacher and one of the student a prompt: set "
+            "answers=teacher_pairs and data.samples_per_prompt=1"
+        )
+    margin_G = beta * torch.zeros(len(prompts), dtype=torch.float64).index_add(0, group_R, sign_R * mean_R)
+    push_R = torch.sigmoid(-margin_G)[group_R] * beta * sign_R / torch.tensor(batch.lengths)
+    # The learner averages over all kept tokens; this is to be a mean over prompts.
+    scale = len(selection) / len(prompts)
+    return with_input(selection, "advantage_N", (scale * push_R)[batch.rollout_T[selection.index_N]].float())
+
+
+ADJUSTMENTS: dict[str, Callable[..., Selection]] = {
+    "reward": reward,
+    "paced": paced,
+    "forward_then_reverse": forward_then_reverse,
+    "temperature": temperature,
+    "advantage": advantage,
+    "preference": preference,
+}
+
+
+def weigh_rollouts(batch: BatchStats, selection: Selection, weight_R: Tensor) -> Selection:
+    """The tokens' weights times those of their rollouts."""
+    weight_N = selection.weight_N * weight_R[batch.rollout_T[selection.index_N]].float()
+    return replace(selection, weight_N=weight_N)
+
+
+def with_input(selection: Selection, name: str, values_N: Tensor) -> Selection:
+    return replace(selection, inputs={**selection.inputs, name: values_N})

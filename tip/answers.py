@@ -1,0 +1,113 @@
+"""Whose answers a step trains on.
+
+    ANSWERS[name](rollout_pool, teacher_pool, *, seed, max_tokens, **options) -> RolloutSource
+
+Answers that the student did not sample have policy_version -1 and carry no log-probabilities of the student: they need
+stats=learner.
+"""
+# T response tokens
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from opsd.engines.pool import request_seed
+from opsd.errors import ConfigError
+from opsd.hooks import RolloutSource, student_answers
+from opsd.rollout.pool import RolloutPool
+from opsd.teacher.pool import TeacherPool
+from opsd.types import Prompt, Rollout
+
+NOT_SAMPLED = -1  # policy_version of an answer that is not the student's
+
+
+def student(rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed: int, max_tokens: int) -> RolloutSource:
+    """On-policy: all of them the current student's."""
+    return student_answers(rollout_pool, teacher_pool)
+
+
+def mixed(
+    rollout_pool: RolloutPool,
+    teacher_pool: TeacherPool,
+    *,
+    seed: int,
+    max_tokens: int,
+    student_share: float = 0.5,
+) -> RolloutSource:
+    """Each prompt's answer is, with probability `student_share`, the student's, else the file's. GKD, arXiv 2306.13649.
+
+    `student_share` is the paper's lambda; 0 is supervised distillation on the file's answers.
+    """
+    if not 0.0 <= student_share <= 1.0:
+        raise ConfigError(f"answer_options.student_share must be in [0, 1], got {student_share}")
+
+    def answers(prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
+        draws = np.random.default_rng([seed, step]).random(len(prompts))
+        sampled = [place for place, draw in enumerate(draws) if draw < student_share]
+        given = [place for place, draw in enumerate(draws) if draw >= student_share]
+        yield {place * samples_per_prompt: file_answer(prompts[place], max_tokens) for place in given}
+        groups = rollout_pool.sample([prompts[p] for p in sampled], samples_per_prompt=samples_per_prompt, step=step)
+        yield from moved(
+            groups, lambda i: sampled[i // samples_per_prompt] * samples_per_prompt + i % samples_per_prompt
+        )
+
+    return answers
+
+
+def teacher_pairs(rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed: int, max_tokens: int) -> RolloutSource:
+    """For every answer of the student one of the teacher beside it, sampled at temperature 1."""
+
+    def answers(prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
+        seeds = [request_seed(seed, step + 1, prompt.index, samples_per_prompt) for prompt in prompts]
+        for group in teacher_pool.sample(prompts, seeds, max_tokens):
+            yield {2 * place: without_student(rollout) for place, rollout in group.items()}
+        yield from moved(rollout_pool.sample(prompts, samples_per_prompt=1, step=step), lambda i: 2 * i + 1)
+
+    return answers
+
+
+ANSWERS: dict[str, Callable[..., RolloutSource]] = {
+    "student": student,
+    "mixed": mixed,
+    "teacher_pairs": teacher_pairs,
+}
+
+
+def moved(groups: Iterable[dict[int, Rollout]], place: Callable[[int], int]) -> Iterator[dict[int, Rollout]]:
+    for group in groups:
+        yield {place(index): rollout for index, rollout in group.items()}
+
+
+def file_answer(prompt: Prompt, max_tokens: int) -> Rollout:
+    """The file's own answer to a prompt, cut at `max_tokens`."""
+    if prompt.response_ids is None:
+        raise ConfigError("answers=mixed needs answers in the prompt file: set data.response_key")
+    response_ids = prompt.response_ids[:max_tokens]
+    nothing = np.zeros(len(response_ids), np.float32)
+    return without_student(
+        Rollout(
+            prompt=prompt,
+            sample=0,
+            response_ids=response_ids,
+            sampled_logprobs=nothing,
+            candidate_ids=np.full((len(response_ids), 1), -1, np.int32),
+            candidate_logprobs=np.full((len(response_ids), 1), -np.inf, np.float32),
+            stopped=len(response_ids) == len(prompt.response_ids),
+            policy_version=NOT_SAMPLED,
+        )
+    )
+
+
+def without_student(rollout: Rollout) -> Rollout:
+    """The answer alone, with nothing that could pass for the student's opinion of it."""
+    shape = rollout.candidate_ids.shape
+    return replace(
+        rollout,
+        sampled_logprobs=np.zeros(len(rollout), np.float32),
+        candidate_ids=np.full(shape, -1, np.int32),
+        candidate_logprobs=np.full(shape, -np.inf, np.float32),
+        policy_version=NOT_SAMPLED,
+    )
