@@ -1,6 +1,6 @@
 """The divergences over the whole vocabulary, in float64, written from their definitions: what the fast code must equal.
 
-For tests, and for a teacher that has all its logits at hand. Needs several float64 tensors [N, V].
+For tests, and for a teacher that has all its logits at hand. Needs several float64 tensors [N, V], AKL [N, V, V].
 """
 # N tokens, V vocabulary
 
@@ -16,7 +16,7 @@ def dense_divergence(name: str, student_logits_NV: Tensor, teacher_logits_NV: Te
     """The divergence `name` of two softmax distributions at temperature 1: [N] nats, float64, >= 0.
 
     `options` are those of the entry of the same name in `opsd.ops.divergences`, with the same defaults.
-    A logit may be -inf on both sides (no such token), for the value only. Source: METHODS section 1.
+    A logit may be -inf on both sides (no such token), for the value only. Source: METHODS sections 1 and 3.
     """
     student_NV = student_logits_NV.double().softmax(-1)
     teacher_NV = teacher_logits_NV.double().softmax(-1)
@@ -34,10 +34,43 @@ def _jsd(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
     return beta * _kl(teacher, middle) + (1.0 - beta) * _kl(student, middle)
 
 
+def _todi(student: Tensor, teacher: Tensor) -> Tensor:
+    share = (teacher / (teacher + student)).detach().nan_to_num(nan=0.5)
+    forward = torch.xlogy(teacher, teacher) - torch.xlogy(teacher, student)
+    reverse = torch.xlogy(student, student) - torch.xlogy(student, teacher)
+    return (share * forward + (1.0 - share) * reverse).sum(-1)
+
+
+def _akl(student: Tensor, teacher: Tensor, head_mass: float = 0.5) -> Tensor:
+    # A token's cumulative mass: its own and that of every token below it. Of equal ones the earlier is below.
+    below = teacher[:, None, :] < teacher[:, :, None]
+    tied_before = (teacher[:, None, :] == teacher[:, :, None]).tril()
+    in_tail = ((below | tied_before) * teacher[:, None, :]).sum(-1) <= 1.0 - head_mass
+    gap = (teacher - student).abs().detach()
+    head, tail = (gap * ~in_tail).sum(-1), (gap * in_tail).sum(-1)
+    weighted = head * _kl(teacher, student) + tail * _kl(student, teacher)
+    return torch.where(head + tail > 0.0, weighted / (head + tail), 0.0)
+
+
+def _abkd(student: Tensor, teacher: Tensor, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
+    total = alpha + beta
+    own = alpha / total * teacher**total + beta / total * student**total
+    return -(teacher**alpha * student**beta - own).sum(-1) / (alpha * beta)
+
+
+def _entropy_aware(student: Tensor, teacher: Tensor, threshold: float = 0.8) -> Tensor:
+    is_unsure = torch.special.entr(teacher).sum(-1) > threshold
+    return _kl(student, teacher) + is_unsure * _kl(teacher, student)
+
+
 _DENSE: dict[str, Callable[..., Tensor]] = {
     "reverse_kl": lambda student, teacher: _kl(student, teacher),
     "forward_kl": lambda student, teacher: _kl(teacher, student),
     "jsd": _jsd,
     "skew_forward_kl": lambda student, teacher, alpha=0.1: _kl(teacher, alpha * teacher + (1 - alpha) * student),
     "skew_reverse_kl": lambda student, teacher, alpha=0.1: _kl(student, alpha * student + (1 - alpha) * teacher),
+    "todi": _todi,
+    "akl": _akl,
+    "abkd": _abkd,
+    "entropy_aware": _entropy_aware,
 }

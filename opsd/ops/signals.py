@@ -1,0 +1,39 @@
+"""What a token's buckets say of its importance, beside entropy and the divergences.
+
+Arguments are log-probabilities [N, B] of student and teacher, as in `opsd.ops.divergences`. Nothing is learnt through
+these: their gradients are not finite where a bucket is empty. Source: METHODS sections 2 and 3.
+"""
+# N tokens, B buckets
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from opsd.ops.bucket_terms import check_shapes, kl_terms
+
+
+def hellinger(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
+    """The Hellinger distance sqrt(1/2 sum_b (sqrt p_b - sqrt q_b)^2), [N] in [0, 1]; 1: no mass in common.
+
+    Top-k: a lower bound of the distance over all tokens. Raises ValueError where the shapes differ.
+    Source: AdaKD, arXiv 2510.11615.
+    """
+    check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    gap_NB = (student_logprobs_NB / 2).exp() - (teacher_logprobs_NB / 2).exp()
+    return (gap_NB.square().sum(-1) / 2).sqrt().clamp_max(1.0)
+
+
+def reverse_kl_grad_norm(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
+    """The 2-norm of the reverse KL's gradient in the student's logits, one logit a bucket: [N], >= 0.
+
+    That gradient is p_b (log(p_b / q_b) - KL(p || q)). +inf where the KL is.
+    Top-k: the one logit of the rest moves all its tokens, so this is at least the norm of the sparse loss's gradient in
+    the logits of the single tokens. Raises ValueError where the shapes differ.
+    """
+    check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    terms_NB = kl_terms(student_logprobs_NB, teacher_logprobs_NB)
+    kl_N = terms_NB.sum(-1)
+    gradient_NB = terms_NB - student_logprobs_NB.exp() * kl_N[..., None]
+    return gradient_NB.norm(dim=-1).masked_fill(kl_N == math.inf, math.inf)
