@@ -9,7 +9,7 @@ been mapped so, and every log-probability beside it is that of the whole event.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -108,29 +108,44 @@ class TeacherScores:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStats:
-    """What is known of every response token before selection: of one rollout, or of rollouts one after another."""
+    """What is known of every response token before selection: of one rollout, or of rollouts one after another.
+
+    A run fills every field, from either source (`stats`); None is for statistics that a user makes by hand.
+    """
 
     entropy_T: Tensor  # float32 [T], H(student) / log V, in [0, 1]
     reverse_kl_T: Tensor  # float32 [T], KL(student || teacher), nats
     forward_kl_T: Tensor  # float32 [T], KL(teacher || student), nats
+    hellinger_T: Tensor | None = None  # float32 [T], Hellinger distance, in [0, 1]
+    grad_norm_T: Tensor | None = None  # float32 [T], 2-norm of the reverse KL's gradient in the student's logits
+    compatibility_T: Tensor | None = None  # float32 [T], the teacher's mass on the student's 16 likeliest events
+    student_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
+    teacher_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
 
     def __post_init__(self) -> None:
-        for name in ("reverse_kl_T", "forward_kl_T"):
-            _expect_shape(name, getattr(self, name), tuple(self.entropy_T.shape))
+        for field in fields(self):
+            value_T = getattr(self, field.name)
+            if value_T is not None:
+                _expect_shape(field.name, value_T, tuple(self.entropy_T.shape))
 
     def __len__(self) -> int:
         return len(self.entropy_T)
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenStats]) -> TokenStats:
-        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+        """One after another. Raises ValueError where some of the parts have a field and others do not."""
+        return cls(**{f.name: _concatenate(f.name, [getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
     def take(self, index_N: Tensor) -> TokenStats:
         """The tokens at these places, in this order."""
-        return TokenStats(**{f.name: getattr(self, f.name)[index_N] for f in fields(self)})
+        return self._map(lambda value_T: value_T[index_N])
 
     def to(self, device: torch.device | str) -> TokenStats:
-        return TokenStats(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self._map(lambda value_T: value_T.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
+        known = {name: value_T for name, value_T in vars(self).items() if value_T is not None}
+        return TokenStats(**{name: change(value_T) for name, value_T in known.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,3 +234,10 @@ class StepReport:
 def _expect_shape(name: str, array: np.ndarray | Tensor, shape: tuple[int, ...]) -> None:
     if tuple(array.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+
+
+def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    if known and len(known) < len(parts):
+        raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {len(known)}")
+    return torch.cat(known) if known else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -11,6 +12,7 @@ from opsd.config import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker
+from opsd.ops.align import compatibility
 from opsd.placement import gather, start_actor
 from opsd.types import MicroBatch, ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 
@@ -65,7 +67,8 @@ class LearnerGroup:
     def token_stats(self, scored: list[ScoredRollout]) -> TokenStats:
         """A pass of the current student over all rollouts: the statistics of their tokens, one after another.
 
-        The entropy is exact; the divergences are on the buckets that the loss has. METHODS 2 (`stats: learner`).
+        The entropy is exact; the divergences are on the buckets that the loss has. The compatibility is that of the
+        rollouts' candidates: their policy is the current one. METHODS 2 (`stats: learner`).
         """
         num_tokens = sum(len(item.rollout) for item in scored)
         everything = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
@@ -73,7 +76,8 @@ class LearnerGroup:
         refs = [worker.token_stats.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
         index, stats = zip(*gather("stats", refs), strict=True)
         order_T = torch.cat(index).argsort()
-        return TokenStats.concatenate(stats).take(order_T)
+        compatibility_T = torch.cat([compatibility(item.rollout, item.scores, self.vocabulary) for item in scored])
+        return replace(TokenStats.concatenate(stats).take(order_T), compatibility_T=compatibility_T)
 
     def _pack(self, scored: list[ScoredRollout], selection: Selection) -> list[list[MicroBatch]]:
         sequences = build_sequences(scored, selection, self.support, self.vocabulary)

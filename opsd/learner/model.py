@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
 from opsd.ops.divergences import forward_kl, reverse_kl
+from opsd.ops.signals import hellinger, reverse_kl_grad_norm
 from opsd.types import MicroBatch, TokenStats, Vocabulary
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -46,7 +47,10 @@ class DistillationModel(nn.Module):
         )
 
     def token_stats(self, batch: MicroBatch) -> TokenStats:
-        """Of the batch's N rows: the exact entropy, and the divergences on their buckets (METHODS 1)."""
+        """Of the batch's N rows: the exact entropy, and what compares the two models on their buckets (METHODS 1).
+
+        Without the compatibility: the student's candidates are no part of a batch.
+        """
         student_NB, entropy_N = bucket_logprobs(
             self._hidden(batch),
             self.causal_lm.get_output_embeddings().weight,
@@ -60,6 +64,10 @@ class DistillationModel(nn.Module):
             entropy_T=(entropy_N / math.log(self.vocabulary.size)).clamp(0.0, 1.0),
             reverse_kl_T=reverse_kl(student_NB, teacher_NB).clamp_min(0.0),
             forward_kl_T=forward_kl(student_NB, teacher_NB).clamp_min(0.0),
+            hellinger_T=hellinger(student_NB, teacher_NB),
+            grad_norm_T=reverse_kl_grad_norm(student_NB, teacher_NB),
+            student_logprob_T=student_NB[:, 0],  # the sampled event is first in every support
+            teacher_logprob_T=teacher_NB[:, 0],
         )
 
     def _hidden(self, batch: MicroBatch) -> Tensor:

@@ -10,10 +10,13 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from opsd.ops.entropy import entropy_from_top
+from opsd.ops.signals import hellinger, reverse_kl_grad_norm
 from opsd.types import Rollout, TeacherScores, TokenStats, Vocabulary
 
+NUM_COMPATIBLE = 16  # of the student's candidates; arXiv 2605.26844
 MIN_REST_MASS = 1e-6  # below it, 1 - sum of float32 probabilities is rounding noise
 
 
@@ -60,19 +63,16 @@ def rest_logprob(logprobs_TU: np.ndarray, num_named_T: np.ndarray, vocabulary: V
 
 
 def token_stats(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary) -> TokenStats:
-    """Entropy and both divergences from what the rollout engine and the teacher returned, with no forward pass.
+    """What the rollout engine and the teacher returned, as statistics of each token, with no forward pass.
 
-    The divergences are over the sampled token and the student's candidates for which the teacher's log-probability is
-    known; all others share one rest bucket, so each is a lower bound of the dense one. The entropy extrapolates beyond
-    the candidates. All are exact where every event is named. METHODS 1 and 2 (`stats: rollout`).
+    What compares the two models is over the sampled token and the student's candidates for which the teacher's
+    log-probability is known; all others share one rest bucket, so each divergence is a lower bound of the dense one.
+    The entropy extrapolates beyond the candidates. All are exact where every event is named. METHODS 1 and 2
+    (`stats: rollout`).
     """
     event_T1 = sampled_events(rollout, vocabulary)[:, None]
-    is_other_TC = (rollout.candidate_ids >= 0) & (rollout.candidate_ids != event_T1)
-    if scores.candidate_logprobs is None:
-        teacher_TC, known_TC = lookup(rollout.candidate_ids, scores.top_ids, scores.top_logprobs)
-    else:
-        teacher_TC, known_TC = scores.candidate_logprobs, is_other_TC
-    shared_TC = known_TC & is_other_TC
+    teacher_TC, known_TC = teacher_at_candidates(rollout, scores)
+    shared_TC = known_TC & (rollout.candidate_ids != event_T1)
 
     num_candidates_T = (rollout.candidate_ids >= 0).sum(axis=1)
     outside_T = rest_logprob(rollout.candidate_logprobs, num_candidates_T, vocabulary)
@@ -84,11 +84,40 @@ def token_stats(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary)
     teacher_TU = np.concatenate([scores.sampled_logprobs[:, None], np.where(shared_TC, teacher_TC, -np.inf)], axis=1)
     student_TB = _with_rest(student_TU, num_named_T, vocabulary)
     teacher_TB = _with_rest(teacher_TU, num_named_T, vocabulary)
+    buckets = torch.from_numpy(student_TB), torch.from_numpy(teacher_TB)
     return TokenStats(
         entropy_T=torch.from_numpy(np.clip(entropy_T / math.log(vocabulary.size), 0.0, 1.0).astype(np.float32)),
         reverse_kl_T=torch.from_numpy(_kl(student_TB, teacher_TB).astype(np.float32)),
         forward_kl_T=torch.from_numpy(_kl(teacher_TB, student_TB).astype(np.float32)),
+        hellinger_T=hellinger(*buckets).float(),
+        grad_norm_T=reverse_kl_grad_norm(*buckets).float(),
+        compatibility_T=compatibility(rollout, scores, vocabulary),
+        student_logprob_T=torch.tensor(rollout.sampled_logprobs),
+        teacher_logprob_T=torch.tensor(scores.sampled_logprobs),
     )
+
+
+def teacher_at_candidates(rollout: Rollout, scores: TeacherScores) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's log-probabilities at the student's candidates, and where they are known: both [T, C].
+
+    Known at each candidate where the teacher was asked for them, else at those that are in its top-k.
+    """
+    if scores.candidate_logprobs is None:
+        return lookup(rollout.candidate_ids, scores.top_ids, scores.top_logprobs)
+    return scores.candidate_logprobs, rollout.candidate_ids >= 0
+
+
+def compatibility(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary) -> Tensor:
+    """The teacher's mass on the student's NUM_COMPATIBLE likeliest events, float32 [T] in [0, 1].
+
+    On as many as the rollout has where these are fewer. A candidate at which the teacher's log-probability is not known
+    counts as 0: a lower bound, short by at most the mass outside the teacher's top-k. Source: arXiv 2605.26844.
+    """
+    logprobs_TC, known_TC = teacher_at_candidates(rollout, scores)
+    is_sampled_TC = rollout.candidate_ids == sampled_events(rollout, vocabulary)[:, None]
+    logprobs_TC = np.where(is_sampled_TC, scores.sampled_logprobs[:, None], np.where(known_TC, logprobs_TC, -np.inf))
+    mass_T = np.exp(logprobs_TC[:, :NUM_COMPATIBLE].astype(np.float64)).sum(axis=1)
+    return torch.from_numpy(np.minimum(mass_T, 1.0).astype(np.float32))
 
 
 def support_buckets(
