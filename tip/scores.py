@@ -1,11 +1,11 @@
-"""How much each token of a batch is worth training on: one score a token, from the student's entropy and the two KLs.
+"""How much each token of a batch is worth training on: one score a token, from how the two models see it.
 
     SCORES[name](stats, *, scaling="minmax", clip_quantile=0.98, generator=None) -> Tensor [T]
 
 Every entry takes the same options, used or not, so that a method of your own is one function and one entry:
 `SCORES["mine"] = mine`. `scaling` says how an axis comes to [0, 1]: "minmax", as in the paper, or "quantile", which no
-outlier flattens. `clip_quantile` cuts the entropy before "minmax". `generator` is for a score that draws.
-Source: METHODS section 2; TIP, arXiv 2604.14084.
+outlier flattens. `clip_quantile` cuts the entropy before "minmax". `generator` is for a score that draws. A score of a
+statistic that `stats` lacks raises ValueError. Source: METHODS section 2; equations are of TIP, arXiv 2604.14084.
 """
 # T response tokens of the global batch
 
@@ -63,6 +63,35 @@ def bottom(
     return -soft_or(stats, scaling=scaling, clip_quantile=clip_quantile)
 
 
+def hellinger(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """High where the two models differ anywhere, head or tail: the Hellinger distance itself, in [0, 1].
+
+    Source: AdaKD, arXiv 2510.11615.
+    """
+    return known(stats, "hellinger_T")
+
+
+def grad_norm(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """High where the reverse KL pulls hard at the student's logits: the 2-norm of its gradient there, >= 0."""
+    return known(stats, "grad_norm_T")
+
+
+def teachability(
+    stats: TokenStats, *, scaling: str = "minmax", clip_quantile: float = 0.98, generator: Generator | None = None
+) -> Tensor:
+    """High where the teacher disagrees within what the student already holds likely, in [0, 1].
+
+    The forward KL times the teacher's mass on the student's candidates, each scaled by "quantile" whatever `scaling`
+    says: the score is defined so. Source: arXiv 2605.26844.
+    """
+    compatibility_T = scale_axis(known(stats, "compatibility_T"), "quantile")
+    return scale_axis(stats.forward_kl_T, "quantile") * compatibility_T
+
+
 SCORES: dict[str, Callable[..., Tensor]] = {
     "soft_or": soft_or,
     "entropy": entropy,
@@ -70,7 +99,21 @@ SCORES: dict[str, Callable[..., Tensor]] = {
     "q3": q3,
     "random": random,
     "bottom": bottom,
+    "hellinger": hellinger,
+    "grad_norm": grad_norm,
+    "teachability": teachability,
 }
+
+
+def known(stats: TokenStats, field: str) -> Tensor:
+    """An optional statistic. Raises ValueError where it is None."""
+    value_T = getattr(stats, field)
+    if value_T is None:
+        raise ValueError(
+            f"this score needs TokenStats.{field}, got None: a run fills it (stats=rollout and stats=learner), "
+            "statistics of your own must bring it"
+        )
+    return value_T
 
 
 def scaled_entropy(stats: TokenStats, scaling: str, clip_quantile: float) -> Tensor:

@@ -23,6 +23,9 @@ EXPECTED = {
     "q3": SelectorConfig(score="q3"),
     "random": SelectorConfig(score="random"),
     "bottom": SelectorConfig(score="bottom"),
+    "hellinger": SelectorConfig(score="hellinger"),
+    "grad_norm": SelectorConfig(score="grad_norm"),
+    "teachability": SelectorConfig(score="teachability"),
     "sampled": SelectorConfig(name="sampled"),
     "soft": SelectorConfig(name="soft", ratio=1.0),
 }

@@ -120,7 +120,7 @@ def test_own_score_of_another_signature_is_refused_before_the_run(monkeypatch):
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    known = "bottom, divergence, entropy, q3, random, soft_or"
+    known = "bottom, divergence, entropy, grad_norm, hellinger, q3, random, soft_or, teachability"
     with pytest.raises(ConfigError, match=f"selector.score must be one of {known}, got 'entrpy'"):
         build_hooks(TipRunConfig(selector=SelectorConfig(score="entrpy")))
     with pytest.raises(ConfigError, match="selector.name must be one of all, sampled, soft, top_ratio, got 'top'"):
