@@ -199,7 +199,9 @@ def test_rollout_and_learner_stats_agree_where_every_event_is_known(group, model
     """One rollout, so that one of two ranks has no token."""
     scored, student, teacher = own_rollouts(current_model(group, model_path), [9], num_known=VOCABULARY.size)
     from_rollouts = rollout_stats(scored, VOCABULARY)
-    assert_same_stats(group.token_stats(scored), vars(from_rollouts).values())
+    from_learner = group.token_stats(scored)
+    for name, value in vars(from_rollouts).items():
+        torch.testing.assert_close(getattr(from_learner, name), value, rtol=1e-4, atol=1e-4, msg=name)
     dense = torch.where(student.isneginf(), 0.0, student.exp() * (student - teacher.nan_to_num(neginf=0.0))).sum(-1)
     torch.testing.assert_close(from_rollouts.reverse_kl_T.double(), dense, rtol=1e-4, atol=1e-4)
 

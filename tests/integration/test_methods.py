@@ -1,4 +1,4 @@
-"""Every method trains the quick start's pair from its YAML line alone: real engines, actors and ranks, 20 steps each."""
+"""Every method trains the quick start's pair for 20 steps from its YAML line alone: real engines, actors, ranks."""
 
 import json
 import math

@@ -11,9 +11,16 @@ from tip.scores import SCORES
 
 def make_stats(num_tokens=400, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    entropy, reverse, forward = torch.rand(3, num_tokens, generator=generator, dtype=torch.float64)
+    entropy, reverse, forward, distance, norm, mass = torch.rand(
+        6, num_tokens, generator=generator, dtype=torch.float64
+    )
     return TokenStats(
-        entropy_T=entropy.to(dtype), reverse_kl_T=(4 * reverse**3).to(dtype), forward_kl_T=(3 * forward**2).to(dtype)
+        entropy_T=entropy.to(dtype),
+        reverse_kl_T=(4 * reverse**3).to(dtype),
+        forward_kl_T=(3 * forward**2).to(dtype),
+        hellinger_T=distance.to(dtype),
+        grad_norm_T=(2 * norm**2).to(dtype),
+        compatibility_T=mass.sqrt().to(dtype),
     )
 
 
@@ -36,10 +43,19 @@ def expected_scores(stats, scaling, clip_quantile):
     else:
         h, d = numpy_quantile_scale(entropy), numpy_quantile_scale(reverse)
     soft_or = 1 - (1 - h) * (1 - d)  # the identity of eq. 7; the code has the sum form
-    return {"soft_or": soft_or, "entropy": h, "divergence": reverse, "q3": forward * (1 - h), "bottom": -soft_or}
+    return {
+        "soft_or": soft_or,
+        "entropy": h,
+        "divergence": reverse,
+        "q3": forward * (1 - h),
+        "bottom": -soft_or,
+        "hellinger": stats.hellinger_T.numpy(),
+        "grad_norm": stats.grad_norm_T.numpy(),
+        "teachability": numpy_quantile_scale(forward) * numpy_quantile_scale(stats.compatibility_T.numpy()),
+    }
 
 
-@pytest.mark.parametrize("name", ["soft_or", "entropy", "divergence", "q3", "bottom"])
+@pytest.mark.parametrize("name", sorted(set(SCORES) - {"random"}))
 @pytest.mark.parametrize(("scaling", "clip_quantile"), [("minmax", 0.98), ("minmax", 0.7), ("quantile", 0.98)])
 @pytest.mark.parametrize("num_tokens", [2, 3, 101, 400])
 def test_score_matches_its_formula(name, scaling, clip_quantile, num_tokens):
@@ -101,7 +117,9 @@ def test_every_score_takes_the_same_options_and_any_float_dtype(name, scaling, d
 
 def test_low_precision_input_is_scaled_in_float32():
     stats = make_stats(dtype=torch.bfloat16)
-    expected = expected_scores(stats, "minmax", 0.98)["soft_or"]
+    expected = 1 - (1 - numpy_minmax(stats.entropy_T.double().numpy(), 0.98)) * (
+        1 - numpy_minmax(stats.reverse_kl_T.double().numpy())
+    )
     np.testing.assert_allclose(SCORES["soft_or"](stats).numpy(), expected, atol=1e-6)
 
 
@@ -125,3 +143,29 @@ def test_random_without_generator_follows_the_global_seed():
 def test_unknown_scaling_is_refused():
     with pytest.raises(ValueError, match="scaling must be one of minmax, quantile, got 'log'"):
         SCORES["soft_or"](make_stats(), scaling="log")
+
+
+def test_a_high_divergence_off_the_students_candidates_is_not_teachable():
+    tokens = torch.linspace(0, 1, 21)
+    stats = TokenStats(
+        entropy_T=tokens, reverse_kl_T=tokens, forward_kl_T=tokens, compatibility_T=torch.cat([tokens[:-1], tokens[:1]])
+    )
+    score = SCORES["teachability"](stats)
+    assert score[-1] == 0 and score.argmax() == 19
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("hellinger", "hellinger_T"), ("grad_norm", "grad_norm_T"), ("teachability", "compatibility_T")],
+)
+def test_statistics_that_lack_what_a_score_needs_are_refused(name, field):
+    values = torch.rand(5)
+    stats = scores.TokenStats(entropy_T=values, reverse_kl_T=values, forward_kl_T=values)
+    with pytest.raises(ValueError, match=f"needs TokenStats.{field}, got None: a run fills it"):
+        SCORES[name](stats)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORES) - {"hellinger", "grad_norm", "teachability"}))
+def test_the_papers_scores_need_no_more_than_entropy_and_two_divergences(name):
+    values = torch.rand(5)
+    assert len(SCORES[name](scores.TokenStats(entropy_T=values, reverse_kl_T=values, forward_kl_T=values))) == 5

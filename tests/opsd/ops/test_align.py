@@ -51,6 +51,53 @@ def test_stats_equal_the_dense_ones_where_every_event_is_named(vocabulary, score
     torch.testing.assert_close(stats.forward_kl_T.double(), dense_kl(teacher, student), rtol=1e-5, atol=1e-6)
     entropy = -(student.exp() * student.nan_to_num(neginf=0.0)).sum(-1) / math.log(VOCAB)
     torch.testing.assert_close(stats.entropy_T.double(), entropy, rtol=1e-5, atol=1e-6)
+    p, q = student.exp(), teacher.exp()
+    distance = (1 - (p * q).sqrt().sum(-1)).sqrt()
+    torch.testing.assert_close(stats.hellinger_T.double(), distance, rtol=1e-5, atol=1e-6)
+    ratio = torch.where(p > 0, student - teacher.nan_to_num(neginf=0.0), 0.0)
+    gradient = p * (ratio - (p * ratio).sum(-1, keepdim=True))
+    torch.testing.assert_close(stats.grad_norm_T.double(), gradient.norm(dim=-1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [PLAIN, MERGED])
+def test_the_sampled_events_log_probabilities_are_in_the_stats(vocabulary):
+    student, teacher = distributions(vocabulary)
+    rollout, scores = make_scored(student, teacher, RESPONSE, num_candidates=2, top_k=2, vocabulary=vocabulary)
+    stats = token_stats(rollout, scores, vocabulary)
+    for t, token in enumerate(RESPONSE):
+        event = vocabulary.stop_event if token in vocabulary.stop_ids else token
+        assert stats.student_logprob_T[t].item() == pytest.approx(student[t, event].item())
+        assert stats.teacher_logprob_T[t].item() == pytest.approx(teacher[t, event].item())
+
+
+@pytest.mark.parametrize("vocabulary", [PLAIN, MERGED])
+@pytest.mark.parametrize("num_candidates", [3, 16, 18])
+@pytest.mark.parametrize("score_candidates", [False, True])
+def test_compatibility_is_the_teachers_mass_on_the_students_likeliest(vocabulary, num_candidates, score_candidates):
+    """On sixteen of them at most. A teacher of top 4 knows of these and of the sampled event alone."""
+    student, teacher = distributions(vocabulary)
+    rollout, scores = make_scored(
+        student, teacher, RESPONSE, num_candidates=num_candidates, top_k=4, vocabulary=vocabulary,
+        score_candidates=score_candidates,
+    )  # fmt: skip
+    found = token_stats(rollout, scores, vocabulary).compatibility_T
+    for t, token in enumerate(RESPONSE):
+        likeliest = set(student[t].topk(min(num_candidates, 16)).indices.tolist())
+        if not score_candidates:
+            event = vocabulary.stop_event if token in vocabulary.stop_ids else token
+            likeliest &= {event, *teacher[t].topk(4).indices.tolist()}
+        assert found[t].item() == pytest.approx(teacher[t, sorted(likeliest)].exp().sum().item(), abs=1e-6)
+
+
+def test_stats_of_read_only_arrays_come_without_a_warning(recwarn):
+    """As they come from Ray's object store."""
+    student, teacher = distributions(PLAIN)
+    rollout, scores = make_scored(student, teacher, RESPONSE, num_candidates=5, top_k=5, vocabulary=PLAIN)
+    for array in (*vars(rollout).values(), *vars(scores).values()):
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    token_stats(rollout, scores, PLAIN)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("score_candidates", [False, True])

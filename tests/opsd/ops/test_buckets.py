@@ -13,6 +13,8 @@ from opsd.ops.dense import dense_divergence
 from opsd.ops.divergences import DIVERGENCES, reverse_kl
 
 EVERY_DIVERGENCE = pytest.mark.parametrize("name", sorted(DIVERGENCES))
+DETACHED = {"todi", "akl"}  # their gradient is not the derivative of their value
+NO_BOUND = {"akl", "abkd"}  # the coarse value may exceed the dense one
 EVERY_HEAD = pytest.mark.parametrize(
     "head",
     [
@@ -111,7 +113,7 @@ def test_naming_every_token_equals_the_dense_divergence(name, fused):
         assert_near(actual, wanted, 1e-5)
 
 
-@EVERY_DIVERGENCE
+@pytest.mark.parametrize("name", sorted(set(DIVERGENCES) - NO_BOUND))
 def test_a_strict_support_bounds_the_dense_divergence_from_below(name):
     hidden, weight, teacher = make_head()
     support = make_support(7, 4)
@@ -173,7 +175,7 @@ def test_gradcheck_of_buckets_and_entropy(head):
     assert torch.autograd.gradcheck(finite_outputs, (hidden, weight))
 
 
-@EVERY_DIVERGENCE
+@pytest.mark.parametrize("name", sorted(set(DIVERGENCES) - DETACHED))
 def test_gradcheck_of_the_fused_loss(name):
     hidden, weight, teacher = make_head(num_rows=3, dtype=torch.float64)
     options = {"temperature_N": torch.linspace(0.5, 2.0, 3), "vocab_size": 14, "stop_ids": (9, 2)}

@@ -1,0 +1,82 @@
+"""The learner's statistics on one process against dense probabilities: no Ray, no FSDP2."""
+# T response tokens, V vocabulary
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from opsd.batch import rollout_stats
+from opsd.data.packing import build_sequences, pack
+from opsd.learner.model import DistillationModel
+from opsd.ops.divergences import reverse_kl
+from opsd.types import ScoredRollout, Selection, TokenStats, Vocabulary
+from tests.opsd.builders import make_scored, merge_stops, random_logprobs
+from tests.tiny_models import make_tiny_qwen3
+
+VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))  # the model has 64 rows: four of them are padding
+RESPONSE = [4, 9, 5, 31, 17, 0]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    path = make_tiny_qwen3(
+        tmp_path_factory.mktemp("s"), vocab_size=64, width=32, layers=1, tied=True, seed=3, eos_token_id=0, scale=3.0
+    )
+    return AutoModelForCausalLM.from_pretrained(path).eval()
+
+
+def rollout_of(student, num_known):
+    """(a rollout with its scores, dense log-probabilities of student and teacher [T, V])."""
+    context = torch.tensor([1, 2, 3, *RESPONSE])  # make_scored's prompt of three tokens
+    with torch.no_grad():
+        student_TV = merge_stops(student(context[None]).logits[0, 2:-1].double(), VOCABULARY)
+    teacher_TV = merge_stops(random_logprobs(len(RESPONSE), VOCABULARY.size, 0), VOCABULARY)
+    rollout, scores = make_scored(
+        student_TV, teacher_TV, RESPONSE, num_candidates=num_known, top_k=num_known, vocabulary=VOCABULARY
+    )
+    return ScoredRollout(rollout=rollout, scores=scores), student_TV, teacher_TV
+
+
+@torch.no_grad()
+def learner_stats(student, item):
+    everything = Selection(index_N=torch.arange(len(RESPONSE)), weight_N=torch.ones(len(RESPONSE)))
+    [[batch]] = pack(build_sequences([item], everything, "teacher", VOCABULARY), 1, 1000)
+    return DistillationModel(student, reverse_kl, VOCABULARY).token_stats(batch)
+
+
+def test_statistics_are_those_of_the_losss_buckets(student):
+    """The sampled event and the teacher's eight likeliest by name, all others as one."""
+    item, student_TV, teacher_TV = rollout_of(student, num_known=8)
+    stats = learner_stats(student, item)
+    for t, token in enumerate(RESPONSE):
+        event = VOCABULARY.stop_event if token in VOCABULARY.stop_ids else token
+        named = sorted({event, *item.scores.top_ids[t].tolist()})
+        p, q = (torch.cat([x[t, named].exp(), 1 - x[t, named].exp().sum()[None]]) for x in (student_TV, teacher_TV))
+        close = {"abs": 1e-4}
+        assert stats.hellinger_T[t].item() == pytest.approx((1 - (p * q).sqrt().sum()).sqrt().item(), **close)
+        divergence = (p * (p / q).log()).sum()
+        assert stats.reverse_kl_T[t].item() == pytest.approx(divergence.item(), **close)
+        gradient = p * ((p / q).log() - divergence)
+        assert stats.grad_norm_T[t].item() == pytest.approx(gradient.norm().item(), **close)
+        assert stats.student_logprob_T[t].item() == pytest.approx(student_TV[t, event].item(), **close)
+        assert stats.teacher_logprob_T[t].item() == pytest.approx(teacher_TV[t, event].item(), **close)
+
+
+def test_both_sources_agree_where_every_event_is_known(student):
+    item, _, _ = rollout_of(student, num_known=VOCABULARY.size)
+    from_learner, from_rollouts = vars(learner_stats(student, item)), vars(rollout_stats([item], VOCABULARY))
+    assert from_learner.pop("compatibility_T") is None  # the candidates are no part of a micro-batch
+    from_rollouts.pop("compatibility_T")
+    for name, value in from_learner.items():
+        torch.testing.assert_close(value, from_rollouts[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_rank_without_tokens_has_the_same_statistics(student):
+    """So that the parts of all ranks can be put together."""
+    item, _, _ = rollout_of(student, num_known=8)
+    everything = Selection(index_N=torch.arange(len(RESPONSE)), weight_N=torch.ones(len(RESPONSE)))
+    batches = pack(build_sequences([item], everything, "teacher", VOCABULARY), 2, 1000)
+    model = DistillationModel(student, reverse_kl, VOCABULARY)
+    parts = [model.token_stats(batch) for [batch] in batches]
+    assert sorted(len(part) for part in parts) == [0, len(RESPONSE)]
+    assert len(TokenStats.concatenate(parts)) == len(RESPONSE)
