@@ -145,7 +145,8 @@ class TokenStats:
     @classmethod
     def concatenate(cls, parts: Sequence[TokenStats]) -> TokenStats:
         """One after another. Raises ValueError where some of the parts have a field and others do not."""
-        return cls(**{f.name: _concatenate(f.name, [getattr(part, f.name) for part in parts]) for f in fields(cls)})
+        joined = {f.name: _concatenate(f.name, [getattr(part, f.name) for part in parts]) for f in fields(cls)}
+        return cls(**{name: value_T for name, value_T in joined.items() if value_T is not None})
 
     def take(self, index_N: Tensor) -> TokenStats:
         """The tokens at these places, in this order."""

@@ -77,7 +77,7 @@ class LossDrivenRatio:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from a `state_dict`. Raises KeyError where an entry is missing."""
         self.ratio = state["ratio"]
-        self._num_updates = state["num_updates"]
+        self._num_updates = int(state["num_updates"])
         self._mean, self._reference = state["mean"], state["reference"]
 
 

@@ -47,6 +47,8 @@ class TipRunConfig(RunConfig):
             for name, options in getattr(self, section).items():
                 if not isinstance(options, dict):
                     raise ConfigError(f"{section}.{name} must hold options, {{}} for none, got {options!r}")
+        if self.selector.score == "attention" and not self.teacher.attention:
+            raise ConfigError("selector.score=attention needs teacher.attention=true and teacher.backend=transformers")
         if self.answers != "student" and self.stats != "learner":
             raise ConfigError(
                 f"answers={self.answers} needs stats=learner: for answers that the student did not sample, no engine "

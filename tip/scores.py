@@ -118,7 +118,7 @@ def known(stats: TokenStats, field: str) -> Tensor:
     value_T = getattr(stats, field)
     if value_T is None:
         raise ValueError(
-            f"this score needs TokenStats.{field}, got None: a run fills it (stats=rollout and stats=learner), "
+            f"this score needs TokenStats.{field}, got None: a run fills it (attention_T with teacher.attention=true), "
             "statistics of your own must bring it"
         )
     return value_T

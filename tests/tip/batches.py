@@ -9,13 +9,16 @@ def make_batch(lengths, *, seed=0, **fields):
     """Random statistics for rollouts of these lengths; `fields` are those of BatchStats."""
     generator = torch.Generator().manual_seed(seed)
     num_tokens = sum(lengths)
-    entropy, reverse, forward, hellinger = torch.rand(4, num_tokens, generator=generator)
+    entropy, reverse, forward, hellinger, norm, mass, paid = torch.rand(7, num_tokens, generator=generator)
     student, teacher = torch.randn(2, num_tokens, generator=generator) - 3.0
     tokens = TokenStats(
         entropy_T=entropy,
         reverse_kl_T=reverse,
         forward_kl_T=forward,
         hellinger_T=hellinger,
+        grad_norm_T=norm,
+        compatibility_T=mass,
+        attention_T=paid,
         student_logprob_T=student,
         teacher_logprob_T=teacher,
     )

@@ -85,6 +85,10 @@ def test_a_score_of_the_users_own_composes():
         ("selector.ratio=nan", r"selector.ratio must be in \(0, 1\], got nan"),
         ("selector.clip_quantile=98", r"selector.clip_quantile must be in \(0, 1\], got 98"),
         ("selector.scope=token", "selector.scope must be one of rollout, batch, got 'token'"),
+        ("selector.score=attention", "needs teacher.attention=true and teacher.backend=transformers"),
+        ("teacher.attention=true", "needs teacher.backend=transformers: a vLLM engine never forms attention weights"),
+        ("answers=mixed", "answers=mixed needs stats=learner"),
+        ("+filters.fire=0.2", "filters.fire must hold options"),
         ("selector.scaling=log", "selector.scaling must be one of minmax, quantile, got 'log'"),
     ],
 )

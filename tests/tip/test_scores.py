@@ -11,8 +11,8 @@ from tip.scores import SCORES
 
 def make_stats(num_tokens=400, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    entropy, reverse, forward, distance, norm, mass = torch.rand(
-        6, num_tokens, generator=generator, dtype=torch.float64
+    entropy, reverse, forward, distance, norm, mass, paid = torch.rand(
+        7, num_tokens, generator=generator, dtype=torch.float64
     )
     return TokenStats(
         entropy_T=entropy.to(dtype),
@@ -21,6 +21,7 @@ def make_stats(num_tokens=400, seed=0, dtype=torch.float64):
         hellinger_T=distance.to(dtype),
         grad_norm_T=(2 * norm**2).to(dtype),
         compatibility_T=mass.sqrt().to(dtype),
+        attention_T=paid.to(dtype),
     )
 
 
@@ -51,6 +52,7 @@ def expected_scores(stats, scaling, clip_quantile):
         "bottom": -soft_or,
         "hellinger": stats.hellinger_T.numpy(),
         "grad_norm": stats.grad_norm_T.numpy(),
+        "attention": stats.attention_T.numpy(),
         "teachability": numpy_quantile_scale(forward) * numpy_quantile_scale(stats.compatibility_T.numpy()),
     }
 
@@ -156,7 +158,12 @@ def test_a_high_divergence_off_the_students_candidates_is_not_teachable():
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("hellinger", "hellinger_T"), ("grad_norm", "grad_norm_T"), ("teachability", "compatibility_T")],
+    [
+        ("hellinger", "hellinger_T"),
+        ("grad_norm", "grad_norm_T"),
+        ("teachability", "compatibility_T"),
+        ("attention", "attention_T"),
+    ],
 )
 def test_statistics_that_lack_what_a_score_needs_are_refused(name, field):
     values = torch.rand(5)
@@ -165,7 +172,7 @@ def test_statistics_that_lack_what_a_score_needs_are_refused(name, field):
         SCORES[name](stats)
 
 
-@pytest.mark.parametrize("name", sorted(set(SCORES) - {"hellinger", "grad_norm", "teachability"}))
+@pytest.mark.parametrize("name", sorted(set(SCORES) - {"hellinger", "grad_norm", "teachability", "attention"}))
 def test_the_papers_scores_need_no_more_than_entropy_and_two_divergences(name):
     values = torch.rand(5)
     assert len(SCORES[name](scores.TokenStats(entropy_T=values, reverse_kl_T=values, forward_kl_T=values))) == 5
