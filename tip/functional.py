@@ -114,7 +114,7 @@ def weighted_distillation_loss(
     _check_shapes(student_logits_BTV, teacher_logits_BTV, importance_BT=importance_BT, mask_BT=mask_BT)
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    weight_BT = importance_BT.detach().to(softmax_dtype(student_logits_BTV)) / mask_BT.sum().clamp_min(1)
+    weight_BT = importance_BT.detach().to(softmax_dtype(student_logits_BTV)) / mask_BT.sum()
     place_N2 = (mask_BT & (weight_BT != 0)).nonzero()
     weight_N = weight_BT[place_N2.unbind(1)]
     of_rows = partial(_row_divergence, temperature=temperature, divergence=_divergence(divergence))
@@ -163,7 +163,7 @@ def _logprobs(logits_NV: Tensor, temperature: float) -> Tensor:
     return (logits_NV.to(softmax_dtype(logits_NV)) / temperature).log_softmax(-1)
 
 
-def _chunks(place_N2: Tensor, vocab_size: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+def _chunks(place_N2: Tensor, vocab_size: int) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
     """The places (sequence, token) some at a time: which rows of `place_N2`, and they as an index into the logits.
 
     Such an index copies the chunk alone, where a reshape of sliced logits would copy them all.
