@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 NUM_EVAL, NUM_PROBE, NUM_TRAIN = 500, 300, 20_000
-TEACHER_AT_LEAST, STUDENT_BETWEEN = 0.97, (0.10, 0.38)
+TEACHER_AT_LEAST, STUDENT_BETWEEN, SHOWN_AT_LEAST = 0.97, (0.10, 0.38), 0.75
 # Every third layer but the last: such a student starts at about 3.6 nats of reverse KL on its own answers.
 SMOLLM2_DROPPED = list(range(2, 27, 3))
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -58,7 +58,7 @@ def write_record(folder: Path, settings: dict[str, Any], **measured: Any) -> Non
 
 def make_sums(out: Path, seed: int) -> None:
     """Writes teacher/, student/, train.jsonl, eval.jsonl and pair.json. Raises PairError if the accuracies are off."""
-    settings = {"kind": "sums", "seed": seed, "fields": ["prompt", "answer", "solution"]}
+    settings = {"kind": "sums", "seed": seed, "fields": ["prompt", "answer", "solution"], "student": "copies"}
     if is_finished(out, settings):
         return
     from sum_pair import train_pair
@@ -71,7 +71,7 @@ def make_sums(out: Path, seed: int) -> None:
         write_problems(folder / "eval.jsonl", evaluation)
         print("training teacher and student, one to two minutes on two free cores", flush=True)
         accuracy = train_pair(folder, seed, probe, evaluation)
-        check_accuracies(accuracy["teacher"], accuracy["student"])
+        check_accuracies(**accuracy)
         write_record(folder, settings, accuracy=accuracy, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
 
 
@@ -81,12 +81,13 @@ def write_problems(path: Path, problems) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def check_accuracies(teacher: float, student: float) -> None:
+def check_accuracies(*, teacher: float, student: float, student_shown: float) -> None:
     low, high = STUDENT_BETWEEN
-    if teacher < TEACHER_AT_LEAST or not low <= student <= high:
+    if teacher < TEACHER_AT_LEAST or not low <= student <= high or student_shown < SHOWN_AT_LEAST:
         raise PairError(
-            f"unusable pair: the teacher must reach {TEACHER_AT_LEAST:.0%}, got {teacher:.1%}; "
-            f"the student {low:.0%} to {high:.0%}, got {student:.1%}; try another --seed"
+            f"unusable pair: the teacher must reach {TEACHER_AT_LEAST:.0%}, got {teacher:.1%}; the student {low:.0%} "
+            f"to {high:.0%}, got {student:.1%}, and {SHOWN_AT_LEAST:.0%} where it is shown the solution, got "
+            f"{student_shown:.1%}; try another --seed"
         )
 
 

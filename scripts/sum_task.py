@@ -2,6 +2,7 @@
 
     prompt    7+3+9?
     response  7+3=10;10+9=19#19<eos>
+    shown     7+3+9?7+3=10;10+9=19#197+3+9?     the prompt of who sees the solution
 
 A problem belongs to the held-out set or to the training set by a checksum of its own text, so the two can never
 overlap, whoever draws from them and with whatever seed.
@@ -13,6 +14,7 @@ import random
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -39,11 +41,16 @@ class Problem:
     @property
     def response(self) -> str:
         """The worked answer, without <eos>."""
-        steps, total = [], self.terms[0]
-        for term in self.terms[1:]:
-            steps.append(f"{total}+{term}={total + term}")
-            total += term
-        return ";".join(steps) + "#" + self.answer
+        return self.response_with(list(accumulate(self.terms))[1:])
+
+    def response_with(self, totals: list[int]) -> str:
+        """The answer with these partial sums, right or wrong: one less than there are terms."""
+        steps = zip([self.terms[0], *totals[:-1]], self.terms[1:], totals, strict=True)
+        return ";".join(f"{left}+{term}={total}" for left, term, total in steps) + f"#{totals[-1]}"
+
+    def prompt_showing(self, solution: str) -> str:
+        """What `data.teacher_template="{prompt}{solution}{prompt}"` makes of it."""
+        return self.prompt + solution + self.prompt
 
     @property
     def held_out(self) -> bool:
@@ -67,6 +74,11 @@ def distinct_problems(count: int, seed: str, *, held_out: bool) -> list[Problem]
         if len(found) == count:
             return list(found)
     raise AssertionError("the stream is endless")
+
+
+def random_response(problem: Problem, rng: random.Random) -> str:
+    """The answer with random partial sums, which only a copy can foretell; no longer than a right one can be."""
+    return problem.response_with([rng.randrange(9 * max(NUM_TERMS) + 1) for _ in problem.terms[1:]])
 
 
 def is_right(response: str, problem: Problem) -> bool:

@@ -190,6 +190,32 @@ def test_scores_are_the_teachers_logprobs_on_the_response_rows(engine_of, models
             assert scores.top_ids.max() < NUM_IDS
 
 
+@pytest.mark.parametrize("backend", ENGINES)
+def test_scores_follow_the_teachers_own_prompt_where_there_is_one(engine_of, models, backend):
+    """Self-distillation: the student saw 3 to 11 tokens, the same model as teacher sees 1 to 36 others."""
+    engine, path = engine_of(backend, "untied"), models["untied"]
+    rollouts = generate(engine_of("transformers", "untied"), ALL_IDS)
+    rng = np.random.default_rng(3)
+    lengths = [1 + 7 * place % 36 for place in range(len(rollouts))]
+    shown = [
+        replace(rollout.prompt, teacher_token_ids=rng.integers(0, NUM_IDS, length, dtype=np.int32))
+        for rollout, length in zip(rollouts, lengths, strict=True)
+    ]
+    longer = [len(prompt.teacher_token_ids) - len(prompt.token_ids) for prompt in shown]
+    assert min(longer) < 0 < max(longer)
+    scored = engine.score([replace(r, prompt=p) for r, p in zip(rollouts, shown, strict=True)], NUM_IDS)
+    for rollout, prompt, scores in zip(rollouts, shown, scored, strict=True):
+        as_scored = replace(rollout, prompt=replace(prompt, token_ids=prompt.teacher_token_ids))
+        reference, events = reference_events(path, as_scored)
+        expect_top(scores.top_ids, scores.top_logprobs, reference, NUM_IDS)
+        np.testing.assert_allclose(scores.sampled_logprobs, reference[np.arange(len(events)), events], **CLOSE)
+        assert np.abs(scores.sampled_logprobs - rollout.sampled_logprobs).max() > 0.1
+        if scores.candidate_logprobs is not None:
+            named = rollout.candidate_ids >= 0
+            expected = np.take_along_axis(reference, np.maximum(rollout.candidate_ids, 0), axis=1)
+            np.testing.assert_allclose(scores.candidate_logprobs[named], expected[named], **CLOSE)
+
+
 def test_transformers_scores_the_students_candidates(engine_of, models):
     rollouts = generate(engine_of("vllm", "tied"), ALL_IDS)
     for rollout, scores in zip(rollouts, engine_of("transformers", "padded").score(rollouts, 4), strict=True):

@@ -1,17 +1,21 @@
 """The pairs of the recipes: the sum task, its split, the dropped layers, and folders that are finished or absent."""
 
 import json
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import make_pair
 from hf_models import drop_layers, load_model, save_model
 from make_pair import PairError, check_accuracies, is_finished, make_dropped, unfinished, write_record
-from sum_pair import EOS_ID, IGNORED, PLANS, build_model, collate, greedy_accuracy
+from opsd.config import DataConfig
+from opsd.data.prompts import load_prompts
+from sum_pair import EOS_ID, IGNORED, PLANS, build_model, collate, draw_texts, greedy_accuracy
 from sum_task import (
     EOS,
     MAX_RESPONSE_TOKENS,
@@ -63,13 +67,67 @@ def test_saved_tokenizer_round_trips_one_token_a_character(tmp_path):
 
 
 def test_labels_are_the_response_shifted_by_one():
-    problems = [Problem((1, 2, 3)), Problem((1, 2, 3, 4))]
-    ids_BT, labels_BT = collate(problems, build_tokenizer())
+    short, long = Problem((1, 2, 3)), Problem((1, 2, 3, 4))
+    texts = [
+        (short.prompt, short.response),
+        (short.prompt_showing(short.response), short.response),
+        (long.prompt, long.response),
+    ]
     tokenizer = build_tokenizer()
-    for ids, labels, problem in zip(ids_BT, labels_BT, problems, strict=True):
-        assert tokenizer.decode(labels[labels != IGNORED]) == problem.response + EOS
+    ids_BT, labels_BT = collate(texts, tokenizer)
+    for ids, labels, (prompt, response) in zip(ids_BT, labels_BT, texts, strict=True):
+        assert tokenizer.decode(labels[labels != IGNORED]) == response + EOS
         first = int((labels != IGNORED).nonzero()[0])
-        assert first == len(problem.prompt) - 1 and labels[first] == ids[first + 1]
+        assert first == len(prompt) - 1 and labels[first] == ids[first + 1]
+
+
+def test_what_the_student_was_shown_is_what_the_method_shows_it(tmp_path):
+    """The pair is trained by one script and distilled by another program: their prompts must be the same."""
+    problems = distinct_problems(50, "shown", held_out=False)
+    make_pair.write_problems(tmp_path / "train.jsonl", problems)
+    method = OmegaConf.load(str(files("tip.conf") / "method" / "opsd.yaml"))
+    tokenizer = build_tokenizer()
+    prompts = load_prompts(str(tmp_path / "train.jsonl"), DataConfig(**method.data), tokenizer, max_prompt_tokens=72)
+    for prompt, problem in zip(prompts, problems, strict=True):
+        assert tokenizer.decode(prompt.scored_after) == problem.prompt_showing(problem.response)
+        assert tokenizer.decode(prompt.token_ids) == problem.prompt
+
+
+def test_a_share_of_the_students_texts_can_only_be_copied_and_none_of_the_teachers():
+    teacher, student = PLANS
+    stream = islice(draw_problems("student 0", held_out=False), 3000)
+    copied = []
+    for (prompt, response), problem in zip(islice(draw_texts(student, 0), 3000), stream, strict=True):
+        if prompt == problem.prompt:
+            assert response == problem.response
+        else:
+            assert prompt == problem.prompt + response + problem.prompt
+            assert len(response) + 1 <= MAX_RESPONSE_TOKENS
+            copied.append(is_right(response, problem))
+    assert len(copied) / 3000 == pytest.approx(student.shown_share, abs=0.03)
+    assert sum(copied) / len(copied) < 0.05
+    assert not any("=" in prompt for prompt, _ in islice(draw_texts(teacher, 0), 500))
+
+
+class Copier:
+    """A model that repeats what stands between the first two question marks of its prompt; else it says #0."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def generate(self, ids_BT, **_):
+        texts = [self.tokenizer.decode(ids).split("?") for ids in ids_BT]
+        answers = [parts[1][: -len(parts[0])] if len(parts) > 2 else "#0" for parts in texts]
+        rows = [self.tokenizer.encode(text + EOS) for text in answers]
+        longest = max(map(len, rows))
+        padded = [ids + [EOS_ID] * (longest - len(ids)) for ids in rows]
+        return torch.cat([ids_BT, torch.tensor(padded)], dim=1)
+
+
+def test_accuracy_with_the_solution_shown_is_that_of_a_copy():
+    problems, tokenizer = distinct_problems(40, "copy", held_out=True), build_tokenizer()
+    assert greedy_accuracy(Copier(tokenizer), tokenizer, problems, shown=True) == 1.0
+    assert greedy_accuracy(Copier(tokenizer), tokenizer, problems) < 0.1
 
 
 def test_untrained_model_scores_nothing_and_stops_at_the_limit():
@@ -78,11 +136,11 @@ def test_untrained_model_scores_nothing_and_stops_at_the_limit():
     assert greedy_accuracy(model, build_tokenizer(), [Problem((1, 2, 3)), Problem((1, 2, 3, 4))]) == 0.0
 
 
-@pytest.mark.parametrize(("teacher", "student"), [(0.9, 0.2), (1.0, 0.05), (1.0, 0.5)])
-def test_unusable_accuracies_are_refused(teacher, student):
+@pytest.mark.parametrize(("teacher", "student", "shown"), [(0.9, 0.2, 1), (1, 0.05, 1), (1, 0.5, 1), (1, 0.2, 0.5)])
+def test_unusable_accuracies_are_refused(teacher, student, shown):
     with pytest.raises(PairError, match="unusable pair"):
-        check_accuracies(teacher, student)
-    check_accuracies(0.99, 0.2)
+        check_accuracies(teacher=teacher, student=student, student_shown=shown)
+    check_accuracies(teacher=0.99, student=0.2, student_shown=0.9)
 
 
 def tiny_llama(folder: Path) -> LlamaForCausalLM:
@@ -158,7 +216,7 @@ def test_sums_writes_the_prompt_files_and_does_nothing_the_second_time(tmp_path,
 
     def train_pair(folder, seed, probe, evaluation):
         trainings.append(({p.prompt for p in probe}, {p.prompt for p in evaluation}))
-        return {"teacher": 1.0, "student": 0.2}
+        return {"teacher": 1.0, "student": 0.2, "student_shown": 0.9}
 
     monkeypatch.setattr("sum_pair.train_pair", train_pair)  # a minute of training, covered by the quick start
     for _ in range(2):

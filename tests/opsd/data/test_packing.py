@@ -1,5 +1,7 @@
 """Kept tokens arrive in the micro-batches with their own row, support and weight, wherever they are packed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,17 @@ def test_each_kept_row_sees_its_own_context_and_support():
     [[batch]] = pack(build_sequences(scored, selection, "teacher", VOCABULARY), 1, 10_000)
     got = [(context, support[0], weight) for context, support, weight in kept_rows([batch])]
     assert got == sorted(expected)
+
+
+def test_the_student_is_trained_after_its_own_prompt_whatever_the_teacher_saw():
+    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    shown = []
+    for length, item in zip([1, 9, 3, 2, 6], scored, strict=True):
+        prompt = replace(item.rollout.prompt, teacher_token_ids=np.full(length, 19, np.int32))
+        shown.append(replace(item, rollout=replace(item.rollout, prompt=prompt)))
+    selection = every_second(scored)
+    plain, other = (build_sequences(items, selection, "teacher", VOCABULARY) for items in (scored, shown))
+    assert kept_rows(pack(other, 1, 10_000)[0]) == kept_rows(pack(plain, 1, 10_000)[0])
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
