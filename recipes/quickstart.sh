@@ -5,15 +5,19 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
 
-pair=outputs/quickstart-pair
-.venv/bin/python scripts/make_pair.py sums "$pair"
+pair=outputs/quickstart-pair teacher=outputs/quickstart-pair/teacher options=()
+case " $* " in
+    *" method=opsd"*) # self-distillation: no other teacher, and a student that can use a solution that it is shown
+        pair=outputs/opsd-pair teacher='${student.path}' options=(--copies) ;;
+esac
+.venv/bin/python scripts/make_pair.py sums "$pair" "${options[@]}"
 
 exec .venv/bin/python -m tip.train \
     output_dir=outputs/quickstart overwrite=true num_steps=400 \
     student.path="$pair/student" \
-    teacher.path="$pair/teacher" teacher.top_k=8 \
+    teacher.path="$teacher" teacher.top_k=8 \
     data.train_path="$pair/train.jsonl" data.eval_path="$pair/eval.jsonl" data.grader=final_hash \
-    data.max_prompt_tokens=16 data.prompts_per_step=64 \
+    data.max_prompt_tokens=72 data.prompts_per_step=64 \
     rollout.max_response_tokens=48 rollout.num_candidates=8 \
     learner.learning_rate=2e-3 learner.warmup_steps=10 learner.micro_batch_tokens=512 \
     "$@"
