@@ -22,11 +22,10 @@ import torch
 
 from head_methods import METHODS, Gradients, Method, sparse_method
 from head_rows import random_rows, sampled_rows
-from measure import clock, markdown, read_peak, restart_peak
+from measure import PAGE, PeakMemory, clock, markdown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WARM_UP_ROWS = 8
-PAGE = 4096  # bytes, the least that a peak can be told apart from nothing
 
 
 def time_methods(methods: dict[str, Method], device: str, repeats: int) -> dict[str, float]:
@@ -51,17 +50,16 @@ def measure_peak_gib(name: str, args: argparse.Namespace, num_rows: int) -> floa
     rows = random_rows(num_rows, args.vocab, args.width, args.top_k).to(args.device, DTYPES[args.dtype])
     METHODS[name](rows.first(WARM_UP_ROWS))()  # what libraries allocate once is not the method's
     method = METHODS[name](rows)
-    before = restart_peak(args.device)
-    gradients = method()
-    peak = read_peak(args.device)
-    beyond = peak - before - sum(gradient.nbytes for gradient in gradients)
+    with PeakMemory(args.device) as peak:
+        gradients = method()
+    beyond = peak.bytes - sum(gradient.nbytes for gradient in gradients)
     return max(beyond, PAGE) / 2**30
 
 
 def against_dense(args: argparse.Namespace) -> list[list[str]]:
     """The table on random rows; the dense way needs every token, the others those that are kept."""
     rows = random_rows(args.rows, args.vocab, args.width, args.top_k).to(args.device, DTYPES[args.dtype])
-    runs = {("dense", args.rows): "all"}
+    runs = {("dense", args.rows): "all", ("dense, teacher's logits given", args.rows): "all"}
     for ratio in args.ratios:
         runs["sparse", int(ratio * args.rows)] = f"{ratio:g}"
     runs["sparse, filter off", args.rows] = "1"
@@ -96,7 +94,7 @@ def filter_on_real_rows(args: argparse.Namespace) -> list[list[str]]:
         seconds = time_methods(methods, args.device, args.repeats)
         for name, method in methods.items():
             errors = relative_errors(method(), exact)
-            label = {"0.0": "off", "None": "the default"}.get(name, f"{float(name):.1e}")
+            label = {"0.0": "off", "None": "the default"}.get(name, name)
             table.append([divergence, label, f"{seconds[name] / seconds['0.0']:.3f}", *(f"{e:.1e}" for e in errors)])
     return table
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import opsd.learner.model
-from measure import clock, markdown, read_peak, restart_peak
+from measure import PeakMemory, clock, markdown
 from opsd.config import LearnerConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import DistillationModel, shard
@@ -132,18 +132,18 @@ def measure(way: str, ratio: float, args: argparse.Namespace) -> Measured:
     step = partial(train_step, model, optimizer, scheduler, micro_batches, max_grad_norm=1.0)
     step()  # makes the optimiser's state
     runs = []
-    before = restart_peak(args.device)
     for _ in range(args.repeats):
         parts.seconds.clear()
         start = clock(args.device)
         report = step()
         runs.append((clock(args.device) - start, dict(parts.seconds)))
-    peak_gib = (read_peak(args.device) - before) / 2**30
+    with PeakMemory(args.device) as peak:
+        step()
     dist.destroy_process_group()
     seconds, of_parts = min(runs, key=lambda run: abs(run[0] - statistics.median(r[0] for r in runs)))
     # The sparse loss forms its gradients going forward: what backward takes is the trunk's (of the dense way, both's).
     of_parts["trunk"] += of_parts.pop("backward")
-    return Measured(seconds=seconds, parts=of_parts, peak_gib=peak_gib, trunk_tokens=report.num_trunk_tokens)
+    return Measured(seconds=seconds, parts=of_parts, peak_gib=peak.bytes / 2**30, trunk_tokens=report.num_trunk_tokens)
 
 
 def random_micro_batches(ratio: float, vocabulary: Vocabulary, args: argparse.Namespace) -> list[list[MicroBatch]]:

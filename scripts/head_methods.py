@@ -19,17 +19,24 @@ Method = Callable[[], Gradients]
 DENSE_CHUNK, TOP_K_CHUNK = 256, 128  # rows; the upstream repository's default, and one for little memory
 
 
-def dense_method(rows: Rows) -> Method:
+def dense_method(rows: Rows, *, teacher_logits_given: bool = False) -> Method:
     """Reverse KL on logits of every row and token, kept by autograd; the softmax goes through chunks of rows.
 
-    The teacher's logits [N, V] are made here, once: a forward pass of the teacher has them, so they are an input.
+    The teacher's full logits are made by its own head, of the student's size, without autograd: whoever distils on
+    dense logits runs it beside the student's. `teacher_logits_given`: they are an input instead.
     """
     generator = torch.Generator().manual_seed(1)
-    shape = len(rows.hidden_ND), len(rows.weight_VD)
-    teacher_NV = torch.randn(shape, generator=generator).to(rows.hidden_ND.device, rows.hidden_ND.dtype)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(rows.hidden_ND.device, rows.hidden_ND.dtype)
+
+    (num_rows, width), vocab = rows.hidden_ND.shape, len(rows.weight_VD)
+    given_NV = random(num_rows, vocab) if teacher_logits_given else None
+    teacher_ND, head_VD = (None, None) if teacher_logits_given else (random(num_rows, width), random(vocab, width))
 
     def run() -> Gradients:
         hidden_ND, weight_VD = leaves(rows)
+        teacher_NV = teacher_ND @ head_VD.T if given_NV is None else given_NV
         student_NV = hidden_ND @ weight_VD.T
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         chunks = zip(student_NV.split(DENSE_CHUNK), teacher_NV.split(DENSE_CHUNK), strict=True)
@@ -86,6 +93,7 @@ def sparse_method(rows: Rows, *, divergence: str = "reverse_kl", filter_threshol
 
 METHODS: dict[str, Callable[[Rows], Method]] = {
     "dense": dense_method,
+    "dense, teacher's logits given": functools.partial(dense_method, teacher_logits_given=True),
     "checkpointed top-K (TRL's way)": checkpointed_top_k_method,
     "sparse": sparse_method,
     "sparse, filter off": functools.partial(sparse_method, filter_threshold=0.0),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def random_rows(num_rows: int, vocab: int, width: int, top_k: int) -> Rows:
     generator = torch.Generator().manual_seed(0)
     hidden_ND = torch.randn(num_rows, width, generator=generator)
     weight_VD = torch.randn(vocab, width, generator=generator).mul_(width**-0.5)
-    support_NK = torch.stack([torch.randperm(vocab, generator=generator)[:top_k] for _ in range(num_rows)])
+    # Not torch.randperm: its buffers, one a row, fray the heap by gigabytes, and a peak would hide in there.
+    draw = random.Random(0)
+    support_NK = torch.tensor([draw.sample(range(vocab), top_k) for _ in range(num_rows)])
     teacher_logprobs_NB = torch.randn(num_rows, top_k + 1, generator=generator).mul_(2.0).log_softmax(1)
     return Rows(
         hidden_ND=hidden_ND, weight_VD=weight_VD, support_NK=support_NK, teacher_logprobs_NB=teacher_logprobs_NB

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
 import time
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
+PAGE = 4096
+SECONDS_BETWEEN_LOOKS = 5e-4
+
 
 def clock(device: str) -> float:
+    """Seconds: of the process's CPU time on one CPU thread, which other processes disturb least, else of the wall."""
     if device == "cuda":
         torch.cuda.synchronize()
     elif torch.get_num_threads() == 1:
@@ -16,20 +23,47 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def restart_peak(device: str) -> int:
-    """Starts a new peak and returns the bytes in use."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is from now on
-    return read_peak(device)
+class PeakMemory:
+    """A context; afterwards `bytes` is the most memory that was allocated within it, above what was when it began.
+
+    On the CPU a thread looks at the size of the process's writable memory (Linux). Not at its resident part: the kernel
+    takes pages from that, and gives no back, while a measurement runs. A peak of less than a millisecond can be missed.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        else:
+            # What was freed before but stayed the process's would hide what is allocated now.
+            ctypes.CDLL(None).malloc_trim(0)
+            self._began, self._ended = threading.Event(), threading.Event()
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+            self._began.wait()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.device == "cuda":
+            self._peak = torch.cuda.max_memory_allocated()
+        else:
+            self._ended.set()
+            self._thread.join()
+        self.bytes = max(0, self._peak - self._before)
+
+    def _look(self) -> None:
+        self._before = self._peak = _writable_bytes()  # with this thread's own stack
+        self._began.set()
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            self._peak = max(self._peak, _writable_bytes())
 
 
-def read_peak(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
+def _writable_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[5]) * PAGE
 
 
 def markdown(table: list[list[str]]) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opsd.ops.head_gradients import column_blocks, softmax_dtype
+from opsd.ops.head_gradients import column_blocks, softmax_dtype, write_product
 
 
 class Events(NamedTuple):
@@ -38,15 +38,23 @@ class Chunk(NamedTuple):
     stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids
 
 
-def chunk_buckets(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> Chunk:
-    """The rest's log-probability comes from the logits of the rest themselves: log(1 - sum) would cancel.
+def logits_buffer(hidden_ND: Tensor, chunks: list[slice], events: Events) -> Tensor:
+    """Room for the logits of one chunk, [rows of the largest, V]: one for all of them, as fresh pages cost time."""
+    num_rows = max((len(range(*rows.indices(len(hidden_ND)))) for rows in chunks), default=0)
+    return hidden_ND.new_empty(num_rows, events.vocab_size, dtype=softmax_dtype(hidden_ND))
+
+
+def chunk_buckets(hidden_ND: Tensor, weight_VD: Tensor, events: Events, buffer_RV: Tensor) -> Chunk:
+    """The buckets of a chunk, whose logits are written to `buffer_RV` (R >= N): the Chunk is valid until the next one.
+
+    The rest's log-probability comes from the logits of the rest themselves: log(1 - sum) would cancel.
 
     The buckets are few, so they are normalised in float64. Where the student is all but certain, the gradient is a
     small difference of large terms: in float32 its relative error was 3e-4 on peaked rows, so it is 1e-6.
     """
-    logits_NV = hidden_ND.new_empty(len(hidden_ND), events.vocab_size, dtype=softmax_dtype(hidden_ND))
+    logits_NV = buffer_RV[: len(hidden_ND)]
     for columns in column_blocks(events.vocab_size):  # of bfloat16 logits too, only a block exists beside the buffer
-        logits_NV[:, columns] = hidden_ND @ weight_VD[columns].T
+        write_product(logits_NV[:, columns], hidden_ND, weight_VD[columns].T)
     if events.temperature_N is not None:
         logits_NV.div_(events.temperature_N[:, None])
     stop_prob_NE = None if events.stop_E is None else _merge_stops(logits_NV, events.stop_E)

@@ -188,3 +188,20 @@ def test_a_mistake_gets_one_message_and_no_traceback(pair, tmp_path, override, s
     assert said in process.stderr
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_ratio_that_follows_the_loss_is_resumed_and_the_same_on_two_ranks(pair, tmp_path):
+    """AdaKD: the kept share of every step, which is the state of LATF made visible."""
+    adakd = [
+        "method=adakd", "selector.scope=batch", "+selector.schedule_options={beta: 0.3, warm_up: 0.2}",
+        "rollout.backend=transformers", "teacher.backend=transformers",
+    ]  # fmt: skip
+
+    def kept(folder):
+        return [line["kept_ratio"] for line in training_lines(folder)]
+
+    whole = kept(finished(pair, tmp_path / "whole", *adakd))
+    assert whole[0] == 1.0 and whole[-1] < 0.95
+    finished(pair, tmp_path / "parts", *adakd, "stop_at_step=4")
+    assert kept(finished(pair, tmp_path / "parts", *adakd, "resume=auto")) == whole
+    assert kept(finished(pair, tmp_path / "ranks", *adakd, "learner.num_workers=2")) == pytest.approx(whole, abs=0.02)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from measure import read_peak, restart_peak
+from measure import PeakMemory
 from opsd.ops.buckets import sparse_head_loss
 from opsd.ops.dense import dense_divergence
 from opsd.ops.divergences import DIVERGENCES, jsd, reverse_kl
@@ -155,8 +155,8 @@ def test_a_padded_vocabulary_entry_takes_no_part():
 
 
 def test_no_second_tensor_of_the_logits_size_is_made(monkeypatch):
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("the peak of a process is read from Linux's /proc")
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the memory of a process is read from Linux's /proc")
     monkeypatch.setattr(functional, "CHUNK_BYTES", 1 << 18)
 
     def sliced_logits(num_tokens):  # not contiguous, like logits[:, :-1]
@@ -170,11 +170,12 @@ def test_no_second_tensor_of_the_logits_size_is_made(monkeypatch):
     forward(sliced_logits(8).requires_grad_(), sliced_logits(8)).backward()  # what the first use alone needs
     student, teacher = sliced_logits(512).requires_grad_(), sliced_logits(512)
     size = student.numel() * student.element_size()  # 64 MiB
-    in_use = restart_peak("cpu")
-    loss = forward(student, teacher)
-    assert read_peak("cpu") - in_use < 0.3 * size
-    loss.backward()
-    assert 0.9 * size < read_peak("cpu") - in_use < 1.3 * size
+    with PeakMemory("cpu") as peak:
+        loss = forward(student, teacher)
+    assert peak.bytes < 0.3 * size
+    with PeakMemory("cpu") as peak:
+        loss.backward()
+    assert 0.9 * size < peak.bytes < 1.3 * size
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,20 @@ def test_token_stats_are_the_dense_ones_sequence_after_sequence(dtype):
     check(stats.forward_kl_T, dense_divergence("forward_kl", student_NV, teacher_NV))
     assert stats.entropy_T.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert not stats.reverse_kl_T.requires_grad
+
+
+def test_token_stats_hold_what_the_further_scores_need():
+    student, teacher, _ = make_logits()
+    stats = token_stats(student, teacher, MASK_BT)
+    p, q = student[MASK_BT].softmax(-1), teacher[MASK_BT].softmax(-1)
+    torch.testing.assert_close(stats.hellinger_T, (1 - (p * q).sqrt().sum(-1)).sqrt().detach())
+    logits = student[MASK_BT].detach().requires_grad_()
+    (logits.softmax(-1) * (logits.log_softmax(-1) - q.log())).sum().backward()
+    torch.testing.assert_close(stats.grad_norm_T, logits.grad.norm(dim=-1))
+    likely = p >= p.sort(-1).values[:, -16:-15]
+    torch.testing.assert_close(stats.compatibility_T, (q * likely).sum(-1))
+    for name in ("hellinger", "grad_norm", "teachability"):
+        assert len(SCORES[name](stats)) == int(MASK_BT.sum())
 
 
 def test_token_stats_of_equal_models_and_of_none():

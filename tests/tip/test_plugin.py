@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import opsd.hooks
-from opsd.config import RunConfig
+from opsd.config import LossConfig, RunConfig
 from opsd.errors import ConfigError
 from opsd.hooks import load_build_hooks
+from opsd.ops.divergences import DIVERGENCES
 from opsd.types import BatchStats, StepReport, TokenStats
 from tip.config import SelectorConfig, TipRunConfig
 from tip.plugin import build_hooks
@@ -21,6 +22,7 @@ from tip.selectors import SELECTORS
 LENGTHS = (3, 20, 9)
 
 OWN_HOOKS = """
+from opsd.ops.divergences import DIVERGENCES
 from tip.plugin import build_hooks
 from tip.scores import SCORES
 from tip.selectors import SELECTORS
@@ -30,12 +32,17 @@ def later_first(stats, *, scaling="minmax", clip_quantile=0.98, generator=None):
     return stats.entropy_T.new_tensor(range(len(stats)))
 
 
+def total_variation(student_logprobs_NB, teacher_logprobs_NB, *, power=1.0):
+    return ((student_logprobs_NB.exp() - teacher_logprobs_NB.exp()).abs().sum(1) / 2) ** power
+
+
 def above_half(score_T, lengths, *, ratio=1.0, scope="rollout", generator=None):
     return SELECTORS["top_ratio"](score_T, lengths, ratio=ratio / 2, scope=scope)
 
 
 SCORES["later_first"] = later_first
 SELECTORS["above_half"] = above_half
+DIVERGENCES["total_variation"] = total_variation
 """
 
 
@@ -48,6 +55,7 @@ def own_hooks(tmp_path, monkeypatch):
     yield "my_pkg.hooks:build_hooks"
     SCORES.pop("later_first", None)
     SELECTORS.pop("above_half", None)
+    DIVERGENCES.pop("total_variation", None)
     for name in ("my_pkg.hooks", "my_pkg"):
         sys.modules.pop(name, None)
 
@@ -135,6 +143,13 @@ def test_own_score_and_selector_from_another_module(own_hooks):
     cfg = TipRunConfig(hooks=own_hooks, selector=SelectorConfig(score="later_first", name="above_half", ratio=0.4))
     selection = load_build_hooks(cfg.hooks)(cfg).select(make_batch())
     assert selection.index_N.tolist() == [2, 19, 20, 21, 22, 31]
+
+
+def test_own_divergence_from_another_module(own_hooks):
+    loss = LossConfig(divergence="total_variation", options={"power": 2})
+    build = load_build_hooks(own_hooks)  # what a run does first: it adds to the dicts
+    student, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    assert build(TipRunConfig(loss=loss)).divergence(student, teacher).item() == pytest.approx(0.16)
 
 
 def test_own_score_of_another_signature_is_refused_before_the_run(monkeypatch):
