@@ -7,13 +7,15 @@ scripts/setup.sh
 
 pair=outputs/quickstart-pair
 .venv/bin/python scripts/make_pair.py sums "$pair"
+teacher=$pair/teacher
+case " $* " in *" method=opsd"*) teacher='${student.path}' ;; esac # self-distillation: no other teacher
 
 exec .venv/bin/python -m tip.train \
     output_dir=outputs/quickstart overwrite=true num_steps=400 \
     student.path="$pair/student" \
-    teacher.path="$pair/teacher" teacher.top_k=8 \
+    teacher.path="$teacher" teacher.top_k=8 \
     data.train_path="$pair/train.jsonl" data.eval_path="$pair/eval.jsonl" data.grader=final_hash \
-    data.max_prompt_tokens=16 data.prompts_per_step=64 \
+    data.max_prompt_tokens=72 data.prompts_per_step=64 \
     rollout.max_response_tokens=48 rollout.num_candidates=8 \
     learner.learning_rate=2e-3 learner.warmup_steps=10 learner.micro_batch_tokens=512 \
     "$@"
