@@ -5,10 +5,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
 
-pair=outputs/quickstart-pair
-.venv/bin/python scripts/make_pair.py sums "$pair"
-teacher=$pair/teacher
-case " $* " in *" method=opsd"*) teacher='${student.path}' ;; esac # self-distillation: no other teacher
+pair=outputs/quickstart-pair teacher=outputs/quickstart-pair/teacher options=()
+case " $* " in
+    *" method=opsd"*) # self-distillation: no other teacher, and a student that can use a solution that it is shown
+        pair=outputs/opsd-pair teacher='${student.path}' options=(--copies) ;;
+esac
+.venv/bin/python scripts/make_pair.py sums "$pair" "${options[@]}"
 
 exec .venv/bin/python -m tip.train \
     output_dir=outputs/quickstart overwrite=true num_steps=400 \

@@ -56,9 +56,9 @@ def write_record(folder: Path, settings: dict[str, Any], **measured: Any) -> Non
     (folder / RECORD).write_text(json.dumps({"settings": settings, **measured}) + "\n")
 
 
-def make_sums(out: Path, seed: int) -> None:
+def make_sums(out: Path, seed: int, copies: bool) -> None:
     """Writes teacher/, student/, train.jsonl, eval.jsonl and pair.json. Raises PairError if the accuracies are off."""
-    settings = {"kind": "sums", "seed": seed, "fields": ["prompt", "answer", "solution"], "student": "copies"}
+    settings = {"kind": "sums", "seed": seed, "fields": ["prompt", "answer", "solution"], "copies": copies}
     if is_finished(out, settings):
         return
     from sum_pair import train_pair
@@ -70,7 +70,7 @@ def make_sums(out: Path, seed: int) -> None:
         write_problems(folder / "train.jsonl", distinct_problems(NUM_TRAIN, f"prompts {seed}", held_out=False))
         write_problems(folder / "eval.jsonl", evaluation)
         print("training teacher and student, one to two minutes on two free cores", flush=True)
-        accuracy = train_pair(folder, seed, probe, evaluation)
+        accuracy = train_pair(folder, seed, probe, evaluation, copies=copies)
         check_accuracies(**accuracy)
         write_record(folder, settings, accuracy=accuracy, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
 
@@ -81,7 +81,7 @@ def write_problems(path: Path, problems) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def check_accuracies(*, teacher: float, student: float, student_shown: float) -> None:
+def check_accuracies(*, teacher: float, student: float, student_shown: float = 1.0) -> None:
     low, high = STUDENT_BETWEEN
     if teacher < TEACHER_AT_LEAST or not low <= student <= high or student_shown < SHOWN_AT_LEAST:
         raise PairError(
@@ -140,6 +140,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     sums = commands.add_parser("sums", help="train the quick start's pair (a minute or two on two cores)")
     sums.add_argument("out", type=Path)
     sums.add_argument("--seed", type=int, default=0)
+    sums.add_argument("--copies", action="store_true", help="the student can use a solution that it is shown")
     smollm2 = commands.add_parser("smollm2", help="SmolLM2-135M-Instruct, and 21 of its 30 layers")
     smollm2.add_argument("out", type=Path)
     drop = commands.add_parser("drop-layers", help="a student out of a model of yours")
@@ -157,7 +158,7 @@ def main(argv: list[str]) -> None:
     args = parse_args(argv)
     try:
         if args.command == "sums":
-            make_sums(args.out, args.seed)
+            make_sums(args.out, args.seed, args.copies)
         elif args.command == "smollm2":
             make_smollm2(args.out)
         else:

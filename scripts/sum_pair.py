@@ -1,6 +1,6 @@
 """Trains the quick start's two models from nothing: a teacher that can add, a student that is stopped half-way.
 
-The student also learns to copy a solution that it is shown, so that it can be its own teacher (`method=opsd`). Its
+COPYING_STUDENT also learns to copy a solution that it is shown, so that it can be its own teacher (`method=opsd`). Its
 texts for that hold random sums: true ones it would soon rather compute than copy, and then a solution is of no use.
 """
 # B texts, T tokens, V vocabulary
@@ -12,7 +12,7 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from multiprocessing import get_context
@@ -41,7 +41,6 @@ PAD_ID, EOS_ID = VOCABULARY.index(PAD), VOCABULARY.index(EOS)
 IGNORED = -100  # label of a position without loss
 WARMUP_STEPS = 20
 PEAK_LEARNING_RATE = 3e-3
-STEPS_BETWEEN_PROBES = 20
 
 
 @dataclass(frozen=True)
@@ -53,47 +52,31 @@ class ModelPlan:
     width: int
     num_heads: int
     tied: bool  # the two models differ here, so that a run exercises both kinds
-    num_steps: int
-    batch_texts: int
-    shown_share: float  # of the texts teach to copy; at a half, some seeds learn to add sooner
     stop_at: float | None  # probe accuracy that ends the training early; None: all num_steps
+    num_steps: int = 350
+    batch_texts: int = 64
+    probe_every: int = 10  # steps
+    shown_share: float = 0.0  # of the texts teach to copy; at a half, some seeds learn to add sooner
 
 
-PLANS = (
-    ModelPlan(
-        "teacher",
-        num_layers=3,
-        width=96,
-        num_heads=4,
-        tied=False,
-        num_steps=350,
-        batch_texts=64,
-        shown_share=0.0,
-        stop_at=None,
-    ),
-    ModelPlan(
-        "student",
-        num_layers=2,
-        width=64,
-        num_heads=2,
-        tied=True,
-        num_steps=1100,
-        batch_texts=32,
-        shown_share=2 / 3,
-        stop_at=0.2,
-    ),
-)
+TEACHER = ModelPlan("teacher", num_layers=3, width=96, num_heads=4, tied=False, stop_at=None)
+STUDENT = ModelPlan("student", num_layers=2, width=64, num_heads=2, tied=True, stop_at=0.2)
+COPYING_STUDENT = replace(STUDENT, num_steps=1100, batch_texts=32, probe_every=20, shown_share=2 / 3)
 
 
-def train_pair(out: Path, seed: int, probe: list[Problem], evaluation: list[Problem]) -> dict[str, float]:
+def train_pair(
+    out: Path, seed: int, probe: list[Problem], evaluation: list[Problem], *, copies: bool
+) -> dict[str, float]:
     """Trains both models at once, a process and a core each; writes out/teacher and out/student.
 
-    Returns greedy accuracies on `evaluation`: "teacher", "student", and "student_shown" to prompts with the solution.
+    Returns greedy accuracies on `evaluation`: "teacher", "student", and where the student `copies` "student_shown", to
+    prompts with the solution.
     `probe` decides when the student stops; neither list may share a problem with the training stream.
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the two processes
-    with ProcessPoolExecutor(len(PLANS), mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(_train_one, plan, out / plan.name, seed, probe, evaluation) for plan in PLANS]
+    plans = (TEACHER, COPYING_STUDENT if copies else STUDENT)
+    with ProcessPoolExecutor(len(plans), mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_train_one, plan, out / plan.name, seed, probe, evaluation) for plan in plans]
         return {name: accuracy for job in jobs for name, accuracy in job.result().items()}
 
 
@@ -148,7 +131,9 @@ def train(model, plan: ModelPlan, texts: Iterator[tuple[str, str]], tokenizer, p
     """Supervised steps on the worked answers, until the plan's accuracy on `probe` or the end of its steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warmup_then_cosine, plan.num_steps))
-    bar = tqdm(range(1, plan.num_steps + 1), desc=plan.name, position=PLANS.index(plan), leave=False, disable=None)
+    bar = tqdm(
+        range(1, plan.num_steps + 1), desc=plan.name, position=int(plan.name == "student"), leave=False, disable=None
+    )
     for step in bar:
         ids_BT, labels_BT = collate(list(islice(texts, plan.batch_texts)), tokenizer)
         logits_BTV = model(ids_BT, use_cache=False).logits
@@ -158,7 +143,7 @@ def train(model, plan: ModelPlan, texts: Iterator[tuple[str, str]], tokenizer, p
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        if plan.stop_at is not None and step % STEPS_BETWEEN_PROBES == 0:
+        if plan.stop_at is not None and step % plan.probe_every == 0:
             accuracy = greedy_accuracy(model, tokenizer, probe)
             bar.set_postfix(accuracy=f"{accuracy:.0%}")
             if accuracy >= plan.stop_at:

@@ -15,7 +15,17 @@ from hf_models import drop_layers, load_model, save_model
 from make_pair import PairError, check_accuracies, is_finished, make_dropped, unfinished, write_record
 from opsd.config import DataConfig
 from opsd.data.prompts import load_prompts
-from sum_pair import EOS_ID, IGNORED, PLANS, build_model, collate, draw_texts, greedy_accuracy
+from sum_pair import (
+    COPYING_STUDENT,
+    EOS_ID,
+    IGNORED,
+    STUDENT,
+    TEACHER,
+    build_model,
+    collate,
+    draw_texts,
+    greedy_accuracy,
+)
 from sum_task import (
     EOS,
     MAX_RESPONSE_TOKENS,
@@ -93,8 +103,8 @@ def test_what_the_student_was_shown_is_what_the_method_shows_it(tmp_path):
         assert tokenizer.decode(prompt.token_ids) == problem.prompt
 
 
-def test_a_share_of_the_students_texts_can_only_be_copied_and_none_of_the_teachers():
-    teacher, student = PLANS
+def test_a_share_of_the_students_texts_can_only_be_copied_and_none_of_the_other_models():
+    student = COPYING_STUDENT
     stream = islice(draw_problems("student 0", held_out=False), 3000)
     copied = []
     for (prompt, response), problem in zip(islice(draw_texts(student, 0), 3000), stream, strict=True):
@@ -106,7 +116,8 @@ def test_a_share_of_the_students_texts_can_only_be_copied_and_none_of_the_teache
             copied.append(is_right(response, problem))
     assert len(copied) / 3000 == pytest.approx(student.shown_share, abs=0.03)
     assert sum(copied) / len(copied) < 0.05
-    assert not any("=" in prompt for prompt, _ in islice(draw_texts(teacher, 0), 500))
+    for plan in (TEACHER, STUDENT):
+        assert not any("=" in prompt for prompt, _ in islice(draw_texts(plan, 0), 500))
 
 
 class Copier:
@@ -132,7 +143,7 @@ def test_accuracy_with_the_solution_shown_is_that_of_a_copy():
 
 def test_untrained_model_scores_nothing_and_stops_at_the_limit():
     torch.manual_seed(0)
-    model = build_model(PLANS[1])
+    model = build_model(STUDENT)
     assert greedy_accuracy(model, build_tokenizer(), [Problem((1, 2, 3)), Problem((1, 2, 3, 4))]) == 0.0
 
 
@@ -174,7 +185,7 @@ def test_drop_layers_keeps_the_others_in_order_and_the_rest_of_the_model(tmp_pat
 
 
 def test_dropped_model_of_per_layer_types_still_loads_and_generates(tmp_path):
-    model = build_model(PLANS[0])
+    model = build_model(TEACHER)
     drop_layers(model, [1])
     save_model(model, build_tokenizer(), tmp_path)
     thin, _ = load_model(tmp_path)
@@ -214,9 +225,10 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path):
 def test_sums_writes_the_prompt_files_and_does_nothing_the_second_time(tmp_path, monkeypatch):
     trainings = []
 
-    def train_pair(folder, seed, probe, evaluation):
+    def train_pair(folder, seed, probe, evaluation, *, copies):
+        assert not copies
         trainings.append(({p.prompt for p in probe}, {p.prompt for p in evaluation}))
-        return {"teacher": 1.0, "student": 0.2, "student_shown": 0.9}
+        return {"teacher": 1.0, "student": 0.2}
 
     monkeypatch.setattr("sum_pair.train_pair", train_pair)  # a minute of training, covered by the quick start
     for _ in range(2):
