@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 NUM_EVAL, NUM_PROBE, NUM_TRAIN = 500, 300, 20_000
-TEACHER_AT_LEAST, STUDENT_BETWEEN, SHOWN_AT_LEAST = 0.97, (0.10, 0.38), 0.75
+TEACHER_AT_LEAST, STUDENT_BETWEEN, SHOWN_AT_LEAST = 0.97, (0.10, 0.38), 0.5
 # Every third layer but the last: such a student starts at about 3.6 nats of reverse KL on its own answers.
 SMOLLM2_DROPPED = list(range(2, 27, 3))
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
