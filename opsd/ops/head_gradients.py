@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Of one product: what the filter copies and bfloat16 products need beside the buffer stays small, 14 MiB for 220 rows.
-BLOCK_COLUMNS = 16384
+# Of one product: what the filter copies and bfloat16 products need beside the buffer stays small, 16 MiB of the weight.
+BLOCK_COLUMNS = 8192
 # Gathering columns costs far less than multiplying by them: it pays until most are kept.
 COMPACT_BELOW = 0.75
 
