@@ -30,6 +30,8 @@ from tip.filters import FILTERS
 from tip.scores import SCORES
 from tip.selectors import SELECTORS
 
+WARM_UP_SHARE = 0.05  # of the steps, in which a ratio that follows the loss stays. AdaKD, arXiv 2510.11615
+
 
 def build_hooks(cfg: TipRunConfig) -> TrainHooks:
     """The hooks of a TIP run. Raises ConfigError for an unknown name or option, and for a config without selector.
@@ -84,7 +86,17 @@ class TokenImportance:
     seed: int
 
     def select(self, batch: BatchStats) -> Selection:
-        """Raises StageError where nothing is left, ConfigError where the objective lacks an input."""
+        """Raises ConfigError for an option out of range or a missing input of the loss, StageError for no token."""
+        try:
+            selection = self._select(batch)
+        except ValueError as error:
+            raise ConfigError(f"select: {error}") from error
+        missing = self.objective.required_inputs() - {"support_NU", *selection.inputs}
+        if missing:
+            raise ConfigError(f"the loss needs {', '.join(sorted(missing))}, which no entry of `adjust` gives")
+        return without_zero_weights(selection)
+
+    def _select(self, batch: BatchStats) -> Selection:
         generator = step_generator(self.seed, batch.step)
         eligible_T = torch.ones(len(batch.tokens), dtype=torch.bool)
         for passes in self.filters:
@@ -95,10 +107,7 @@ class TokenImportance:
         selection = dataclasses.replace(selection, index_N=eligible_T.nonzero()[:, 0][selection.index_N])
         for adjust in self.adjustments:
             selection = adjust(batch, selection)
-        missing = self.objective.required_inputs() - {"support_NU", *selection.inputs}
-        if missing:
-            raise ConfigError(f"the loss needs {', '.join(sorted(missing))}, which no entry of `adjust` gives")
-        return without_zero_weights(selection)
+        return selection
 
     def after_step(self, report: StepReport) -> None:
         self.ratio.update(report.loss)
@@ -124,32 +133,11 @@ class ConstantRatio:
         pass
 
 
-def constant(*, initial: float, num_steps: int) -> Ratio:
+def constant(*, initial: float, num_warmup: int = 0) -> Ratio:
     return ConstantRatio(initial)
 
 
-def loss_driven(
-    *,
-    initial: float,
-    num_steps: int,
-    warm_up: float = 0.05,
-    beta: float = 0.99,
-    loss_tolerance: float = 0.05,
-    ratio_step: float = 0.05,
-    floor: float = 0.1,
-) -> Ratio:
-    """LATF of AdaKD, arXiv 2510.11615; `warm_up` is a share of the steps."""
-    return LossDrivenRatio(
-        initial=initial,
-        num_warmup=math.ceil(warm_up * num_steps),
-        beta=beta,
-        loss_tolerance=loss_tolerance,
-        ratio_step=ratio_step,
-        floor=floor,
-    )
-
-
-SCHEDULES: dict[str, Callable[..., Ratio]] = {"constant": constant, "loss_driven": loss_driven}
+SCHEDULES: dict[str, Callable[..., Ratio]] = {"constant": constant, "loss_driven": LossDrivenRatio}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -183,5 +171,10 @@ def bind_selector(cfg: SelectorConfig) -> Callable[..., Selection]:
 
 def bind_schedule(cfg: TipRunConfig) -> Ratio:
     chosen = cfg.selector
-    options = {"initial": chosen.ratio, "num_steps": cfg.num_steps, **chosen.schedule_options}
-    return bind_entry("selector.schedule", SCHEDULES, chosen.schedule, "selector.schedule_options", options)()
+    num_warmup = math.ceil(WARM_UP_SHARE * cfg.num_steps)
+    options = {"initial": chosen.ratio, "num_warmup": num_warmup, **chosen.schedule_options}
+    make = bind_entry("selector.schedule", SCHEDULES, chosen.schedule, "selector.schedule_options", options)
+    try:
+        return make()
+    except ValueError as error:
+        raise ConfigError(f"selector.schedule_options: {error}") from error

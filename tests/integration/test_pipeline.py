@@ -193,7 +193,7 @@ def test_a_mistake_gets_one_message_and_no_traceback(pair, tmp_path, override, s
 def test_a_ratio_that_follows_the_loss_is_resumed_and_the_same_on_two_ranks(pair, tmp_path):
     """AdaKD: the kept share of every step, which is the state of LATF made visible."""
     adakd = [
-        "method=adakd", "selector.scope=batch", "+selector.schedule_options={beta: 0.3, warm_up: 0.2}",
+        "method=adakd", "selector.scope=batch", "+selector.schedule_options={beta: 0.3, num_warmup: 2}",
         "rollout.backend=transformers", "teacher.backend=transformers",
     ]  # fmt: skip
 

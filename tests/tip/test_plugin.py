@@ -158,6 +158,15 @@ def test_own_score_of_another_signature_is_refused_before_the_run(monkeypatch):
         build_hooks(TipRunConfig(selector=SelectorConfig(score="mine")))
 
 
+def test_options_out_of_range_are_refused_in_words():
+    schedule = SelectorConfig(schedule="loss_driven", schedule_options={"floor": 2.0})
+    with pytest.raises(ConfigError, match="selector.schedule_options: need 0 < floor <= initial <= 1, got floor 2.0"):
+        build_hooks(TipRunConfig(selector=schedule))
+    filtered = build_hooks(TipRunConfig(filters={"horizon": {"start": 9, "end": 4}}))
+    with pytest.raises(ConfigError, match="select: need 1 <= start <= end, got 9 and 4"):
+        filtered.select(make_batch())
+
+
 def test_unknown_names_are_refused_with_the_known_ones():
     known = ", ".join(sorted(SCORES))
     with pytest.raises(ConfigError, match=f"selector.score must be one of {known}, got 'entrpy'"):

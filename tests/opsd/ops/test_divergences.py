@@ -32,6 +32,14 @@ def random_logits(seed, num_tokens=50, num_buckets=9):
         ("skew_reverse_kl", {}),
         ("skew_reverse_kl", {"alpha": 0.0}),
         ("skew_reverse_kl", {"alpha": 0.7}),
+        ("todi", {}),
+        ("akl", {}),
+        ("akl", {"head_mass": 0.2}),
+        ("akl", {"head_mass": 0.9}),
+        ("abkd", {}),
+        ("abkd", {"alpha": 1.5, "beta": 0.3}),
+        ("entropy_aware", {}),
+        ("entropy_aware", {"threshold": 1.2}),
     ],
 )
 def test_each_entry_equals_its_definition_in_value_and_gradient(name, options):
