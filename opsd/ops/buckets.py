@@ -26,7 +26,7 @@ from opsd.ops.head_gradients import HeadGradients, softmax_dtype
 
 # The logits of a chunk in float32 (220 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
 # Every chunk reads the whole head and updates its whole gradient: half as many rows cost a tenth more time.
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES = 112 << 20
 FILTER_THRESHOLD = {torch.float64: 0.0, torch.float32: 1e-7}
 # Of bfloat16. Cut-cross-entropy's 2^-12 is below the rounding of one entry, but thousands of such entries add up in the
 # gradient of a hidden row to many times the rounding of the whole.
