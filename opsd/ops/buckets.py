@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from opsd.ops.chunks import Events, bucket_gradient, chunk_buckets, logit_gradient, logits_buffer, rest_entropy
 from opsd.ops.head_gradients import HeadGradients, softmax_dtype
 
-# The logits of a chunk in float32 (220 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
+# The logits of a chunk in float32 (193 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
 # Every chunk reads the whole head and updates its whole gradient: half as many rows cost a tenth more time.
 CHUNK_BYTES = 112 << 20
 FILTER_THRESHOLD = {torch.float64: 0.0, torch.float32: 1e-7}
