@@ -44,6 +44,7 @@ class Prompt:
     text: str  # what was tokenised
     answer: str | None  # the reference answer, for grading
     source: str  # the file that it came from
+    data_source: str = ""  # the row's field of that name, as verl's files have it; empty: none
     teacher_token_ids: np.ndarray | None = None  # int32, as the teacher sees it; None: as the student
     response_ids: np.ndarray | None = None  # int32 [T], the file's own answer with a stop token; None: it has none
 

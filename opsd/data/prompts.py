@@ -44,6 +44,7 @@ def load_prompts(path: str, data: DataConfig, tokenizer: Any, max_prompt_tokens:
             text=text,
             answer=row.answer,
             source=str(path),
+            data_source=row.data_source,
             teacher_token_ids=teacher_ids,
             response_ids=response_ids,
         )
@@ -94,6 +95,7 @@ class _Row:
     answer: str | None
     solution: str
     response: str
+    data_source: str
 
 
 def _parse_row(path: str, number: int, line: str, data: DataConfig) -> _Row:
@@ -126,6 +128,7 @@ def _parse_row(path: str, number: int, line: str, data: DataConfig) -> _Row:
         answer=None if answer is None else str(answer),
         solution=str(row.get(data.solution_key)),
         response=str(row.get(data.response_key)),
+        data_source=str(row.get("data_source", "")),
     )
 
 
