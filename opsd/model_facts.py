@@ -1,4 +1,4 @@
-"""What a model's folder says about it without its weights: tokens, stop ids, context."""
+"""What student and teacher are compared by, wherever their weights are."""
 
 from __future__ import annotations
 
@@ -6,51 +6,37 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from opsd.errors import ConfigError
+from opsd.model_folder import model_config, model_tokenizer, stop_ids
 
 FINGERPRINT_BYTES = 65536  # read at the end of each weight file: fine-tuned models differ there, and 140 GB stay unread
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What student and teacher are compared by."""
+    """Of one model."""
 
     tokens: tuple[str | None, ...]  # by id, as the tokenizer knows them
     vocab_size: int  # rows of the head; more than the tokens where it is padded
     stop_ids: tuple[int, ...]  # with which the model ends an answer
-    context: int  # tokens
+    max_position_embeddings: int  # tokens of its context
 
 
-def read_facts(role: str, path: str, trust_remote_code: bool) -> ModelFacts:
-    """Raises ConfigError that names `role`.path where the folder or its tokenizer cannot be read."""
-    config = read_config(role, path, trust_remote_code)
-    return facts_of(path, config, read_tokenizer(role, path, trust_remote_code))
+def read_facts(setting: str, path: str, trust_remote_code: bool) -> ModelFacts:
+    """Of the folder that `setting` names, as in "student.path". Raises ConfigError where it cannot be read."""
+    config = model_config(setting, path, trust_remote_code)
+    return facts_of(path, config, model_tokenizer(setting, path, trust_remote_code))
 
 
 def facts_of(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
     return ModelFacts(
         tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
         vocab_size=config.vocab_size,
-        stop_ids=tuple(_stop_ids(path, config, tokenizer)),
-        context=config.max_position_embeddings,
+        stop_ids=tuple(stop_ids(path, config, tokenizer)),
+        max_position_embeddings=config.max_position_embeddings,
     )
-
-
-def read_config(role: str, path: str, trust_remote_code: bool) -> PreTrainedConfig:
-    if not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"{role}.path={path}: there is no model here (expected a folder with a config.json)")
-    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-
-
-def read_tokenizer(role: str, path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{role}.path={path}: cannot load its tokenizer: {error}") from error
 
 
 def tokens_digest(tokens: tuple[str | None, ...]) -> str:
@@ -67,17 +53,3 @@ def weights_fingerprint(path: str) -> str:
             weights.seek(max(0, size - FINGERPRINT_BYTES))
             digest.update(f"{file.name} {size}".encode() + weights.read())
     return digest.hexdigest()
-
-
-def _stop_ids(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids with which this model ends an answer: generation_config.json, else config.json, else the tokenizer."""
-    generation_file = Path(path) / "generation_config.json"
-    generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
-    found: Any = generation.get("eos_token_id", config.eos_token_id)
-    if found is None:
-        found = tokenizer.eos_token_id
-    if found is None:
-        raise ConfigError(
-            f"{path}: no stop token: neither generation_config.json, config.json nor the tokenizer names one"
-        )
-    return list(found) if isinstance(found, (list, tuple)) else [found]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from opsd.config import EngineConfig, RunConfig
+from opsd.config import RunConfig
 from opsd.data.prompts import load_prompts
 from opsd.errors import ConfigError
-from opsd.model_facts import ModelFacts, facts_of, read_config, read_tokenizer
+from opsd.model_facts import ModelFacts, facts_of
+from opsd.model_folder import model_config, model_tokenizer
 from opsd.placement import resolve_device
 from opsd.teacher.facts import TeacherFacts, teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
@@ -17,6 +19,12 @@ from opsd.types import Prompt, Vocabulary
 
 # Heads that multiply or squash the logits after lm_head; the sparse loss computes them from lm_head alone.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class HasContext(Protocol):
+    """A model's config, as far as its context goes."""
+
+    max_position_embeddings: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +42,16 @@ class Setup:
 def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
-    student_config = read_config("student", cfg.student.path, cfg.student.trust_remote_code)
+    student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
     _check_head(cfg.student.path, student_config)
-    tokenizer = read_tokenizer("student", cfg.student.path, cfg.student.trust_remote_code)
+    tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
     configs = teachers_by_source(cfg.teacher)
     teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
     vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
-    _check_counts(cfg, vocabulary)
-    _check_support(cfg.loss.support, teachers)
-    _check_tensor_parallel(device, [cfg.rollout, *(each for each in configs.values() if not each.remote)])
-    max_prompt_tokens = _prompt_limit(cfg, [student, *(facts.model for facts in teachers.values())])
+    check_counts(cfg, vocabulary.size, device)
+    _check_candidates(cfg.loss.support, teachers)
+    max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
     eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
     check_sources([*train_prompts, *eval_prompts], configs)
@@ -84,34 +91,39 @@ def _shared_vocabulary(student: ModelFacts, teachers: dict[str, ModelFacts]) -> 
     return Vocabulary(size=size, stop_ids=tuple(sorted(stop_ids)))
 
 
-def _check_counts(cfg: RunConfig, vocabulary: Vocabulary) -> None:
+def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
+    """Settings against each other and the shared vocabulary. Raises ConfigError."""
     for name, value in (("teacher.top_k", cfg.teacher.top_k), ("rollout.num_candidates", cfg.rollout.num_candidates)):
-        if value > vocabulary.size:
-            raise ConfigError(f"{name} must be at most the shared vocabulary's {vocabulary.size} tokens, got {value}")
+        if value > vocab_size:
+            raise ConfigError(f"{name} must be at most the shared vocabulary's {vocab_size} tokens, got {value}")
+    if cfg.loss.support != "teacher" and cfg.teacher.backend == "vllm":
+        raise ConfigError(
+            f"loss.support={cfg.loss.support} needs the teacher's scores at the student's candidates, which the vLLM "
+            "backend does not give: set teacher.backend=transformers or loss.support=teacher"
+        )
     if cfg.rollout.max_response_tokens > cfg.learner.micro_batch_tokens:
         raise ConfigError(
             f"learner.micro_batch_tokens ({cfg.learner.micro_batch_tokens}) must hold at least one response "
             f"(rollout.max_response_tokens={cfg.rollout.max_response_tokens})"
         )
+    if device == "cpu" and max(cfg.rollout.tensor_parallel_size, cfg.teacher.tensor_parallel_size) > 1:
+        raise ConfigError("tensor_parallel_size above 1 needs GPUs; this run is on the CPU")
 
 
-def _check_support(support: str, teachers: dict[str, TeacherFacts]) -> None:
+def _check_candidates(support: str, teachers: dict[str, TeacherFacts]) -> None:
+    """What only a server knows of itself, or only one of several teachers cannot."""
     for section, facts in teachers.items():
         if support != "teacher" and not facts.scores_candidates:
             raise ConfigError(
                 f"loss.support={support} needs the teacher's scores at the student's candidates, which {section} does "
-                "not give (a vLLM engine): set teacher.backend=transformers or loss.support=teacher"
+                "not give: take a teacher with backend=transformers, in this run or in its server, or set "
+                "loss.support=teacher"
             )
 
 
-def _check_tensor_parallel(device: str, engines: list[EngineConfig]) -> None:
-    if device == "cpu" and max(engine.tensor_parallel_size for engine in engines) > 1:
-        raise ConfigError("tensor_parallel_size above 1 needs GPUs; this run is on the CPU")
-
-
-def _prompt_limit(cfg: RunConfig, models: list[ModelFacts]) -> int:
-    """The longest prompt that leaves room for a response in every model's context."""
-    context = min(model.context for model in models)
+def prompt_limit(cfg: RunConfig, *models: HasContext) -> int:
+    """The longest prompt that leaves room for a response in every model's context. Raises ConfigError for none."""
+    context = min(model.max_position_embeddings for model in models)
     room = context - cfg.rollout.max_response_tokens - 1
     if room < 1:
         raise ConfigError(

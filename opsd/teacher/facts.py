@@ -26,11 +26,11 @@ def teacher_facts(cfg: TeacherConfig, role: str) -> TeacherFacts:
         return _served(cfg)
     if cfg.backend == "openai" and not cfg.path:
         raise ConfigError(f"{role}.path must name a folder with the served model's config and tokenizer (no weights)")
-    model = read_facts(role, cfg.path, cfg.trust_remote_code)
+    model = read_facts(f"{role}.path", cfg.path, cfg.trust_remote_code)
     if cfg.backend == "openai":
         served = served_model(cfg)
         _check_num_logprobs(cfg, served["id"], model)
-        model = replace(model, context=min(model.context, served["max_model_len"]))
+        model = replace(model, max_position_embeddings=min(model.max_position_embeddings, served["max_model_len"]))
     return TeacherFacts(model=model, scores_candidates=cfg.backend == "transformers")
 
 
@@ -44,7 +44,7 @@ def _served(cfg: TeacherConfig) -> TeacherFacts:
         tokens=tuple(get_when_ready(cfg.urls[0], "/vocabulary", cfg.http).json()),
         vocab_size=info["vocab_size"],
         stop_ids=tuple(info["stop_ids"]),
-        context=info["max_model_tokens"],
+        max_position_embeddings=info["max_model_tokens"],
     )
     return TeacherFacts(model=model, scores_candidates=info["scores_candidates"])
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from opsd.config import TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.teacher.pool import PendingScores, TeacherPool
 from opsd.teacher.sources import source_of, teachers_by_source
-from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, TeacherScores
 
 Answered = list[tuple[Rollout, TeacherScores | None]]
 
 
-def start_teachers(
-    cfg: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int
-) -> TeacherPool | TeacherRouter:
-    """The teacher of a run, or its teachers behind one object that is used alike."""
-    shared = {"vocabulary": vocabulary, "device": device, "max_model_tokens": max_model_tokens}
+def start_teachers(cfg: TeacherConfig, **settings: Any) -> TeacherPool | TeacherRouter:
+    """The teacher of a run, or its teachers behind one object that is used alike. `settings` are a TeacherPool's."""
     if not cfg.by_source:
-        return TeacherPool(cfg, **shared)
+        return TeacherPool(cfg, **settings)
     pools = {
-        source: TeacherPool(teacher, role=f"teacher-{source}".rstrip("-"), **shared)
+        source: TeacherPool(teacher, role=f"teacher-{source}".rstrip("-"), **settings)
         for source, teacher in teachers_by_source(cfg).items()
     }
     return TeacherRouter(pools)

@@ -40,7 +40,7 @@ def serve(cfg: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError, StageError where the engine ended by itself."""
     token = read_token("", cfg.token_file, cfg.token_env)
     cfg.check_token(token)
-    facts = read_facts("teacher", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
     engine = EngineProcess(cfg.teacher, resolve_device(cfg.device))
     metrics = ServerMetrics()
@@ -108,7 +108,7 @@ def limits_of(cfg: ServerConfig, facts: ModelFacts) -> Limits:
         body_bytes=cfg.max_body_mib * 2**20,
         rollouts=cfg.max_rollouts,
         tokens=cfg.max_tokens,
-        model_tokens=min(cfg.max_model_tokens, facts.context),
+        model_tokens=min(cfg.max_model_tokens, facts.max_position_embeddings),
         top_k=min(cfg.teacher.top_k, facts.vocab_size),
         vocab_size=facts.vocab_size,
     )
