@@ -135,7 +135,8 @@ def client_settings(cfg: HttpConfig) -> dict:
     return {
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
         "timeout": httpx.Timeout(cfg.timeout_s, connect=cfg.connect_timeout_s, pool=None),
-        "limits": httpx.Limits(max_connections=None),
+        # Servers close a connection that idles for 5 s: a request must not meet that.
+        "limits": httpx.Limits(max_connections=None, keepalive_expiry=2.0),
         "trust_env": False,  # a cluster's proxy is for the internet, not for the next node
     }
 

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -10,7 +11,8 @@ from opsd.errors import ConfigError, StageError
 from opsd.remote_config import HttpConfig
 from opsd.teacher.transport import Transport, get_when_ready
 
-QUICK = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=0.3, start_timeout_s=0.3, timeout_s=20)
+QUICK = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=60, start_timeout_s=60)
+HASTY = replace(QUICK, give_up_after_s=0.3, start_timeout_s=0.3)
 
 
 @contextmanager
@@ -92,7 +94,7 @@ def test_when_all_are_gone_the_message_names_each_and_why():
     with server(503) as (busy, asked):
         gone = closed_address()
         with pytest.raises(StageError, match="no teacher server has answered for 0.3 s") as caught:
-            Transport([gone, busy], QUICK).post("/score", content=b"x").result()
+            Transport([gone, busy], HASTY).post("/score", content=b"x").result()
         assert f"{gone}: ConnectError" in str(caught.value)
         assert f"{busy}: 503 said 503" in str(caught.value)
         assert len(asked) > 1
@@ -129,7 +131,7 @@ def test_a_start_waits_for_a_server_that_still_loads():
 
 def test_a_start_does_not_wait_for_a_server_that_refuses_or_never_comes():
     with server(401) as (url, asked), pytest.raises(ConfigError, match="/info refuses: 401 said 401"):
-        get_when_ready(url, "/info", QUICK)
+        get_when_ready(url, "/info", HASTY)
     assert len(asked) == 1
     with pytest.raises(ConfigError, match="is not ready after 0.3 s: ConnectError"):
-        get_when_ready(closed_address(), "/info", QUICK)
+        get_when_ready(closed_address(), "/info", HASTY)
