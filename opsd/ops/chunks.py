@@ -4,7 +4,7 @@ The vocabulary goes by in blocks of columns, small enough for the processor's ca
 the block's largest one at once, and wait so in the one big buffer; `logit_gradient` turns block after block of shares
 into dL/dlogits. `opsd.ops.head_gradients` takes those to the head's inputs.
 """
-# N rows of a chunk, D width, V vocabulary, C columns of a block, M blocks, E stop ids, U support size, B = U + 1 buckets
+# N rows of a chunk, D width, C columns of a block, M blocks, E stop ids, U support size, B = U + 1 buckets
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _take_named(logits_NC: Tensor, named_NU: Tensor, local_NU: Tensor) -> Tensor
 
 
 def _places(local_NU: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
-    """(columns that may be read, whether they are meant): of another block's ids, and of an empty slot's, they are not."""
+    """(columns that may be read, whether they are meant): another block's ids and empty slots are not."""
     at_NU = local_NU.clamp(0, num_columns - 1)
     return at_NU, at_NU == local_NU
 

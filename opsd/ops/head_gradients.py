@@ -3,9 +3,10 @@
     grad_hidden = G @ W        grad_W += G.T @ H        with G = dL/dlogits
 
 Both go through the vocabulary in blocks of columns: a block's gradient is multiplied while the cache still has it, and
-a copy (in the weight's dtype, of the columns that count) is a block's size. The filter is cut-cross-entropy's idea (arXiv 2411.09009) with another criterion: a column of
-G is left out of a chunk where in every row |G_nv| <= threshold * |G_n|_1. Probability alone would not do: where the
-student is certain and the teacher is not, forward KL puts the whole gradient on tokens that the student finds unlikely.
+a copy (in the weight's dtype, of the columns that count) is a block's size. The filter is cut-cross-entropy's idea
+(arXiv 2411.09009) with another criterion: a column of G is left out of a chunk where in every row |G_nv| <= threshold *
+|G_n|_1. Probability alone would not do: where the student is certain and the teacher is not, forward KL puts the whole
+gradient on tokens that the student finds unlikely.
 """
 # N rows of a chunk, D width, V vocabulary, C columns of a block, K columns kept of them
 
