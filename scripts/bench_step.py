@@ -37,8 +37,9 @@ from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import train_step
+from opsd.micro_batch import MicroBatch
 from opsd.ops.divergences import reverse_kl
-from opsd.types import MicroBatch, Prompt, Rollout, ScoredRollout, StepReport, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, ScoredRollout, StepReport, TeacherScores, Vocabulary
 from tip.selectors import SELECTORS
 
 SMOLLM2_135M = dict(
