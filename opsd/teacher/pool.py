@@ -11,6 +11,7 @@ from ray import ObjectRef
 from opsd.config import TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import has_foreign_ids, in_order
+from opsd.errors import StageError
 from opsd.teacher.openai import OpenAIEngines
 from opsd.teacher.remote import RemoteEngines
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
@@ -67,6 +68,8 @@ class TeacherPool:
         pending = []
         for group in groups:
             known = {place: r for place, r in group.items() if not has_foreign_ids(r.response_ids, self.vocabulary)}
+            if self.cfg.backend != "transformers" and any(r.mixture is not None for r in known.values()):
+                raise StageError(f"score: backend={self.cfg.backend} reads token ids, not mixed embeddings")
             parts = self.engines.score(list(known.values()), self.cfg.top_k)
             pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts))
         return pending
