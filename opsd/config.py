@@ -18,7 +18,7 @@ from opsd.remote_config import REMOTE_BACKENDS, HttpConfig, check_url
 
 DTYPES = ("float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
-SUPPORTS = ("teacher", "student", "union")
+SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
 GRADERS = ("final_hash", "math", "none")
 
@@ -160,7 +160,9 @@ class LossConfig:
     terms: dict[str, Any] = field(
         default_factory=dict
     )  # added to it: name in opsd.ops.terms.TERMS -> {weight, options}
-    support: str = "teacher"  # teacher | student | union: the tokens that have a bucket of their own
+    # The tokens that have a bucket of their own: teacher | student | union | auto, which is union where the teacher
+    # scores the student's candidates, else teacher.
+    support: str = "auto"
 
     def __post_init__(self) -> None:
         one_of("loss.support", self.support, SUPPORTS)

@@ -102,7 +102,7 @@ class Run:
             cfg.student,
             cfg.learner,
             divergence=self.hooks.divergence,
-            support=cfg.loss.support,
+            support=setup.support,
             num_steps=cfg.num_steps,
             mean_decay=cfg.teacher.follow_decay,
             **shared,

@@ -83,6 +83,14 @@ def test_more_log_probabilities_than_tokens_are_refused(models, tmp_path):
         check(config(models, tmp_path, rollout=RolloutConfig(num_candidates=65)))
 
 
+def test_the_support_is_the_best_that_the_teacher_can_score(models, tmp_path):
+    assert check(config(models, tmp_path)).support == "teacher"
+    exact = {"top_k": 8, "backend": "transformers"}
+    assert check(config(models, tmp_path, teacher_options=exact)).support == "union"
+    asked = check(config(models, tmp_path, teacher_options=exact, loss=LossConfig(support="teacher")))
+    assert asked.support == "teacher"
+
+
 def test_a_support_that_the_teacher_cannot_score_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="loss.support=union needs .* set teacher.backend=transformers"):
         check(config(models, tmp_path, loss=LossConfig(support="union")))
