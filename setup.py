@@ -24,6 +24,7 @@ setup(
         "matplotlib>=3.9",
         "numpy>=2",
         "omegaconf>=2.3,<2.4",
+        "pyarrow>=20",
         "ray[default]>=2.60,<3",
         "safetensors>=0.8",
         "tokenizers>=0.23",
