@@ -83,6 +83,11 @@ class EnginePool:
         parts = split_evenly(rollouts, len(self.workers))
         return [worker.score.remote(part, top_k) for worker, part in zip(self.workers, parts, strict=True) if part]
 
+    def close(self) -> None:
+        """Ends the actors, and with them the engines' memory."""
+        for worker in self.workers:
+            ray.kill(worker)
+
     def update_weights(self, weights: ray.ObjectRef, policy_version: int) -> None:
         """The same weights into every engine; returns when all of them run on these."""
         gather("sync", [worker.update_weights.remote(weights, policy_version) for worker in self.workers])
