@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config import RunConfig
 from opsd.data.prompts import load_prompts
 from opsd.errors import ConfigError
+from opsd.model_folder import model_config, model_tokenizer, stop_ids
 from opsd.placement import resolve_device
 from opsd.types import Prompt, Vocabulary
 
@@ -34,17 +32,17 @@ class Setup:
 def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
-    student_config = _model_config("student", cfg.student.path, cfg.student.trust_remote_code)
-    teacher_config = _model_config("teacher", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
+    teacher_config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     _check_head(cfg.student.path, student_config)
-    tokenizer = _tokenizer("student", cfg.student.path, cfg.student.trust_remote_code)
-    teacher_tokenizer = _tokenizer("teacher", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
+    teacher_tokenizer = model_tokenizer("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     size = _shared_size(tokenizer, teacher_tokenizer, student_config, teacher_config)
-    stop_ids = {
-        *_stop_ids(cfg.student.path, student_config, tokenizer),
-        *_stop_ids(cfg.teacher.path, teacher_config, teacher_tokenizer),
+    ends = {
+        *stop_ids(cfg.student.path, student_config, tokenizer),
+        *stop_ids(cfg.teacher.path, teacher_config, teacher_tokenizer),
     }
-    vocabulary = Vocabulary(size=size, stop_ids=tuple(sorted(i for i in stop_ids if i < size)))
+    vocabulary = Vocabulary(size=size, stop_ids=tuple(sorted(i for i in ends if i < size)))
     _check_counts(cfg, vocabulary, device)
     max_prompt_tokens = _prompt_limit(cfg, student_config, teacher_config)
     train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
@@ -60,25 +58,12 @@ def check(cfg: RunConfig) -> Setup:
     )
 
 
-def _model_config(role: str, path: str, trust_remote_code: bool) -> PreTrainedConfig:
-    if not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"{role}.path={path}: there is no model here (expected a folder with a config.json)")
-    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-
-
 def _check_head(path: str, config: PreTrainedConfig) -> None:
     for name in LOGIT_TRANSFORMS:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ConfigError(
                 f"student.path={path}: {name}={getattr(config, name)} in its config.json is not supported"
             )
-
-
-def _tokenizer(role: str, path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{role}.path={path}: cannot load its tokenizer: {error}") from error
 
 
 def _shared_size(
@@ -103,20 +88,6 @@ def _shared_size(
             f"is id {index}: {student_token!r} for the student, {teacher_token!r} for the teacher"
         )
     return size
-
-
-def _stop_ids(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids with which this model ends an answer: generation_config.json, else config.json, else the tokenizer."""
-    generation_file = Path(path) / "generation_config.json"
-    generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
-    found: Any = generation.get("eos_token_id", config.eos_token_id)
-    if found is None:
-        found = tokenizer.eos_token_id
-    if found is None:
-        raise ConfigError(
-            f"{path}: no stop token: neither generation_config.json, config.json nor the tokenizer names one"
-        )
-    return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 def _check_counts(cfg: RunConfig, vocabulary: Vocabulary, device: str) -> None:
