@@ -7,13 +7,14 @@ of range, an unknown key and a missing path all raise ConfigError there, before 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opsd.errors import ConfigError
 
+Config = TypeVar("Config")
 DTYPES = ("float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
 SUPPORTS = ("teacher", "student", "union")
@@ -245,7 +246,7 @@ class RunConfig:
             raise ConfigError("resume=auto and overwrite=true contradict each other: choose one")
 
 
-def compose_config(hydra_cfg: DictConfig, config_class: type[RunConfig]) -> RunConfig:
+def compose_config(hydra_cfg: DictConfig, config_class: type[Config]) -> Config:
     """The typed config of what Hydra composed. Raises ConfigError that names the field."""
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), hydra_cfg))

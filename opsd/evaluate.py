@@ -24,6 +24,7 @@ from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
 from opsd.placement import ray_cluster, resolve_device
 from opsd.run import git_commit, installed_versions, say
+from opsd.types import Sampling
 
 
 def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
@@ -53,6 +54,13 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
 
 def evaluate_model(model: EvaluatedModel, cfg: EvaluateConfig, device: str, folder: Path) -> dict[str, Any]:
     """One model, with engines of its own that end with it."""
+    sampling = Sampling(
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        max_tokens=cfg.max_response_tokens,
+        num_candidates=1,
+        top_k=cfg.top_k,
+    )
     engines = EnginePool(
         f"evaluate-{model.name}",
         model.path,
@@ -64,10 +72,18 @@ def evaluate_model(model: EvaluatedModel, cfg: EvaluateConfig, device: str, fold
     )
     try:
         engines.wait_ready()
-        answers, speed = answer_problems(engines, model, cfg)
+        answers, speed = answer_problems(
+            engines,
+            model.prompts,
+            sampling,
+            samples_per_problem=cfg.samples_per_problem,
+            latency_problems=cfg.latency_problems,
+            seed=cfg.seed,
+            label=model.name,
+        )
     finally:
         engines.close()
-    results = [grade_problem(rollouts, model, cfg.data.grader) for rollouts in answers]
+    results = [grade_problem(rollouts, model.tokenizer, cfg.data.grader) for rollouts in answers]
     write_results(folder / f"{model.name}.jsonl", results)
     return {
         "path": model.path,

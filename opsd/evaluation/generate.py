@@ -7,14 +7,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from tqdm import tqdm
 
 from opsd.data.grading import EXTRACTORS, GRADERS
 from opsd.engines.pool import EnginePool, request_seed
 from opsd.engines.rows import in_order
-from opsd.evaluation.config import EvaluateConfig
-from opsd.evaluation.models import EvaluatedModel
 from opsd.evaluation.results import Answer, ProblemResult
 from opsd.types import Prompt, Rollout, Sampling
 
@@ -26,7 +25,8 @@ class Speed:
     """Wall clock on the side of the caller, so that Ray's part (milliseconds) is in it; grading is not.
 
     One at a time: an engine has one problem only, after one answer to warm up; the median over problems. All together:
-    every answer of the evaluation, as many in flight as the engines take.
+    every answer of the evaluation, as many in flight as the engines take. The last tokens of the last answers are drawn
+    with few in flight, so a short evaluation shows less than an engine can do.
     """
 
     answer_s: float | None  # seconds of an answer, one at a time; None: not measured
@@ -36,25 +36,29 @@ class Speed:
 
 
 def answer_problems(
-    engines: EnginePool, model: EvaluatedModel, cfg: EvaluateConfig
+    engines: EnginePool,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    *,
+    samples_per_problem: int,
+    latency_problems: int,
+    seed: int,
+    label: str,
 ) -> tuple[list[list[Rollout]], Speed]:
-    """`samples_per_problem` answers to every problem, in the order of `model.prompts`, and how fast they came."""
-    sampling = Sampling(
-        temperature=cfg.temperature,
-        top_p=cfg.top_p,
-        max_tokens=cfg.max_response_tokens,
-        num_candidates=1,
-        top_k=cfg.top_k,
-    )
-    alone = [_timed_answer(engines, prompt, sampling, cfg.seed) for prompt in _with_warm_up(model.prompts, cfg)][1:]
+    """`samples_per_problem` answers to every prompt, in the order given, and how fast they came.
+
+    The first `latency_problems` are answered one at a time before. `label` stands beside the progress.
+    """
+    measured = prompts[:latency_problems]
+    alone = [_timed_answer(engines, prompt, sampling, seed) for prompt in [*measured[:1], *measured]][1:]
     requests = [
-        (prompt, sample, request_seed(cfg.seed, place, sample))
-        for place, prompt in enumerate(model.prompts)
-        for sample in range(cfg.samples_per_problem)
+        (prompt, sample, request_seed(seed, place, sample))
+        for place, prompt in enumerate(prompts)
+        for sample in range(samples_per_problem)
     ]
     began = time.perf_counter()
     groups = engines.generate(requests, sampling, policy_version=0, group_size=GROUP_SIZE)
-    rollouts = in_order(_with_progress(groups, len(requests), model.name))
+    rollouts = in_order(_with_progress(groups, len(requests), label))
     total_s = time.perf_counter() - began
     speed = Speed(
         answer_s=median(seconds for seconds, _ in alone) if alone else None,
@@ -62,11 +66,11 @@ def answer_problems(
         total_s=total_s,
         tokens_per_s=sum(map(len, rollouts)) / total_s,
     )
-    k = cfg.samples_per_problem
-    return [rollouts[start : start + k] for start in range(0, len(rollouts), k)], speed
+    starts = range(0, len(rollouts), samples_per_problem)
+    return [rollouts[start : start + samples_per_problem] for start in starts], speed
 
 
-def grade_problem(rollouts: list[Rollout], model: EvaluatedModel, grader: str) -> ProblemResult:
+def grade_problem(rollouts: list[Rollout], tokenizer: Any, grader: str) -> ProblemResult:
     """The answers to one problem, by the graders of training."""
     prompt = rollouts[0].prompt
     return ProblemResult(
@@ -74,26 +78,20 @@ def grade_problem(rollouts: list[Rollout], model: EvaluatedModel, grader: str) -
         row=prompt.index,
         reference=prompt.answer,
         prompt=prompt.text,
-        answers=tuple(_graded(rollout, model, grader) for rollout in rollouts),
+        answers=tuple(_graded(rollout, tokenizer, grader) for rollout in rollouts),
     )
 
 
-def _graded(rollout: Rollout, model: EvaluatedModel, grader: str) -> Answer:
-    text = model.tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
-    grade = GRADERS[grader]
+def _graded(rollout: Rollout, tokenizer: Any, grader: str) -> Answer:
+    text = tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
+    grade, reference = GRADERS[grader], rollout.prompt.answer
     return Answer(
         text=text,
         extracted=None if grade is None else EXTRACTORS[grader](text),
-        correct=None if grade is None else grade(text, rollout.prompt.answer),
+        correct=None if grade is None or reference is None else grade(text, reference),
         tokens=len(rollout),
         truncated=not rollout.stopped,
     )
-
-
-def _with_warm_up(prompts: list[Prompt], cfg: EvaluateConfig) -> list[Prompt]:
-    """The problems to answer one at a time, the first of them twice."""
-    measured = prompts[: cfg.latency_problems]
-    return [*measured[:1], *measured]
 
 
 def _timed_answer(engines: EnginePool, prompt: Prompt, sampling: Sampling, seed: int) -> tuple[float, int]:

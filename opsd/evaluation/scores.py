@@ -36,7 +36,7 @@ def majority(answers: Sequence[Answer]) -> float:
 
     In a tie between several, the share of them that is right. An answer from which nothing was extracted has no vote.
     """
-    votes = Counter(answer.extracted for answer in answers if answer.extracted is not None)
+    votes: Counter[str | None] = Counter(answer.extracted for answer in answers if answer.extracted is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
