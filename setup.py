@@ -19,11 +19,14 @@ setup(
         "tip": ["conf/**/*.yaml"],
     },
     install_requires=[
+        "fastapi>=0.115",
+        "httpx>=0.28,<0.29",
         "hydra-core>=1.3.2,<1.4",
         "math-verify>=0.9,<0.10",
         "matplotlib>=3.9",
         "numpy>=2",
         "omegaconf>=2.3,<2.4",
+        "prometheus-client>=0.20",
         "pyarrow>=20",
         "ray[default]>=2.60,<3",
         "safetensors>=0.8",
@@ -31,6 +34,7 @@ setup(
         "torch>=2.13,<2.14",
         "tqdm>=4.66",
         "transformers>=5.16.1,<5.20",
+        "uvicorn>=0.30",
         "wandb>=0.31",
     ],
     extras_require={

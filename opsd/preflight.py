@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config import RunConfig
 from opsd.data.prompts import load_prompts
 from opsd.errors import ConfigError
-from opsd.model_folder import model_config, model_tokenizer, stop_ids
+from opsd.model_facts import ModelFacts, facts_of
+from opsd.model_folder import model_config, model_tokenizer
 from opsd.placement import resolve_device
+from opsd.teacher.facts import TeacherFacts, teacher_facts
+from opsd.teacher.sources import check_sources, section_of, teachers_by_source
 from opsd.types import Prompt, Vocabulary
 
 # Heads that multiply or squash the logits after lm_head; the sparse loss computes them from lm_head alone.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class HasContext(Protocol):
+    """A model's config, as far as its context goes."""
+
+    max_position_embeddings: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +43,18 @@ def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
-    teacher_config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     _check_head(cfg.student.path, student_config)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
-    teacher_tokenizer = model_tokenizer("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
-    size = _shared_size(tokenizer, teacher_tokenizer, student_config, teacher_config)
-    ends = {
-        *stop_ids(cfg.student.path, student_config, tokenizer),
-        *stop_ids(cfg.teacher.path, teacher_config, teacher_tokenizer),
-    }
-    vocabulary = Vocabulary(size=size, stop_ids=tuple(sorted(i for i in ends if i < size)))
-    _check_counts(cfg, vocabulary, device)
-    max_prompt_tokens = _prompt_limit(cfg, student_config, teacher_config)
+    student = facts_of(cfg.student.path, student_config, tokenizer)
+    configs = teachers_by_source(cfg.teacher)
+    teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
+    vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
+    check_counts(cfg, vocabulary.size, device)
+    _check_candidates(cfg.loss.support, teachers)
+    max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
     eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
+    check_sources([*train_prompts, *eval_prompts], configs)
     longest = max(max(len(p.token_ids), len(p.scored_after)) for p in [*train_prompts, *eval_prompts])
     return Setup(
         device=device,
@@ -66,34 +74,28 @@ def _check_head(path: str, config: PreTrainedConfig) -> None:
             )
 
 
-def _shared_size(
-    student: PreTrainedTokenizerBase,
-    teacher: PreTrainedTokenizerBase,
-    student_config: PreTrainedConfig,
-    teacher_config: PreTrainedConfig,
-) -> int:
-    """How many ids both models know; every one of them must name the same token in both tokenizers."""
-    size = min(len(student), len(teacher), student_config.vocab_size, teacher_config.vocab_size)
-    wrong = [
-        (student_token, teacher_token, index)
-        for index, (student_token, teacher_token) in enumerate(
-            zip(student.convert_ids_to_tokens(range(size)), teacher.convert_ids_to_tokens(range(size)), strict=True)
-        )
-        if student_token != teacher_token
-    ]
-    if wrong:
-        student_token, teacher_token, index = wrong[0]
-        raise ConfigError(
-            f"teacher.path: its tokenizer does not share the student's ids: {len(wrong)} of {size} differ, the first "
-            f"is id {index}: {student_token!r} for the student, {teacher_token!r} for the teacher"
-        )
-    return size
+def _shared_vocabulary(student: ModelFacts, teachers: dict[str, ModelFacts]) -> Vocabulary:
+    """The ids that all models know; each of them must name the same token for student and teacher."""
+    models = [student, *teachers.values()]
+    size = min(min(len(model.tokens), model.vocab_size) for model in models)
+    for section, teacher in teachers.items():
+        pairs = zip(student.tokens[:size], teacher.tokens[:size], strict=True)
+        wrong = [(index, *pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]]
+        if wrong:
+            index, student_token, teacher_token = wrong[0]
+            raise ConfigError(
+                f"{section}.path: its tokenizer does not share the student's ids: {len(wrong)} of {size} differ, the "
+                f"first is id {index}: {student_token!r} for the student, {teacher_token!r} for the teacher"
+            )
+    stop_ids = {index for model in models for index in model.stop_ids if index < size}
+    return Vocabulary(size=size, stop_ids=tuple(sorted(stop_ids)))
 
 
-def _check_counts(cfg: RunConfig, vocabulary: Vocabulary, device: str) -> None:
+def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
+    """Settings against each other and the shared vocabulary. Raises ConfigError."""
     for name, value in (("teacher.top_k", cfg.teacher.top_k), ("rollout.num_candidates", cfg.rollout.num_candidates)):
-        if value > vocabulary.size:
-            raise ConfigError(f"{name} must be at most the shared vocabulary's {vocabulary.size} tokens, got {value}")
+        if value > vocab_size:
+            raise ConfigError(f"{name} must be at most the shared vocabulary's {vocab_size} tokens, got {value}")
     if cfg.loss.support != "teacher" and cfg.teacher.backend == "vllm":
         raise ConfigError(
             f"loss.support={cfg.loss.support} needs the teacher's scores at the student's candidates, which the vLLM "
@@ -108,9 +110,20 @@ def _check_counts(cfg: RunConfig, vocabulary: Vocabulary, device: str) -> None:
         raise ConfigError("tensor_parallel_size above 1 needs GPUs; this run is on the CPU")
 
 
-def _prompt_limit(cfg: RunConfig, student_config: PreTrainedConfig, teacher_config: PreTrainedConfig) -> int:
-    """The longest prompt that leaves room for a response in both models' contexts."""
-    context = min(student_config.max_position_embeddings, teacher_config.max_position_embeddings)
+def _check_candidates(support: str, teachers: dict[str, TeacherFacts]) -> None:
+    """What only a server knows of itself, or only one of several teachers cannot."""
+    for section, facts in teachers.items():
+        if support != "teacher" and not facts.scores_candidates:
+            raise ConfigError(
+                f"loss.support={support} needs the teacher's scores at the student's candidates, which {section} does "
+                "not give: take a teacher with backend=transformers, in this run or in its server, or set "
+                "loss.support=teacher"
+            )
+
+
+def prompt_limit(cfg: RunConfig, *models: HasContext) -> int:
+    """The longest prompt that leaves room for a response in every model's context. Raises ConfigError for none."""
+    context = min(model.max_position_embeddings for model in models)
     room = context - cfg.rollout.max_response_tokens - 1
     if room < 1:
         raise ConfigError(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from opsd.config import EngineConfig, PromptConfig, at_least, in_range, one_of
+from opsd.checks import at_least, in_range, one_of
+from opsd.config import EngineConfig, PromptConfig
 from opsd.errors import ConfigError
 
 

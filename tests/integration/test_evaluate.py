@@ -102,10 +102,10 @@ def test_figures_files_and_table_of_sampled_answers(folder, tmp_path):
 
 
 def test_greedy_answers_of_a_runs_models_are_those_of_transformers_and_graded_as_in_training(folder, tmp_path):
-    """Two engines; the run's teacher and its student before are one model, whose own answers are the references."""
+    """The run's teacher and its student before are one model, whose own answers are the references."""
     process = evaluate(
         folder, f"output_dir={tmp_path}/out", f"run={folder}/run", "samples_per_problem=1", "temperature=0",
-        "engine.num_workers=2", "latency_problems=0",
+        "latency_problems=0",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-4000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
