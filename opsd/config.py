@@ -20,7 +20,7 @@ DTYPES = ("float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
 SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
-GRADERS = ("final_hash", "math", "none")
+GRADERS = ("final_hash", "math", "boxed", "answer_line", "none")
 
 
 @dataclass
@@ -34,27 +34,38 @@ class StudentConfig:
 
 
 @dataclass
-class DataConfig:
-    train_path: str = MISSING  # JSONL, one prompt a line
-    eval_path: str = MISSING  # JSONL, held-out prompts
-    prompt_key: str = "prompt"  # field with the prompt: a string, or a list of {role, content}
-    answer_key: str = "answer"  # field with the reference answer; absent is fine where grader is none
-    teacher_template: str = ""  # the prompt as the teacher sees it, with {prompt} and {solution}; empty: as the student
-    solution_key: str = "answer"  # field that stands for {solution}
-    response_key: str = ""  # field with a whole answer, for methods that train on such; empty: none
-    chat_template: bool = False  # put the prompt through the student tokenizer's chat template
+class PromptConfig:
+    """How a row of a data file becomes a prompt, and its answers are graded: the same in training and evaluation."""
+
+    prompt_key: str = "prompt"  # field with the prompt: a string, or a list of {role, content}; "a.b": b inside of a
+    answer_key: str = ""  # field with the reference answer; empty: answer, or verl's reward_model.ground_truth
+    chat_template: bool = False  # put the prompt through the tokenizer's chat template
+    template_options: dict[str, Any] = field(default_factory=dict)  # for that template, e.g. {enable_thinking: false}
     instruction: str = ""  # appended to every prompt, after a newline
-    grader: str = "none"  # final_hash | math | none
+    grader: str = "none"  # final_hash | math | boxed | answer_line | none
     max_prompt_tokens: int = 2048  # a longer prompt is refused at start-up
+
+    def __post_init__(self) -> None:
+        one_of("data.grader", self.grader, GRADERS)
+        at_least("data.max_prompt_tokens", self.max_prompt_tokens, 1)
+
+
+@dataclass
+class DataConfig(PromptConfig):
+    train_path: str = MISSING  # JSONL or parquet, one prompt a row
+    eval_path: str = MISSING  # the same, held-out prompts
+    teacher_template: str = ""  # the prompt as the teacher sees it, with {prompt} and {solution}; empty: as the student
+    solution_key: str = ""  # field that stands for {solution}; empty: the reference answer
+    response_key: str = ""  # field with a whole answer, for methods that train on such; empty: none
     prompts_per_step: int = 64
     samples_per_prompt: int = 1
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        one_of("data.grader", self.grader, GRADERS)
+        super().__post_init__()
         if self.teacher_template and "{prompt}" not in self.teacher_template:
             raise ConfigError(f"data.teacher_template must hold {{prompt}}, got {self.teacher_template!r}")
-        for name in ("max_prompt_tokens", "prompts_per_step", "samples_per_prompt"):
+        for name in ("prompts_per_step", "samples_per_prompt"):
             at_least(f"data.{name}", getattr(self, name), 1)
 
 

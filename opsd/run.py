@@ -22,7 +22,7 @@ from opsd.batch import drop_unusable, rollout_stats
 from opsd.config import RunConfig
 from opsd.data.grading import GRADERS
 from opsd.data.prompts import PromptSource
-from opsd.evaluate import Evaluation, accuracy, evaluate, grade
+from opsd.held_out import Evaluation, accuracy, evaluate, grade
 from opsd.hooks import TrainHooks
 from opsd.jsonl import append_jsonl, truncate_jsonl
 from opsd.learner.group import LearnerGroup

@@ -87,6 +87,11 @@ class EnginePool:
         """What these references, from `score`, stand for: waits for all."""
         return [scores for part in gather("score", refs) for scores in part]
 
+    def close(self) -> None:
+        """Ends the actors, and with them the engines' memory."""
+        for worker in self.workers:
+            ray.kill(worker)
+
     def update_weights(self, weights: ray.ObjectRef, policy_version: int) -> None:
         """The same weights into every engine; returns when all of them run on these."""
         gather("sync", [worker.update_weights.remote(weights, policy_version) for worker in self.workers])

@@ -180,6 +180,7 @@ class VllmEngine:
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
             seed=seed,
             ignore_eos=True,  # the shared stop ids alone end an answer
