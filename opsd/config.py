@@ -149,7 +149,8 @@ class LearnerConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16384  # packed tokens of one forward pass; a longer rollout goes alone
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # keep each layer's input only; a second forward pass in the backward pass
+    cpu_offload: bool = False  # GPU only: weights, gradients and optimiser live in host memory, a layer at a time on it
     cpu_threads: int = 1
 
     def __post_init__(self) -> None:

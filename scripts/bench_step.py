@@ -117,7 +117,7 @@ def measure(way: str, ratio: float, args: argparse.Namespace) -> Measured:
     shape = {**SMOLLM2_135M, "num_hidden_layers": args.layers}
     causal_lm = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.float32).to(args.device).eval()
     model = (DenseModel if way == "dense" else DistillationModel)(causal_lm, reverse_kl, vocabulary)
-    shard(model, device=args.device, num_ranks=1, dtype=args.dtype, checkpointing=False)
+    shard(model, device=args.device, num_ranks=1, dtype=args.dtype)
     learner = LearnerConfig(micro_batch_tokens=args.micro_batch_tokens)
     optimizer = build_optimizer(model.parameters(), learner)
     scheduler = build_scheduler(optimizer, learner, num_steps=100)  # it insists on an unwrapped optimizer.step
@@ -129,7 +129,8 @@ def measure(way: str, ratio: float, args: argparse.Namespace) -> Measured:
     parts.wrap(torch.nn.utils, "clip_grad_norm_", "optimiser")
     parts.wrap(optimizer, "step", "optimiser")
     (micro_batches,) = random_micro_batches(ratio, vocabulary, args)
-    step = partial(train_step, model, optimizer, scheduler, micro_batches, max_grad_norm=1.0)
+    device = torch.device(args.device)
+    step = partial(train_step, model, optimizer, scheduler, micro_batches, device=device, max_grad_norm=1.0)
     step()  # makes the optimiser's state
     runs = []
     for _ in range(args.repeats):

@@ -52,7 +52,8 @@ class LearnerWorker:
         self.device = torch.device(device)
         self.student = student
         self.max_grad_norm = learner.max_grad_norm
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        # Offloaded weights and gradients are on the CPU, so a GPU rank needs gloo beside NCCL.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         attention = "flash_attention_2" if device == "cuda" and student.dtype == "bfloat16" else "sdpa"
         causal_lm = load_student(student.path, attention=attention, trust_remote_code=student.trust_remote_code)
         self.model = DistillationModel(causal_lm.to(self.device), divergence, vocabulary)
@@ -62,26 +63,36 @@ class LearnerWorker:
             num_ranks=num_ranks,
             dtype=student.dtype,
             checkpointing=learner.activation_checkpointing,
+            cpu_offload=learner.cpu_offload,
         )
         self.optimizer = build_optimizer(self.model.parameters(), learner)
         self.scheduler = build_scheduler(self.optimizer, learner, num_steps)
         self.mean = None if mean_decay is None else WeightMean(self.model, mean_decay)
 
     def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
-        report = train_step(self.model, self.optimizer, self.scheduler, micro_batches, max_grad_norm=self.max_grad_norm)
+        report = train_step(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            micro_batches,
+            device=self.device,
+            max_grad_norm=self.max_grad_norm,
+        )
         if self.mean is not None:
             self.mean.update(self.model)
         return report
 
     def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
-        return token_stats(self.model, micro_batches)
+        return token_stats(self.model, micro_batches, device=self.device)
 
     def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
         """All weights, or their running mean, on the CPU in `dtype`, on rank 0; None elsewhere."""
-        weights = full_weights(self.mean.shards.items() if mean else self.model.named_parameters())
-        if dist.get_rank() != 0:
-            return None
-        return {name: weight.to("cpu", getattr(torch, dtype)) for name, weight in weights.items()}
+        shards = self.mean.shards.items() if mean else self.model.named_parameters()
+        found, first = {}, dist.get_rank() == 0
+        for name, weight in full_weights(shards):
+            if first:
+                found[name] = weight.to("cpu", getattr(torch, dtype))
+        return found if first else None
 
     def save(self, folder: Path) -> None:
         save_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
@@ -90,8 +101,8 @@ class LearnerWorker:
         load_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
 
     def save_student(self, folder: Path) -> None:
-        weights = full_weights(self.model.named_parameters())
-        if dist.get_rank() == 0:
+        weights = self.gather_weights("float32")
+        if weights is not None:
             save_student(folder, weights, self.student.path, trust_remote_code=self.student.trust_remote_code)
         dist.barrier()
 
