@@ -164,6 +164,27 @@ class LearnerConfig:
 
 
 @dataclass
+class PlacementConfig:
+    """Which GPUs and nodes of a Ray cluster the roles get. A node's label: ray start --labels nodes=NAME."""
+
+    mode: str = "separate"  # separate: each role has GPUs of its own | colocated: they share GPUs and take turns
+    rollout_nodes: str = ""  # label of the nodes that the rollout engines run on; empty: any node
+    teacher_nodes: str = ""
+    learner_nodes: str = ""
+    wait_s: float = 120.0  # for GPUs that other runs still hold, or nodes that are still starting
+
+    def __post_init__(self) -> None:
+        one_of("placement.mode", self.mode, ("separate", "colocated"))
+        if self.mode == "colocated" and len({self.rollout_nodes, self.teacher_nodes, self.learner_nodes}) > 1:
+            raise ConfigError(
+                "placement.mode=colocated puts all roles on the same GPUs: rollout_nodes, teacher_nodes and "
+                f"learner_nodes must be equal, got {self.rollout_nodes!r}, {self.teacher_nodes!r}, "
+                f"{self.learner_nodes!r}"
+            )
+        positive("placement.wait_s", self.wait_s)
+
+
+@dataclass
 class EvalConfig:
     every: int = 50  # steps between evaluations; 0: only before and after
     num_problems: int = 500  # greedy accuracy over the first so many rows of data.eval_path
@@ -220,6 +241,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker
 from opsd.placement import gather, start_actor
+from opsd.seats import Placement
 from opsd.types import MicroBatch, ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 
 
@@ -31,15 +33,18 @@ class LearnerGroup:
         num_steps: int,
         device: str,
         mean_decay: float | None = None,
+        placement: Placement | None = None,
     ) -> None:
-        """`mean_decay`: also keep a running mean of the weights, see `mean_weights`."""
+        """`mean_decay`: also keep a running mean of the weights, see `mean_weights`. `placement`: as in EnginePool."""
         self.support = support
         self.vocabulary = vocabulary
         self.micro_batch_tokens = learner.micro_batch_tokens
         environment = {"OMP_NUM_THREADS": str(learner.cpu_threads), "HF_HUB_OFFLINE": "1"}
+        num_gpus = int(device == "cuda")
+        seats = placement.seats("learner", learner.num_workers, num_gpus) if placement else [None] * learner.num_workers
         self.workers = [
-            start_actor(LearnerWorker, f"learner-{rank}", num_gpus=int(device == "cuda"), environment=environment)
-            for rank in range(learner.num_workers)
+            start_actor(LearnerWorker, f"learner-{rank}", num_gpus=num_gpus, environment=environment, seat=seat)
+            for rank, seat in enumerate(seats)
         ]
         address = self.workers[0].free_address.remote()
         self._starting = [
@@ -48,18 +53,23 @@ class LearnerGroup:
                 num_ranks=learner.num_workers,
                 address=address,
                 device=device,
-                student=student,
+                student=replace(student, path=os.path.abspath(student.path)),
                 learner=learner,
                 num_steps=num_steps,
                 divergence=divergence,
                 vocabulary=vocabulary,
                 mean_decay=mean_decay,
+                shares_gpu=placement is not None and placement.shares_gpus,
             )
             for rank, worker in enumerate(self.workers)
         ]
 
     def wait_ready(self) -> None:
         gather("learner start", self._starting)
+
+    def require_folder(self, folder: Path) -> None:
+        """Raises ConfigError unless every rank sees this folder: each writes its part of a checkpoint into it."""
+        gather("start", [worker.require_folder.remote(folder.absolute()) for worker in self.workers])
 
     def train_step(self, scored: list[ScoredRollout], selection: Selection) -> StepReport:
         """One optimiser step on the selected tokens of the global batch."""
@@ -96,10 +106,10 @@ class LearnerGroup:
         return [worker.gather_weights.remote(dtype, mean=True) for worker in self.workers][0]
 
     def save(self, folder: Path) -> None:
-        gather("checkpoint", [worker.save.remote(folder) for worker in self.workers])
+        gather("checkpoint", [worker.save.remote(folder.absolute()) for worker in self.workers])
 
     def load(self, folder: Path) -> None:
-        gather("resume", [worker.load.remote(folder) for worker in self.workers])
+        gather("resume", [worker.load.remote(folder.absolute()) for worker in self.workers])
 
     def save_student(self, folder: Path) -> None:
-        gather("export", [worker.save_student.remote(folder) for worker in self.workers])
+        gather("export", [worker.save_student.remote(folder.absolute()) for worker in self.workers])

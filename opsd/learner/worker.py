@@ -17,6 +17,7 @@ from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
+from opsd.placement import require_here
 from opsd.types import MicroBatch, StepReport, TokenStats, Vocabulary
 
 
@@ -43,14 +44,17 @@ class LearnerWorker:
         divergence: Divergence,
         vocabulary: Vocabulary,
         mean_decay: float | None = None,
+        shares_gpu: bool = False,
     ) -> None:
-        """`mean_decay`: also keep a running mean of the weights; None: do not."""
+        """`mean_decay`: also keep a running mean of the weights; None: do not. `shares_gpu`: with engines, in turn."""
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR=address[0], MASTER_PORT=str(address[1])
         )
+        require_here("the student", student.path)
         torch.set_num_threads(learner.cpu_threads)
         self.device = torch.device(device)
         self.student = student
+        self.shares_gpu = shares_gpu
         self.max_grad_norm = learner.max_grad_norm
         # Offloaded weights and gradients are on the CPU, so a GPU rank needs gloo beside NCCL.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
@@ -69,6 +73,9 @@ class LearnerWorker:
         self.scheduler = build_scheduler(self.optimizer, learner, num_steps)
         self.mean = None if mean_decay is None else WeightMean(self.model, mean_decay)
 
+    def require_folder(self, folder: Path) -> None:
+        require_here("output_dir", folder)
+
     def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
         report = train_step(
             self.model,
@@ -80,6 +87,8 @@ class LearnerWorker:
         )
         if self.mean is not None:
             self.mean.update(self.model)
+        if self.shares_gpu:
+            torch.cuda.empty_cache()  # what activations took; it is the engines' turn
         return report
 
     def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:

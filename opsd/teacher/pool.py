@@ -12,6 +12,7 @@ from opsd.config import TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import has_foreign_ids, in_order
 from opsd.placement import gather
+from opsd.seats import Placement
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
@@ -27,7 +28,15 @@ class PendingScores:
 class TeacherPool:
     """Scores rollouts, with the weights that it was started with until it gets others."""
 
-    def __init__(self, cfg: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int) -> None:
+    def __init__(
+        self,
+        cfg: TeacherConfig,
+        *,
+        vocabulary: Vocabulary,
+        device: str,
+        max_model_tokens: int,
+        placement: Placement | None = None,
+    ) -> None:
         self.cfg = cfg
         self.vocabulary = vocabulary
         self.engines = EnginePool(
@@ -39,10 +48,15 @@ class TeacherPool:
             max_model_tokens=max_model_tokens,
             trust_remote_code=cfg.trust_remote_code,
             max_batch_tokens=cfg.max_batch_tokens,
+            placement=placement,
         )
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
+
+    def rest(self) -> None:
+        """Leave the GPUs to the learner until the next call; see placement.mode=colocated."""
+        self.engines.rest()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; returns after the last, not its scores.

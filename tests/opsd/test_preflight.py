@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from opsd.config import DataConfig, LossConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, LossConfig, PlacementConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
 from opsd.errors import ConfigError, DataError
 from opsd.preflight import check
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
@@ -95,3 +95,26 @@ def test_a_head_that_bends_its_logits_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="final_logit_softcapping=30.0 .* is not supported"):
         check(config(models, tmp_path))
     file.write_text(saved)
+
+
+@pytest.mark.parametrize(
+    ("device", "rollout", "said"),
+    [
+        ("cpu", {}, "placement.mode=colocated shares GPUs; this run is on the CPU"),
+        ("cuda", {"tensor_parallel_size": 2}, "rollout.tensor_parallel_size must be 1, got 2"),
+        ("cuda", {"backend": "transformers"}, "rollout.backend=vllm, got transformers"),
+        ("cuda", {"gpu_memory_utilization": 0.45}, "must not sum to more than 0.95, got 1.15"),
+    ],
+)
+def test_what_cannot_share_a_gpu_is_refused(models, tmp_path, monkeypatch, device, rollout, said):
+    """As on a cluster's node without a GPU: there device=cuda is taken at its word."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    placement = PlacementConfig(mode="colocated")
+    with pytest.raises(ConfigError) as refused:
+        check(config(models, tmp_path, device=device, placement=placement, rollout=RolloutConfig(**rollout)))
+    assert said in str(refused.value)
+
+
+def test_colocated_roles_cannot_be_on_different_nodes():
+    with pytest.raises(ConfigError, match="must be equal, got 'a', '', ''"):
+        PlacementConfig(mode="colocated", rollout_nodes="a")
