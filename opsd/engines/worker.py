@@ -60,6 +60,13 @@ class EngineWorker:
     def update_weights(self, weights: dict[str, Tensor], policy_version: int) -> None:
         self.engine.update_weights(weights, policy_version)
 
+    def weight_transfer(self, call: str, *request: dict) -> None:
+        """One of the calls with which vLLM's sender drives an engine, see opsd.learner.nccl_sender."""
+        getattr(self.engine.llm, call)(*request)
+
+    def received_weights(self, policy_version: int) -> None:
+        self.engine.policy_version = policy_version
+
     def rest(self) -> None:
         self.engine.rest()
 

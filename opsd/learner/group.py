@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ray
 import torch
+from ray.actor import ActorHandle
 
 from opsd.batch import rollout_stats
 from opsd.config import LearnerConfig, StudentConfig
@@ -100,6 +101,15 @@ class LearnerGroup:
     def weights(self, dtype: str) -> ray.ObjectRef:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""
         return [worker.gather_weights.remote(dtype) for worker in self.workers][0]
+
+    def connect_engines(self, engines: list[ActorHandle], ranks_each: int, dtype: str) -> None:
+        """Once, before `send_weights`: `engines` with `ranks_each` GPUs each take this learner's weights over NCCL."""
+        address = self.workers[0].free_address.remote()
+        gather("sync", [w.connect_engines.remote(address, engines, ranks_each, dtype) for w in self.workers])
+
+    def send_weights(self) -> None:
+        """The current weights straight into the connected engines, without a copy on the CPU."""
+        gather("sync", [worker.send_weights.remote() for worker in self.workers])
 
     def mean_weights(self, dtype: str) -> ray.ObjectRef:
         """As `weights`, of the running mean; only for a group that keeps one."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 import torch
 import torch.distributed as dist
+from ray.actor import ActorHandle
 from torch import Tensor
 
 from opsd.config import LearnerConfig, StudentConfig
@@ -102,6 +103,19 @@ class LearnerWorker:
             if first:
                 found[name] = weight.to("cpu", getattr(torch, dtype))
         return found if first else None
+
+    def connect_engines(
+        self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str
+    ) -> None:
+        from opsd.learner.nccl_sender import TrainedWeights, nccl_sender  # imports vLLM
+
+        weights = TrainedWeights(self.model, getattr(torch, dtype), self.device)
+        self.sender = nccl_sender(
+            weights, rank=dist.get_rank(), address=address, workers=engines, ranks_each=ranks_each
+        )
+
+    def send_weights(self) -> None:
+        self.sender.send_weights()
 
     def save(self, folder: Path) -> None:
         save_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)

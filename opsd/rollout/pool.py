@@ -74,3 +74,8 @@ class RolloutPool:
         """New weights (a reference to a state dict) into every running engine."""
         self.engines.update_weights(weights, policy_version)
         self.policy_version = policy_version
+
+    def received_weights(self, policy_version: int) -> None:
+        """The engines have taken weights from the learner without this pool."""
+        self.engines.received_weights(policy_version)
+        self.policy_version = policy_version

@@ -103,6 +103,7 @@ def test_a_head_that_bends_its_logits_is_refused(models, tmp_path):
         ("cpu", {}, "placement.mode=colocated shares GPUs; this run is on the CPU"),
         ("cuda", {"tensor_parallel_size": 2}, "rollout.tensor_parallel_size must be 1, got 2"),
         ("cuda", {"backend": "transformers"}, "rollout.backend=vllm, got transformers"),
+        ("cuda", {"weight_transfer": "nccl"}, "NCCL joins no two processes on one GPU"),
         ("cuda", {"gpu_memory_utilization": 0.45}, "must not sum to more than 0.95, got 1.15"),
     ],
 )
@@ -113,6 +114,11 @@ def test_what_cannot_share_a_gpu_is_refused(models, tmp_path, monkeypatch, devic
     with pytest.raises(ConfigError) as refused:
         check(config(models, tmp_path, device=device, placement=placement, rollout=RolloutConfig(**rollout)))
     assert said in str(refused.value)
+
+
+def test_nccl_is_refused_on_the_cpu(models, tmp_path):
+    with pytest.raises(ConfigError, match="rollout.weight_transfer=nccl needs GPUs .*, this run has cpu and vllm"):
+        check(config(models, tmp_path, rollout=RolloutConfig(weight_transfer="nccl")))
 
 
 def test_colocated_roles_cannot_be_on_different_nodes():
