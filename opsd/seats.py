@@ -44,7 +44,7 @@ class Placement:
         num_gpus = ray.cluster_resources().get("GPU", 0)
         if cfg.device == "auto" and device == "cpu" and num_gpus:
             raise ConfigError(
-                f"device=auto: this machine has no GPU, the Ray cluster has {num_gpus:g}: set device=cuda or device=cpu"
+                f"device=auto: torch sees no GPU here, the Ray cluster has {num_gpus:g}: set device=cuda or device=cpu"
             )
         if self.cfg.mode == "colocated":
             num_shared = max(role.num_workers for role in (cfg.rollout, cfg.teacher, cfg.learner))

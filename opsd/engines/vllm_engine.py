@@ -143,8 +143,9 @@ class VllmEngine:
 
     def rest(self) -> None:
         """Give the GPU's memory back until the next call; the weights wait in host memory. GPU only, untested."""
-        self.llm.sleep(level=1)
-        self.rests = True
+        if not self.rests:
+            self.llm.sleep(level=1)
+            self.rests = True
 
     def _wake(self) -> None:
         if self.rests:

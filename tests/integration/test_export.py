@@ -75,7 +75,7 @@ def vllm_logprobs(folder, scored):
         return np.concatenate([scores.sampled_logprobs for _, scores in pool.finish(pending)])
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"])
 def test_an_exported_model_gives_the_learners_log_probabilities(tied, tmp_path):
     base = make_tiny_qwen3(tmp_path / "base", tied=tied, seed=4, eos_token_id=0, scale=2.0)
     make_char_tokenizer(base, eos_token_id=0)
