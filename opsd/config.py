@@ -100,12 +100,14 @@ class RolloutConfig(EngineConfig):
     temperature: float = 1.0
     top_p: float = 1.0
     num_candidates: int = 32  # C: the student's own likeliest tokens that travel with each token
+    weight_transfer: str = "object_store"  # object_store | nccl (GPU only): how new weights reach the engines
     group_size: int = 32  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("rollout.weight_transfer", self.weight_transfer, ("object_store", "nccl"))
         positive("rollout.temperature", self.temperature)
         in_range("rollout.top_p", self.top_p, 0.0, 1.0)
         at_least("rollout.max_response_tokens", self.max_response_tokens, 1)
@@ -193,7 +195,8 @@ class LearnerConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16384  # packed tokens of one forward pass; a longer rollout goes alone
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # keep each layer's input only; a second forward pass in the backward pass
+    cpu_offload: bool = False  # GPU only: weights, gradients and optimiser live in host memory, a layer at a time on it
     cpu_threads: int = 1
 
     def __post_init__(self) -> None:
@@ -204,6 +207,27 @@ class LearnerConfig:
         at_least("learner.warmup_steps", self.warmup_steps, 0)
         for name in ("num_workers", "micro_batch_tokens", "cpu_threads"):
             at_least(f"learner.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class PlacementConfig:
+    """Which GPUs and nodes of a Ray cluster the roles get. A node's label: ray start --labels nodes=NAME."""
+
+    mode: str = "separate"  # separate: each role has GPUs of its own | colocated: they share GPUs and take turns
+    rollout_nodes: str = ""  # label of the nodes that the rollout engines run on; empty: any node
+    teacher_nodes: str = ""
+    learner_nodes: str = ""
+    wait_s: float = 120.0  # for GPUs that other runs still hold, or nodes that are still starting
+
+    def __post_init__(self) -> None:
+        one_of("placement.mode", self.mode, ("separate", "colocated"))
+        if self.mode == "colocated" and len({self.rollout_nodes, self.teacher_nodes, self.learner_nodes}) > 1:
+            raise ConfigError(
+                "placement.mode=colocated puts all roles on the same GPUs: rollout_nodes, teacher_nodes and "
+                f"learner_nodes must be equal, got {self.rollout_nodes!r}, {self.teacher_nodes!r}, "
+                f"{self.learner_nodes!r}"
+            )
+        positive("placement.wait_s", self.wait_s)
 
 
 @dataclass
@@ -263,6 +287,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

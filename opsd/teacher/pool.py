@@ -11,6 +11,7 @@ from ray import ObjectRef
 from opsd.config import TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import has_foreign_ids, in_order
+from opsd.seats import Placement
 from opsd.teacher.openai import OpenAIEngines
 from opsd.teacher.remote import RemoteEngines
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
@@ -39,6 +40,7 @@ class TeacherPool:
         device: str,
         max_model_tokens: int,
         role: str = "teacher",
+        placement: Placement | None = None,
     ) -> None:
         self.cfg = cfg
         self.vocabulary = vocabulary
@@ -54,10 +56,15 @@ class TeacherPool:
                 max_model_tokens=max_model_tokens,
                 trust_remote_code=cfg.trust_remote_code,
                 max_batch_tokens=cfg.max_batch_tokens,
+                placement=placement,
             )
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
+
+    def rest(self) -> None:
+        """Leave the GPUs to the learner until the next call; see placement.mode=colocated."""
+        self.engines.rest()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; returns after the last, not its scores.
