@@ -36,6 +36,7 @@ class Setup:
     vocabulary: Vocabulary
     train_prompts: list[Prompt]
     eval_prompts: list[Prompt]
+    support: str  # teacher | student | union: loss.support, with auto decided
     max_model_tokens: int  # the longest prompt with the longest response, and one token for the scoring engine
 
 
@@ -50,7 +51,7 @@ def check(cfg: RunConfig) -> Setup:
     teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
     vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
     check_counts(cfg, vocabulary.size, device)
-    _check_candidates(cfg.loss.support, teachers)
+    support = _support(cfg.loss.support, teachers)
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
     eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
@@ -62,6 +63,7 @@ def check(cfg: RunConfig) -> Setup:
         vocabulary=vocabulary,
         train_prompts=train_prompts,
         eval_prompts=eval_prompts,
+        support=support,
         max_model_tokens=longest + cfg.rollout.max_response_tokens + 1,
     )
 
@@ -96,7 +98,7 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
     for name, value in (("teacher.top_k", cfg.teacher.top_k), ("rollout.num_candidates", cfg.rollout.num_candidates)):
         if value > vocab_size:
             raise ConfigError(f"{name} must be at most the shared vocabulary's {vocab_size} tokens, got {value}")
-    if cfg.loss.support != "teacher" and cfg.teacher.backend == "vllm":
+    if cfg.loss.support in ("student", "union") and cfg.teacher.backend == "vllm":
         raise ConfigError(
             f"loss.support={cfg.loss.support} needs the teacher's scores at the student's candidates, which the vLLM "
             "backend does not give: set teacher.backend=transformers or loss.support=teacher"
@@ -106,19 +108,55 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
             f"learner.micro_batch_tokens ({cfg.learner.micro_batch_tokens}) must hold at least one response "
             f"(rollout.max_response_tokens={cfg.rollout.max_response_tokens})"
         )
+    if cfg.rollout.weight_transfer == "nccl" and (device == "cpu" or cfg.rollout.backend != "vllm"):
+        raise ConfigError(
+            "rollout.weight_transfer=nccl needs GPUs and rollout.backend=vllm, this run has "
+            f"{device} and {cfg.rollout.backend}: set rollout.weight_transfer=object_store"
+        )
+    if cfg.placement.mode == "colocated":
+        _check_colocated(cfg, device)
     if device == "cpu" and max(cfg.rollout.tensor_parallel_size, cfg.teacher.tensor_parallel_size) > 1:
         raise ConfigError("tensor_parallel_size above 1 needs GPUs; this run is on the CPU")
 
 
-def _check_candidates(support: str, teachers: dict[str, TeacherFacts]) -> None:
-    """What only a server knows of itself, or only one of several teachers cannot."""
-    for section, facts in teachers.items():
-        if support != "teacher" and not facts.scores_candidates:
+def _support(wanted: str, teachers: dict[str, TeacherFacts]) -> str:
+    """`wanted` with auto decided. Whether candidates are scored only a server knows of itself, of several each."""
+    without = [section for section, facts in teachers.items() if not facts.scores_candidates]
+    if wanted == "auto":
+        return "teacher" if without else "union"
+    if wanted != "teacher" and without:
+        raise ConfigError(
+            f"loss.support={wanted} needs the teacher's scores at the student's candidates, which {without[0]} does "
+            "not give: take a teacher with backend=transformers, in this run or in its server, or set "
+            "loss.support=teacher"
+        )
+    return wanted
+
+
+def _check_colocated(cfg: RunConfig, device: str) -> None:
+    """Refuses what cannot share a GPU."""
+    mode = "placement.mode=colocated"
+    if device == "cpu":
+        raise ConfigError(f"{mode} shares GPUs; this run is on the CPU: set placement.mode=separate")
+    roles = [cfg.rollout] if cfg.teacher.remote else [cfg.rollout, cfg.teacher]  # a server's GPUs are its own
+    for role in roles:
+        if role.tensor_parallel_size > 1:
             raise ConfigError(
-                f"loss.support={support} needs the teacher's scores at the student's candidates, which {section} does "
-                "not give: take a teacher with backend=transformers, in this run or in its server, or set "
-                "loss.support=teacher"
+                f"{mode}: an engine has one GPU, so {role.section}.tensor_parallel_size must be 1, "
+                f"got {role.tensor_parallel_size}"
             )
+        if role.backend != "vllm":
+            raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend=vllm, got {role.backend}")
+    if cfg.teacher.by_source:
+        raise ConfigError(f"{mode} has room for one teacher: teacher.by_source must be empty")
+    if cfg.rollout.weight_transfer == "nccl":
+        raise ConfigError(f"{mode}: NCCL joins no two processes on one GPU: set rollout.weight_transfer=object_store")
+    both = sum(role.gpu_memory_utilization for role in roles)
+    if both > 0.95:
+        raise ConfigError(
+            f"{mode}: rollout and teacher engines are awake together, so their gpu_memory_utilization must not sum to "
+            f"more than 0.95, got {both:.2f}"
+        )
 
 
 def prompt_limit(cfg: RunConfig, *models: HasContext) -> int:
