@@ -41,6 +41,7 @@ class DataConfig:
     solution_key: str = "answer"  # field that stands for {solution}
     response_key: str = ""  # field with a whole answer, for methods that train on such; empty: none
     chat_template: bool = False  # put the prompt through the student tokenizer's chat template
+    template_options: dict[str, Any] = field(default_factory=dict)  # given to it, e.g. {enable_thinking: false}
     instruction: str = ""  # appended to every prompt, after a newline
     grader: str = "none"  # final_hash | math | none
     max_prompt_tokens: int = 2048  # a longer prompt is refused at start-up
@@ -205,6 +206,7 @@ class RunConfig:
 
     output_dir: str = MISSING
     num_steps: int = 300
+    num_epochs: int = 0  # passes over the training prompts, in place of num_steps; 0: num_steps counts
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
     hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
@@ -228,6 +230,12 @@ class RunConfig:
         one_of("resume", self.resume, ("never", "auto"))
         one_of("stats", self.stats, STATS)
         at_least("num_steps", self.num_steps, 1)
+        at_least("num_epochs", self.num_epochs, 0)
+        if self.num_epochs and self.num_steps != RunConfig.num_steps:
+            raise ConfigError(
+                f"num_steps={self.num_steps} and num_epochs={self.num_epochs} contradict each other: set num_epochs=0 to "
+                "count in steps"
+            )
         at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)
         if self.resume == "auto" and self.overwrite:

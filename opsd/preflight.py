@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -17,6 +17,12 @@ from opsd.types import Prompt, Vocabulary
 
 # Heads that multiply or squash the logits after lm_head; the sparse loss computes them from lm_head alone.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class HasContext(Protocol):
+    """A model's config, as far as its context goes."""
+
+    max_position_embeddings: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +51,8 @@ def check(cfg: RunConfig) -> Setup:
         *_stop_ids(cfg.teacher.path, teacher_config, teacher_tokenizer),
     }
     vocabulary = Vocabulary(size=size, stop_ids=tuple(sorted(i for i in stop_ids if i < size)))
-    _check_counts(cfg, vocabulary, device)
-    max_prompt_tokens = _prompt_limit(cfg, student_config, teacher_config)
+    check_counts(cfg, vocabulary.size, device)
+    max_prompt_tokens = prompt_limit(cfg, student_config, teacher_config)
     train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
     eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
     longest = max(max(len(p.token_ids), len(p.scored_after)) for p in [*train_prompts, *eval_prompts])
@@ -119,10 +125,11 @@ def _stop_ids(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenize
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-def _check_counts(cfg: RunConfig, vocabulary: Vocabulary, device: str) -> None:
+def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
+    """Settings against each other and the shared vocabulary. Raises ConfigError."""
     for name, value in (("teacher.top_k", cfg.teacher.top_k), ("rollout.num_candidates", cfg.rollout.num_candidates)):
-        if value > vocabulary.size:
-            raise ConfigError(f"{name} must be at most the shared vocabulary's {vocabulary.size} tokens, got {value}")
+        if value > vocab_size:
+            raise ConfigError(f"{name} must be at most the shared vocabulary's {vocab_size} tokens, got {value}")
     if cfg.loss.support != "teacher" and cfg.teacher.backend == "vllm":
         raise ConfigError(
             f"loss.support={cfg.loss.support} needs the teacher's scores at the student's candidates, which the vLLM "
@@ -137,8 +144,8 @@ def _check_counts(cfg: RunConfig, vocabulary: Vocabulary, device: str) -> None:
         raise ConfigError("tensor_parallel_size above 1 needs GPUs; this run is on the CPU")
 
 
-def _prompt_limit(cfg: RunConfig, student_config: PreTrainedConfig, teacher_config: PreTrainedConfig) -> int:
-    """The longest prompt that leaves room for a response in both models' contexts."""
+def prompt_limit(cfg: RunConfig, student_config: HasContext, teacher_config: HasContext) -> int:
+    """The longest prompt that leaves room for a response in both models' contexts. Raises ConfigError for none."""
     context = min(student_config.max_position_embeddings, teacher_config.max_position_embeddings)
     room = context - cfg.rollout.max_response_tokens - 1
     if room < 1:

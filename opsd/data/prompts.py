@@ -173,5 +173,7 @@ def _render(messages: list[dict[str, str]], data: DataConfig, tokenizer: Any) ->
         last = {**messages[-1], "content": f"{messages[-1]['content']}\n{data.instruction}"}
         messages = [*messages[:-1], last]
     if data.chat_template:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **data.template_options
+        )
     return "\n".join(message["content"] for message in messages)
