@@ -233,8 +233,8 @@ class RunConfig:
         at_least("num_epochs", self.num_epochs, 0)
         if self.num_epochs and self.num_steps != RunConfig.num_steps:
             raise ConfigError(
-                f"num_steps={self.num_steps} and num_epochs={self.num_epochs} contradict each other: set num_epochs=0 to "
-                "count in steps"
+                f"num_steps={self.num_steps} and num_epochs={self.num_epochs} contradict each other: "
+                "set num_epochs=0 to count in steps"
             )
         at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)

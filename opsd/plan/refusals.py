@@ -115,12 +115,12 @@ def _engine_memory(job: Job, name: str, engine: EngineConfig, model: ModelSizes)
     larger = [n for n in _tensor_parallel_sizes(model) if engine.tensor_parallel_size < n <= job.cluster.gpus_per_node]
     size = _first_that_fits(job, name, "tensor_parallel_size", larger)
     way = f"take {name}.tensor_parallel_size={size}" if size else "take larger GPUs or a smaller model"
-    if role.memory.cache < _one_sequence(job, name):
+    cache, weights, needed = (x / GIB for x in (role.memory.cache, role.memory.weights, _one_sequence(job, name)))
+    if cache < needed:
         return [
             f"{name}.gpu_memory_utilization={engine.gpu_memory_utilization:g} of {job.cluster.gib_per_gpu:g} GiB "
-            f"leaves {role.memory.cache / GIB:.1f} GiB for keys and values beside {role.memory.weights / GIB:.1f} GiB of "
-            f"weights, and one sequence of {job.traffic.longest_sequence} tokens needs "
-            f"{_one_sequence(job, name) / GIB:.1f}: {way}"
+            f"leaves {cache:.1f} GiB for keys and values beside {weights:.1f} GiB of weights, and one sequence of "
+            f"{job.traffic.longest_sequence} tokens needs {needed:.1f}: {way}"
         ]
     return [
         f"{name}.gpu_memory_utilization={engine.gpu_memory_utilization:g}: an engine needs "
