@@ -64,7 +64,8 @@ def make_char_tokenizer(path: Path | str, *, vocab_size: int = 64, eos_token_id:
     """A tokenizer for AutoTokenizer in the same folder: one character a token, `<end>` at `eos_token_id`.
 
     The other ids hold the characters of `alphabet` in order; ids that it does not fill are absent, so `vocab_size`
-    beyond its length makes a model whose vocabulary is padded. Raises ValueError where eos_token_id is no id of the model.
+    beyond its length makes a model whose vocabulary is padded. Raises ValueError where eos_token_id is no id of the
+    model.
     """
     if not 0 <= eos_token_id < vocab_size:
         raise ValueError(f"eos_token_id must lie in 0..{vocab_size - 1}, got {eos_token_id}")
