@@ -86,7 +86,7 @@ class RolloutConfig(EngineConfig):
     max_response_tokens: int = 512
     temperature: float = 1.0
     top_p: float = 1.0
-    num_candidates: int = 16  # C: the student's own likeliest tokens that travel with each token
+    num_candidates: int = 32  # C: the student's own likeliest tokens that travel with each token
     group_size: int = 32  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"

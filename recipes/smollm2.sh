@@ -20,6 +20,6 @@ start \
     teacher.path="$pair/teacher" teacher.top_k=64 teacher.dtype=bfloat16 teacher.cpu_threads=2 \
     data.train_path="$GSM8K_DIR/train.jsonl" data.eval_path="$GSM8K_DIR/test.jsonl" \
     data.prompt_key=question data.chat_template=true data.max_prompt_tokens=512 data.prompts_per_step=16 \
-    rollout.max_response_tokens=48 rollout.num_candidates=32 rollout.dtype=bfloat16 rollout.cpu_threads=2 \
+    rollout.max_response_tokens=48 rollout.dtype=bfloat16 rollout.cpu_threads=2 \
     eval.every=8 eval.num_kl_prompts=64 log.token_view_every=8 \
     "$@"

@@ -13,8 +13,9 @@ from opsd.config import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker
+from opsd.micro_batch import MicroBatch
 from opsd.placement import gather, start_actor
-from opsd.types import MicroBatch, ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
+from opsd.types import ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 
 
 class LearnerGroup:

@@ -12,12 +12,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from opsd.micro_batch import MicroBatch
 from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
 from opsd.ops.divergences import forward_kl, reverse_kl
+from opsd.ops.mixing import mixed_embeddings
 from opsd.ops.objective import Objective
 from opsd.ops.signals import hellinger, reverse_kl_grad_norm
 from opsd.ops.temperature import temper
-from opsd.types import MicroBatch, TokenStats, Vocabulary
+from opsd.types import TokenStats, Vocabulary
 
 Divergence = Callable[..., Tensor] | Objective
 
@@ -84,8 +86,13 @@ class DistillationModel(nn.Module):
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """The trunk's last hidden states [N, D] at the rows that the batch names."""
+        inputs = {"input_ids": batch.token_ids_L[None]}
+        if batch.other_ids_L is not None:
+            embed = self.causal_lm.get_input_embeddings()
+            mixed_LD = mixed_embeddings(embed, batch.token_ids_L, batch.other_ids_L, batch.own_share_L)
+            inputs = {"inputs_embeds": mixed_LD[None]}
         output = self.causal_lm.base_model(
-            input_ids=batch.token_ids_L[None], position_ids=batch.position_L[None], attention_mask=None, use_cache=False
+            **inputs, position_ids=batch.position_L[None], attention_mask=None, use_cache=False
         )
         return output.last_hidden_state[0, batch.row_N]
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from opsd.errors import StageError
 from opsd.learner.model import DistillationModel
-from opsd.types import MicroBatch, StepReport, TokenStats
+from opsd.micro_batch import MicroBatch
+from opsd.types import StepReport, TokenStats
 
 
 def train_step(

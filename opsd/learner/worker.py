@@ -17,7 +17,8 @@ from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
-from opsd.types import MicroBatch, StepReport, TokenStats, Vocabulary
+from opsd.micro_batch import MicroBatch
+from opsd.types import StepReport, TokenStats, Vocabulary
 
 
 class LearnerWorker:
