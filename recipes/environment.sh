@@ -4,7 +4,7 @@
 #   MEASURE_MEMORY=1   run, then print the plan beside each process's peak of memory
 #   OPSD_PYTHON        an interpreter with everything installed; without it scripts/setup.sh makes .venv
 # Of a recipe that trains on DATA_DIR:
-#   MODEL_PATH TEACHER_MODEL_PATH DATA_DIR   folders; DATA_DIR holds train and test, each .parquet or .jsonl
+#   MODEL_PATH TEACHER_MODEL_PATH DATA_DIR   folders; DATA_DIR holds train and test (or val_NAME), .parquet or .jsonl
 #   OUTPUT_ROOT RUN_ID                       the run's folder is OUTPUT_ROOT/RUN_ID
 #   TRAIN_BATCH_SIZE ROLLOUT_N               prompts a step, answers a prompt
 #   MAX_PROMPT_LENGTH MAX_RESPONSE_LENGTH TEMPERATURE TOP_P ENABLE_THINKING
@@ -58,16 +58,19 @@ expect_model() {
         fail "$1=${!1} is no folder with a config.json: download the model (hf download NAME --local-dir FOLDER) and set $1"
 }
 
-# data_file SPLIT: the path of DATA_DIR's file; a plan can do without one.
+# data_file NAME...: the first file of DATA_DIR with such a name, parquet before JSONL; a plan can do without one.
 data_file() {
-    local kind
-    for kind in parquet jsonl; do
-        if [[ -f ${DATA_DIR:-}/$1.$kind ]]; then
-            echo "$DATA_DIR/$1.$kind"
-            return
-        fi
+    local name file
+    for name in "$@"; do
+        # shellcheck disable=SC2231  # val_* is a pattern
+        for file in "${DATA_DIR:-}"/$name.parquet "${DATA_DIR:-}"/$name.jsonl; do
+            if [[ -f $file ]]; then
+                echo "$file"
+                return
+            fi
+        done
     done
-    is_on PLAN_ONLY || fail "DATA_DIR=$DATA_DIR has neither $1.parquet nor $1.jsonl"
+    is_on PLAN_ONLY || fail "DATA_DIR=$DATA_DIR has no $1.parquet and no $1.jsonl"
     echo "${DATA_DIR:-DATA_DIR}/$1.jsonl"
 }
 
@@ -87,7 +90,7 @@ read_arm() {
 read_environment() {
     local train test
     train=$(data_file train)
-    test=$(data_file test)
+    test=$(data_file test "val_*")
     settings=(
         "output_dir='${OUTPUT_ROOT:-outputs}/${RUN_ID:-${recipe%.sh}${ARM:+-$ARM}}'" "device=${DEVICE:-cuda}"
         "student.path='$MODEL_PATH'" student.dtype=bfloat16

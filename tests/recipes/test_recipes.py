@@ -143,6 +143,11 @@ def test_steps_replace_epochs_and_an_override_comes_last(settings_of):
     assert cfg.selector.score == "entropy"
 
 
+def test_without_a_test_file_the_evaluation_is_on_a_validation_set(settings_of, places):
+    (places["DATA_DIR"] / "test.jsonl").rename(places["DATA_DIR"] / "val_dapo.parquet")
+    assert settings_of("todi.sh").data.eval_path == f"{places['DATA_DIR']}/val_dapo.parquet"
+
+
 def test_paths_are_the_callers_and_parquet_comes_first(printer, places, tmp_path):
     (tmp_path / "data" / "train.parquet").touch()
     relative = {name: path.name for name, path in places.items()}
@@ -159,7 +164,7 @@ def test_paths_are_the_callers_and_parquet_comes_first(printer, places, tmp_path
         ({"DATA_DIR": ""}, "DATA_DIR: set it to a folder with train.parquet or train.jsonl"),
         (
             {"DATA_DIR": "/no/such/folder"},
-            "todi.sh: DATA_DIR=/no/such/folder has neither train.parquet nor train.jsonl",
+            "todi.sh: DATA_DIR=/no/such/folder has no train.parquet and no train.jsonl",
         ),
         ({"MODEL_PATH": "Qwen/Qwen3-4B"}, "todi.sh: MODEL_PATH=Qwen/Qwen3-4B is no folder with a config.json"),
         ({"TEACHER_MODEL_PATH": "/none"}, "todi.sh: TEACHER_MODEL_PATH=/none is no folder with a config.json"),
