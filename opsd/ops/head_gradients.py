@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 # A block of logits and what is made of it stays in a core's cache; a GPU has few, large kernels to start.
-BLOCK_COLUMNS = {"cpu": 2048, "cuda": 16384}
+BLOCK_COLUMNS = {"cpu": 4096, "cuda": 16384}
 # Gathering columns costs far less than multiplying by them: it pays until most are kept.
 COMPACT_BELOW = 0.75
 
@@ -63,7 +63,8 @@ class HeadGradients:
     ) -> None:
         if self.hidden_ND is not None:
             weight_KD = self.inputs[1][columns]
-            add_product(grad_hidden_ND, grad_NK, weight_KD if kept_K is None else weight_KD.index_select(0, kept_K))
+            weight_KD = weight_KD if kept_K is None else weight_KD.index_select(0, kept_K)
+            grad_hidden_ND.add_(linear(grad_NK, weight_KD.T))
         if self.sum_VD is not None:
             sum_CD = self.sum_VD[columns]
             if columns.start not in self.begun:  # zeros just before they are needed: the cache still has them
@@ -98,20 +99,20 @@ def column_blocks(num_columns: int, device: torch.device) -> list[slice]:
     return [slice(first, min(first + size, num_columns)) for first in range(0, num_columns, size)]
 
 
+def linear(left_MK: Tensor, right_NK: Tensor) -> Tensor:
+    """left @ right.T. float32 on the CPU goes to oneDNN: of tall matrices its products take a fifth less than MKL's."""
+    on_cpu = left_MK.device.type == "cpu" and left_MK.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if not on_cpu or 0 in (*left_MK.shape, *right_NK.shape):  # oneDNN refuses what is empty
+        return left_MK @ right_NK.T
+    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
+
+
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right; the product of bfloat16 matrices is rounded once before it is added to a float32 total."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:
         total.add_(left @ right)
-
-
-def write_product(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """out = left @ right; the product of bfloat16 matrices is rounded once on its way into a float32 one."""
-    if left.dtype == out.dtype:
-        torch.mm(left, right, out=out)
-    else:
-        out.copy_(left @ right)
 
 
 def softmax_dtype(tensor: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from opsd.config import EngineConfig, RunConfig
+from opsd.config import EngineConfig, RolloutConfig, RunConfig, TeacherConfig
 from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES
 from opsd.ops.buckets import CHUNK_BYTES
 from opsd.plan.models import BYTES, ModelSizes
@@ -84,9 +84,10 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
     )
 
 
-def rollout_memory(cfg: RunConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float) -> Memory:
+def rollout_memory(
+    cfg: RunConfig, engine: RolloutConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float
+) -> Memory:
     """One rollout engine, on each GPU of its tensor parallel group. `gpu_bytes`: of a whole GPU."""
-    engine = cfg.rollout
     in_flight = min(engine.max_num_seqs, traffic.rollouts_an_engine)
     step_tokens = min(VLLM_STEP_TOKENS[device], engine.max_num_seqs * cfg.data.max_prompt_tokens)
     sampling = in_flight * model.vocab_size * (BYTES[engine.dtype] + SAMPLING_BYTES_A_LOGIT)
@@ -98,19 +99,20 @@ def rollout_memory(cfg: RunConfig, model: ModelSizes, traffic: Traffic, device: 
     return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=sampling, beside=arriving)
 
 
-def teacher_memory(cfg: RunConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float) -> Memory:
+def teacher_memory(
+    cfg: RunConfig, engine: TeacherConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float
+) -> Memory:
     """One teacher engine, on each GPU of its tensor parallel group. `gpu_bytes`: of a whole GPU.
 
     The logits of a scoring step come on top of vLLM's share: it does not budget for them.
     """
-    engine = cfg.teacher
     step_tokens = max(engine.max_batch_tokens, traffic.longest_sequence)
     if engine.backend == "transformers":
         logits = 3 * min(HEAD_CHUNK_BYTES, 4 * traffic.longest_sequence * model.vocab_size)
         return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=logits)
     rows = traffic.longest_sequence if device == "cpu" else VLLM_SCORING_ROWS_GPU
     scoring = rows * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)  # logits, log-probabilities, a comparison
-    arriving = BYTES[engine.dtype] * model.num_parameters if cfg.teacher.follow_decay is not None else 0.0
+    arriving = BYTES[engine.dtype] * model.num_parameters if engine.follow_decay is not None else 0.0
     return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=0.0, beside=scoring + arriving)
 
 

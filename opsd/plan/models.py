@@ -65,7 +65,7 @@ class ModelSizes:
 def read_model(role: str, path: str, *, trust_remote_code: bool = False) -> ModelSizes:
     """The sizes of the model at `path`, a folder or a name in opsd/conf/model. Raises ConfigError that names the role.
 
-    `role`: student | teacher.
+    `role`: the section of the config, such as student or teacher.
     """
     config = _folder_config(path, trust_remote_code) or _kept_config(path)
     if config is None:

@@ -17,8 +17,9 @@ from opsd.placement import resolve_device
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.models import read_model
 from opsd.plan.refusals import refusals
-from opsd.plan.roles import Job
+from opsd.plan.roles import Engine, Job
 from opsd.plan.table import plan_text
+from opsd.teacher.sources import section_of, teachers_by_source
 
 
 def launch(config_class: type[RunConfig], conf_module: str, config_name: str) -> None:
@@ -48,10 +49,19 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
 
 def planned_job(cfg: RunConfig, cluster: ClusterConfig) -> Job:
     """Raises ConfigError where a model's sizes are not to be had. device=cuda is planned for without a GPU here."""
+    teachers = {section_of(source): teacher for source, teacher in teachers_by_source(cfg.teacher).items()}
     return Job(
         cfg=cfg,
         cluster=cluster,
         device=cfg.device if cfg.device == "cuda" else resolve_device(cfg.device),
         student=read_model("student", cfg.student.path, trust_remote_code=cfg.student.trust_remote_code),
-        teacher=read_model("teacher", cfg.teacher.path, trust_remote_code=cfg.teacher.trust_remote_code),
+        teachers=tuple(
+            Engine(
+                section=section,
+                config=teacher,
+                model=read_model(section, teacher.path, trust_remote_code=teacher.trust_remote_code),
+            )
+            for section, teacher in teachers.items()
+            if not teacher.remote
+        ),
     )

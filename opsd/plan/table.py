@@ -8,25 +8,25 @@ from opsd.data.epochs import count_prompts, with_epochs_as_steps
 from opsd.errors import DataError
 from opsd.plan.memory import GIB, Memory
 from opsd.plan.models import ModelSizes
-from opsd.plan.roles import Job, Role, plan_roles
+from opsd.plan.roles import Job, Role, engine_role, plan_roles
+from opsd.teacher.sources import teachers_by_source
 
 PARTS = [field.name for field in fields(Memory)]
 
 
 def plan_text(job: Job) -> str:
     """The models, the table of memory, and what a step moves."""
-    roles = plan_roles(job)
     facts = [
         ("machines", _machines(job)),
         ("student", _model(job.student)),
-        ("teacher", _model(job.teacher)),
+        *_teachers(job),
         *_traffic(job),
-        *_cache(job, roles),
+        *_cache(job),
         ("steps", _steps(job)),
     ]
     unit = "GPU" if job.device == "cuda" else "process"
     lines = [f"{name:<10}{text}" for name, text in facts]
-    return "\n".join([*lines, "", f"GiB a {unit} at the peak, estimated", *_table(job, roles)])
+    return "\n".join([*lines, "", f"GiB a {unit} at the peak, estimated", *_table(job)])
 
 
 def _machines(job: Job) -> str:
@@ -38,6 +38,12 @@ def _machines(job: Job) -> str:
 
 def _model(model: ModelSizes) -> str:
     return f"{model.path}, {_count(model.num_parameters)} parameters, {model.vocab_size} tokens"
+
+
+def _teachers(job: Job) -> list[tuple[str, str]]:
+    local = [("teacher", _model(engine.model)) for engine in job.teachers]
+    others = [teacher for teacher in teachers_by_source(job.cfg.teacher).values() if teacher.remote]
+    return [*local, *(("teacher", f"{', '.join(teacher.urls)}: its memory is there") for teacher in others)]
 
 
 def _traffic(job: Job) -> list[tuple[str, str]]:
@@ -58,16 +64,16 @@ def _traffic(job: Job) -> list[tuple[str, str]]:
     ]
 
 
-def _cache(job: Job, roles: dict[str, Role]) -> list[tuple[str, str]]:
+def _cache(job: Job) -> list[tuple[str, str]]:
     """How many sequences of the longest kind each engine's cache holds."""
     found = []
-    for name, engine, model in (("rollout", job.cfg.rollout, job.student), ("teacher", job.cfg.teacher, job.teacher)):
-        if engine.backend == "vllm":
-            shards = min(roles[name].gpus_each or 1, model.num_key_value_heads)
-            tokens = roles[name].memory.cache * shards / model.cache_bytes_a_token(engine.dtype)
-            found.append(
-                f"{name} {_count(tokens)} tokens, {tokens / job.traffic.longest_sequence:.1f} of the longest sequences"
-            )
+    for engine in job.engines:
+        if engine.config.backend == "vllm":
+            role = engine_role(job, engine)
+            shards = min(role.gpus_each or 1, engine.model.num_key_value_heads)
+            tokens = role.memory.cache * shards / engine.model.cache_bytes_a_token(engine.config.dtype)
+            longest = tokens / job.traffic.longest_sequence
+            found.append(f"{role.name} {_count(tokens)} tokens, {longest:.1f} of the longest sequences")
     return [("KV cache", "; ".join(found))] if found else []
 
 
@@ -82,9 +88,9 @@ def _steps(job: Job) -> str:
     return f"{with_epochs_as_steps(cfg).num_steps} in all; an epoch of {num_prompts} prompts has {epoch:.1f}"
 
 
-def _table(job: Job, roles: dict[str, Role]) -> list[str]:
+def _table(job: Job) -> list[str]:
     header = ["role", "GPUs", *PARTS, "total", "of"]
-    rows = [header, *(_row(job, role) for role in roles.values())]
+    rows = [header, *(_row(job, role) for role in plan_roles(job))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()

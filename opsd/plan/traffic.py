@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 from opsd.config import RunConfig
 from opsd.plan.models import BYTES, ModelSizes
+from opsd.teacher.sources import teachers_by_source
+
+
+def scores_candidates(cfg: RunConfig) -> bool:
+    """Whether every teacher scores the student's candidates; of an HTTP server, which alone knows, it is assumed."""
+    return all(teacher.backend in ("transformers", "http") for teacher in teachers_by_source(cfg.teacher).values())
+
+
+def support(cfg: RunConfig) -> str:
+    """loss.support with auto decided, as opsd.preflight does once it has asked the servers."""
+    if cfg.loss.support != "auto":
+        return cfg.loss.support
+    return "union" if scores_candidates(cfg) else "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +43,8 @@ def step_traffic(cfg: RunConfig, student: ModelSizes) -> Traffic:
     longest = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
     tokens = rollouts * cfg.rollout.max_response_tokens
     num_candidates, top_k = cfg.rollout.num_candidates, cfg.teacher.top_k
-    named_by_teacher = 4 * num_candidates * (cfg.loss.support != "teacher")
-    num_named = {"teacher": top_k, "student": num_candidates, "union": top_k + num_candidates}[cfg.loss.support] + 1
+    scored = 4 * num_candidates * scores_candidates(cfg)
+    num_named = {"teacher": top_k, "student": num_candidates, "union": top_k + num_candidates}[support(cfg)] + 1
     return Traffic(
         rollouts=rollouts,
         rollouts_an_engine=-(-at_once // cfg.rollout.num_workers),
@@ -39,7 +52,7 @@ def step_traffic(cfg: RunConfig, student: ModelSizes) -> Traffic:
         response_tokens=tokens,
         trunk_tokens=rollouts * longest,
         rollout_bytes=tokens * (4 + 4 + 8 * num_candidates),
-        score_bytes=tokens * (4 + 8 * top_k + named_by_teacher),
+        score_bytes=tokens * (4 + 8 * top_k + scored),
         batch_bytes=rollouts * longest * 16 + tokens * (8 * num_named + 4 * (num_named + 1) + 20),
         weight_bytes=BYTES[cfg.rollout.dtype] * student.num_parameters,
     )

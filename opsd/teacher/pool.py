@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ray import ObjectRef
 
 from opsd.config import TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import has_foreign_ids, in_order
-from opsd.placement import gather
+from opsd.teacher.openai import OpenAIEngines
+from opsd.teacher.remote import RemoteEngines
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
@@ -21,25 +22,39 @@ class PendingScores:
 
     rollouts: dict[int, Rollout]  # by place in the global batch
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
-    refs: list[ObjectRef]  # to lists of TeacherScores
+    parts: list[Any]  # what the engines know their work by
 
 
 class TeacherPool:
-    """Scores rollouts, with the weights that it was started with until it gets others."""
+    """Scores rollouts, with the weights that it was started with until it gets others.
 
-    def __init__(self, cfg: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int) -> None:
+    Its engines are Ray actors of this run or servers elsewhere (teacher.backend). `role` names the actors.
+    """
+
+    def __init__(
+        self,
+        cfg: TeacherConfig,
+        *,
+        vocabulary: Vocabulary,
+        device: str,
+        max_model_tokens: int,
+        role: str = "teacher",
+    ) -> None:
         self.cfg = cfg
         self.vocabulary = vocabulary
-        self.engines = EnginePool(
-            "teacher",
-            cfg.path,
-            cfg,
-            vocabulary=vocabulary,
-            device=device,
-            max_model_tokens=max_model_tokens,
-            trust_remote_code=cfg.trust_remote_code,
-            max_batch_tokens=cfg.max_batch_tokens,
-        )
+        if cfg.remote:
+            self.engines = {"http": RemoteEngines, "openai": OpenAIEngines}[cfg.backend](cfg, vocabulary)
+        else:
+            self.engines = EnginePool(
+                role,
+                cfg.path,
+                cfg,
+                vocabulary=vocabulary,
+                device=device,
+                max_model_tokens=max_model_tokens,
+                trust_remote_code=cfg.trust_remote_code,
+                max_batch_tokens=cfg.max_batch_tokens,
+            )
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
@@ -52,8 +67,8 @@ class TeacherPool:
         pending = []
         for group in groups:
             known = {place: r for place, r in group.items() if not has_foreign_ids(r.response_ids, self.vocabulary)}
-            refs = self.engines.score(list(known.values()), self.cfg.top_k)
-            pending.append(PendingScores(rollouts=group, scored_places=tuple(known), refs=refs))
+            parts = self.engines.score(list(known.values()), self.cfg.top_k)
+            pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts))
         return pending
 
     def finish(self, pending: list[PendingScores]) -> list[tuple[Rollout, TeacherScores | None]]:
@@ -61,12 +76,11 @@ class TeacherPool:
         rollouts, scores = {}, {}
         for group in pending:
             rollouts.update(group.rollouts)
-            parts = gather("score", group.refs)
-            scores.update(zip(group.scored_places, itertools.chain.from_iterable(parts), strict=True))
+            scores.update(zip(group.scored_places, self.engines.scores(group.parts), strict=True))
         return [(rollouts[place], scores.get(place)) for place in sorted(rollouts)]
 
     def update_weights(self, weights: ObjectRef) -> None:
-        """New weights (a reference to a state dict) into every running engine."""
+        """New weights (a reference to a state dict) into every running engine; servers take none."""
         self.engines.update_weights(weights, policy_version=0)
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:

@@ -29,7 +29,7 @@ def config(models, tmp_path, *, teacher="teacher", prompts=("1+2=",), **sections
     return RunConfig(
         output_dir=str(tmp_path / "run"),
         student=StudentConfig(path=str(models / "student")),
-        teacher=TeacherConfig(path=str(models / teacher), **sections.pop("teacher_options", {"top_k": 8})),
+        teacher=TeacherConfig(**{"path": str(models / teacher), **sections.pop("teacher_options", {"top_k": 8})}),
         data=DataConfig(train_path=str(path), eval_path=str(path)),
         **sections,
     )
@@ -83,6 +83,14 @@ def test_more_log_probabilities_than_tokens_are_refused(models, tmp_path):
         check(config(models, tmp_path, rollout=RolloutConfig(num_candidates=65)))
 
 
+def test_the_support_is_the_best_that_the_teacher_can_score(models, tmp_path):
+    assert check(config(models, tmp_path)).support == "teacher"
+    exact = {"top_k": 8, "backend": "transformers"}
+    assert check(config(models, tmp_path, teacher_options=exact)).support == "union"
+    asked = check(config(models, tmp_path, teacher_options=exact, loss=LossConfig(support="teacher")))
+    assert asked.support == "teacher"
+
+
 def test_a_support_that_the_teacher_cannot_score_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="loss.support=union needs .* set teacher.backend=transformers"):
         check(config(models, tmp_path, loss=LossConfig(support="union")))
@@ -95,3 +103,16 @@ def test_a_head_that_bends_its_logits_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="final_logit_softcapping=30.0 .* is not supported"):
         check(config(models, tmp_path))
     file.write_text(saved)
+
+
+def test_the_vocabulary_of_several_teachers_is_what_all_of_them_share(models, tmp_path):
+    by_source = {"a": str(models / "padded")}
+    with pytest.raises(DataError, match="row 1: no teacher for data_source ''"):
+        check(config(models, tmp_path, teacher_options={"path": "", "top_k": 8, "by_source": by_source}))
+    rows = [{"prompt": "1+2=", "data_source": "a"}, {"prompt": "1+3="}]
+    cfg = config(models, tmp_path, teacher_options={"top_k": 8, "by_source": by_source})
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert check(cfg).vocabulary.size == 64
+    cfg.teacher.by_source = {"a": str(models / "other")}
+    with pytest.raises(ConfigError, match=r"teacher\.by_source\.a\.path: its tokenizer does not share the student's"):
+        check(cfg)

@@ -14,6 +14,11 @@ from tests.opsd.plan.jobs import gpu_job
 NUM_TOKENS = 64
 
 
+def role_of(job, name):
+    [role] = [role for role in plan_roles(job) if role.name == name]
+    return role
+
+
 def tiny(model_type, layers, dtype):
     head_dim = {"head_dim": 64} if model_type == "qwen3" else {}
     config = AutoConfig.for_model(
@@ -47,7 +52,7 @@ def test_saved_activations_are_what_autograd_keeps(model_type, dtype, tmp_path):
 
 def test_a_rank_holds_its_share_of_sixteen_bytes_a_parameter():
     job = gpu_job()
-    memory = plan_roles(job)["learner"].memory
+    memory = role_of(job, "learner").memory
     assert memory.weights + memory.gradients + memory.optimizer == 16 * job.student.num_parameters / 4
     assert memory.cache == 0
     assert memory.total == sum(vars(memory).values())
@@ -55,7 +60,7 @@ def test_a_rank_holds_its_share_of_sixteen_bytes_a_parameter():
 
 def test_more_ranks_and_checkpointing_need_less_and_a_running_mean_more():
     def learner(**sections):
-        return plan_roles(gpu_job(**sections))["learner"].memory
+        return role_of(gpu_job(**sections), "learner").memory
 
     base = learner()
     assert learner(learner={"num_workers": 8}).total < base.total
@@ -67,20 +72,19 @@ def test_gathering_all_weights_for_the_engines_is_counted_where_it_is_the_peak()
     """Every rank holds the whole student in float32 while it is sent, beside its shares of weights and moments."""
     job = gpu_job(learner={"micro_batch_tokens": 1, "num_workers": 64}, rollout={"max_response_tokens": 1})
     job = replace(job, cfg=replace(job.cfg, data=replace(job.cfg.data, max_prompt_tokens=1)))
-    memory = plan_roles(job)["learner"].memory
+    memory = role_of(job, "learner").memory
     held = memory.weights + memory.optimizer + memory.runtime
     assert memory.total == pytest.approx(held + 4 * job.student.num_parameters)
 
 
 def test_an_engine_takes_its_share_of_a_gpu_and_the_scores_come_on_top():
-    roles = plan_roles(gpu_job())
-    assert roles["rollout"].memory.total == pytest.approx(0.7 * 80 * GIB)
+    assert role_of(gpu_job(), "rollout").memory.total == pytest.approx(0.7 * 80 * GIB)
     logits = 1024 * 151936 * (2 + 4 + 1)
-    assert roles["teacher"].memory.total == pytest.approx(0.7 * 80 * GIB + logits)
+    assert role_of(gpu_job(), "teacher").memory.total == pytest.approx(0.7 * 80 * GIB + logits)
 
 
 def test_tensor_parallel_divides_the_weights():
-    one, four = (plan_roles(gpu_job(teacher={"tensor_parallel_size": n}))["teacher"] for n in (1, 4))
+    one, four = (role_of(gpu_job(teacher={"tensor_parallel_size": n}), "teacher") for n in (1, 4))
     assert four.memory.weights == one.memory.weights / 4
     assert (four.num_gpus, four.actors) == (8, "teacher-0..1")
 
@@ -93,3 +97,20 @@ def test_payload_is_the_bytes_of_the_arrays():
     assert traffic.score_bytes == tokens * (64 * 8 + 4)
     assert traffic.rollout_bytes == tokens * (16 * 8 + 8)
     assert traffic.weight_bytes == 2 * 4_022_468_096
+
+
+def test_teachers_by_source_are_roles_and_one_behind_http_is_not():
+    job = gpu_job(teacher={"by_source": {"code": "Qwen/Qwen2.5-14B-Instruct", "chat": "http://127.0.0.1:8100"}})
+    assert [role.actors for role in plan_roles(job)] == [
+        "driver", "rollout-0..1", "teacher-0..1", "teacher-code-0..1", "learner-0..3",
+    ]  # fmt: skip
+    small, large = role_of(job, "teacher").memory, role_of(job, "teacher-code").memory
+    assert (large.weights, small.weights) == (2 * 14_770_033_664, 2 * 8_190_735_360)
+
+
+def test_teachers_that_score_candidates_send_and_train_on_more():
+    """loss.support=auto is the union of both models' tokens there."""
+    top = gpu_job().traffic
+    both = gpu_job(teacher={"backend": "transformers"}).traffic
+    assert both.score_bytes - top.score_bytes == 4 * 32 * both.response_tokens
+    assert both.batch_bytes - top.batch_bytes == 12 * 32 * both.response_tokens
