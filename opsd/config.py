@@ -273,6 +273,7 @@ class RunConfig:
 
     output_dir: str = MISSING
     num_steps: int = 300
+    num_epochs: int = 0  # passes over the training prompts, in place of num_steps; 0: num_steps counts
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
     hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
@@ -297,6 +298,12 @@ class RunConfig:
         one_of("resume", self.resume, ("never", "auto"))
         one_of("stats", self.stats, STATS)
         at_least("num_steps", self.num_steps, 1)
+        at_least("num_epochs", self.num_epochs, 0)
+        if self.num_epochs and self.num_steps != RunConfig.num_steps:
+            raise ConfigError(
+                f"num_steps={self.num_steps} and num_epochs={self.num_epochs} contradict each other: "
+                "set num_epochs=0 to count in steps"
+            )
         at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)
         if self.resume == "auto" and self.overwrite:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from opsd.batch import batch_stats
 from opsd.config import RunConfig, compose_config
+from opsd.data.epochs import with_epochs_as_steps
 from opsd.errors import ConfigError, DataError, StageError
 from opsd.hooks import TrainHooks, load_build_hooks
 from opsd.run import Run
@@ -42,6 +43,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
 
 def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> dict[str, Any]:
     """A whole run. Returns what summary.json holds. Raises ConfigError, DataError or StageError."""
+    cfg = with_epochs_as_steps(cfg)
     hooks = build_hooks(cfg)
     with Run(cfg, hooks) as run:
         loop(cfg, hooks, run)
