@@ -27,6 +27,7 @@ setup(
         "numpy>=2",
         "omegaconf>=2.3,<2.4",
         "prometheus-client>=0.20",
+        "pyarrow>=20",
         "ray[default]>=2.60,<3",
         "safetensors>=0.8",
         "tokenizers>=0.23",

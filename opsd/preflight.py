@@ -108,6 +108,13 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
             f"learner.micro_batch_tokens ({cfg.learner.micro_batch_tokens}) must hold at least one response "
             f"(rollout.max_response_tokens={cfg.rollout.max_response_tokens})"
         )
+    if cfg.rollout.weight_transfer == "nccl" and (device == "cpu" or cfg.rollout.backend != "vllm"):
+        raise ConfigError(
+            "rollout.weight_transfer=nccl needs GPUs and rollout.backend=vllm, this run has "
+            f"{device} and {cfg.rollout.backend}: set rollout.weight_transfer=object_store"
+        )
+    if cfg.placement.mode == "colocated":
+        _check_colocated(cfg, device)
     if device == "cpu" and max(cfg.rollout.tensor_parallel_size, cfg.teacher.tensor_parallel_size) > 1:
         raise ConfigError("tensor_parallel_size above 1 needs GPUs; this run is on the CPU")
 
@@ -124,6 +131,32 @@ def _support(wanted: str, teachers: dict[str, TeacherFacts]) -> str:
             "loss.support=teacher"
         )
     return wanted
+
+
+def _check_colocated(cfg: RunConfig, device: str) -> None:
+    """Refuses what cannot share a GPU."""
+    mode = "placement.mode=colocated"
+    if device == "cpu":
+        raise ConfigError(f"{mode} shares GPUs; this run is on the CPU: set placement.mode=separate")
+    roles = [cfg.rollout] if cfg.teacher.remote else [cfg.rollout, cfg.teacher]  # a server's GPUs are its own
+    for role in roles:
+        if role.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"{mode}: an engine has one GPU, so {role.section}.tensor_parallel_size must be 1, "
+                f"got {role.tensor_parallel_size}"
+            )
+        if role.backend != "vllm":
+            raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend=vllm, got {role.backend}")
+    if cfg.teacher.by_source:
+        raise ConfigError(f"{mode} has room for one teacher: teacher.by_source must be empty")
+    if cfg.rollout.weight_transfer == "nccl":
+        raise ConfigError(f"{mode}: NCCL joins no two processes on one GPU: set rollout.weight_transfer=object_store")
+    both = sum(role.gpu_memory_utilization for role in roles)
+    if both > 0.95:
+        raise ConfigError(
+            f"{mode}: rollout and teacher engines are awake together, so their gpu_memory_utilization must not sum to "
+            f"more than 0.95, got {both:.2f}"
+        )
 
 
 def prompt_limit(cfg: RunConfig, *models: HasContext) -> int:

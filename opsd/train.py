@@ -29,6 +29,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
             pending = run.teacher_pool.begin(rollouts)  # each is scored as soon as it is finished
         with run.timer.phase("score"):
             scored, dropped = run.usable(run.teacher_pool.finish(pending))
+            run.rest_engines()
         with run.timer.phase("select"):
             batch = batch_stats(step, scored, run.token_stats(scored), run.rewards(scored), num_steps=cfg.num_steps)
             selection = hooks.select(batch)

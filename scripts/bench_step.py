@@ -158,13 +158,14 @@ def build_step(
     shape = {**SMOLLM2_135M, "num_hidden_layers": args.layers}
     causal_lm = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.float32).to(args.device).eval()
     model = (DenseModel if way == "dense" else DistillationModel)(causal_lm, reverse_kl, VOCABULARY)
-    shard(model, device=args.device, num_ranks=1, dtype=args.dtype, checkpointing=False)
+    shard(model, device=args.device, num_ranks=1, dtype=args.dtype)
     learner = LearnerConfig(micro_batch_tokens=args.micro_batch_tokens)
     optimizer = build_optimizer(model.parameters(), learner)
     scheduler = build_scheduler(optimizer, learner, num_steps=100)  # it insists on an unwrapped optimizer.step
     if optimiser_clock is not None:
         optimiser_clock.wrap(optimizer, "step", "optimiser")
-    return partial(train_step, model, optimizer, scheduler, max_grad_norm=1.0)
+    device = torch.device(args.device)
+    return partial(train_step, model, optimizer, scheduler, device=device, max_grad_norm=1.0)
 
 
 def random_micro_batches(ratio: float, args: argparse.Namespace, num_tokens: int) -> list[list[MicroBatch]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,13 @@ def teacher_server(path: Path | str, *overrides: str, token: str = "", backend: 
 def running(command: list[str], environment: dict[str, str], ready: str, url: str = "") -> Iterator[ServerProcess]:
     """A process that prints a line with `ready` when it can be asked, followed by its address where `url` is empty."""
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     output: list[str] = []
     found = threading.Event()
@@ -60,6 +67,7 @@ def running(command: list[str], environment: dict[str, str], ready: str, url: st
         assert lines, "".join(output)
         yield ServerProcess(url=url or lines[0].partition(ready)[2].strip(), process=process, output=output)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what the process has started, too
         process.wait()
         reader.join(timeout=30)

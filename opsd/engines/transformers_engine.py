@@ -253,6 +253,9 @@ def _draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
     """int64 [B]: each row's cumulative distribution inverted at its own uniform, so that no row depends on another."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
+    if sampling.top_k:
+        kept_BK = logits_BV.topk(min(sampling.top_k, logits_BV.shape[1]), dim=-1).values
+        logits_BV = logits_BV.masked_fill(logits_BV < kept_BK[:, -1:], -torch.inf)
     probs_BV = (logits_BV.double() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)

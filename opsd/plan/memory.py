@@ -18,7 +18,7 @@ from opsd.plan.traffic import Traffic
 
 GIB = 2**30
 # A process that has started and holds no model yet: resident memory, libraries included.
-RUNTIME_CPU = {"driver": 0.6 * GIB, "vllm": 0.85 * GIB, "transformers": 0.6 * GIB, "learner": 0.6 * GIB}
+RUNTIME_CPU = {"driver": 0.55 * GIB, "vllm": 0.85 * GIB, "transformers": 0.5 * GIB, "learner": 0.5 * GIB}
 # On a GPU: the context, NCCL's buffers, and for vLLM the CUDA graphs. Estimates.
 RUNTIME_GPU = {"vllm": 2.0 * GIB, "transformers": 1.0 * GIB, "learner": 1.5 * GIB}
 VLLM_STEP_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one engine step, where nothing else is said: vLLM 0.32's default
@@ -62,6 +62,7 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
     """One FSDP2 rank. The peak is in the training step or while the full weights are gathered for the engines."""
     ranks, size = cfg.learner.num_workers, BYTES[cfg.student.dtype]
     shard = 4.0 * model.num_parameters / ranks  # float32 master weights
+    held = 0.0 if cfg.learner.cpu_offload else shard  # else a layer at a time comes from host memory
     tokens = max(cfg.learner.micro_batch_tokens, cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens)
     layers = model.num_hidden_layers
     saved = saved_bytes_a_token(model, cfg.student.dtype)
@@ -70,16 +71,18 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
     else:
         activations = tokens * layers * saved
     gathered = size * (model.num_root_parameters + 2 * model.num_layer_parameters)
-    head = CHUNK_BYTES + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32
-    full_copy = 4.0 * model.num_parameters + BYTES[cfg.rollout.dtype] * model.num_parameters * (device == "cpu")
-    stepping, syncing = shard + activations + gathered + head, full_copy  # gradients are gone when weights are gathered
-    follows = shard if cfg.teacher.follow_decay is not None else 0.0  # the running mean of the weights
+    logits = min(CHUNK_BYTES, 4 * tokens * model.vocab_size)
+    head = logits + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32
+    # When weights are gathered for the engines, gradients are gone. On the CPU the copy stays in rank 0's own memory.
+    copy = BYTES[cfg.rollout.dtype] * model.num_parameters if device == "cpu" else 0.0
+    sending = copy + 4.0 * model.num_embedding_parameters
+    follows = held if cfg.teacher.follow_decay is not None else 0.0  # the running mean of the weights
     return Memory(
-        weights=shard + follows,
-        gradients=shard,
-        optimizer=2 * shard,
+        weights=held + follows,
+        gradients=held,
+        optimizer=2 * held,
         activations=activations,
-        buffers=max(stepping, syncing) - shard - activations,
+        buffers=max(gathered + head, sending - held - activations),
         runtime=RUNTIME_CPU["learner"] if device == "cpu" else RUNTIME_GPU["learner"],
     )
 

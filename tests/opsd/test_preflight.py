@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from opsd.config import DataConfig, LossConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, LossConfig, PlacementConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
 from opsd.errors import ConfigError, DataError
 from opsd.preflight import check
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
@@ -116,3 +116,32 @@ def test_the_vocabulary_of_several_teachers_is_what_all_of_them_share(models, tm
     cfg.teacher.by_source = {"a": str(models / "other")}
     with pytest.raises(ConfigError, match=r"teacher\.by_source\.a\.path: its tokenizer does not share the student's"):
         check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("device", "rollout", "said"),
+    [
+        ("cpu", {}, "placement.mode=colocated shares GPUs; this run is on the CPU"),
+        ("cuda", {"tensor_parallel_size": 2}, "rollout.tensor_parallel_size must be 1, got 2"),
+        ("cuda", {"backend": "transformers"}, "rollout.backend=vllm, got transformers"),
+        ("cuda", {"weight_transfer": "nccl"}, "NCCL joins no two processes on one GPU"),
+        ("cuda", {"gpu_memory_utilization": 0.45}, "must not sum to more than 0.95, got 1.15"),
+    ],
+)
+def test_what_cannot_share_a_gpu_is_refused(models, tmp_path, monkeypatch, device, rollout, said):
+    """As on a cluster's node without a GPU: there device=cuda is taken at its word."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    placement = PlacementConfig(mode="colocated")
+    with pytest.raises(ConfigError) as refused:
+        check(config(models, tmp_path, device=device, placement=placement, rollout=RolloutConfig(**rollout)))
+    assert said in str(refused.value)
+
+
+def test_nccl_is_refused_on_the_cpu(models, tmp_path):
+    with pytest.raises(ConfigError, match="rollout.weight_transfer=nccl needs GPUs .*, this run has cpu and vllm"):
+        check(config(models, tmp_path, rollout=RolloutConfig(weight_transfer="nccl")))
+
+
+def test_colocated_roles_cannot_be_on_different_nodes():
+    with pytest.raises(ConfigError, match="must be equal, got 'a', '', ''"):
+        PlacementConfig(mode="colocated", rollout_nodes="a")

@@ -59,6 +59,14 @@ def test_draws_follow_the_distribution_at_the_temperature():
     torch.testing.assert_close(frequency, (logits[0] / 0.5).softmax(-1), atol=0.01, rtol=0)
 
 
+def test_top_k_keeps_the_likeliest():
+    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
+    uniforms = _uniforms(seed=0, num_draws=5_000)
+    for top_k, kept in [(1, {0}), (2, {0, 2}), (9, {0, 1, 2, 3}), (0, {0, 1, 2, 3})]:
+        sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=1, num_candidates=1, top_k=top_k)
+        assert set(_draw(logits.expand(5_000, 4), sampling, uniforms).tolist()) == kept
+
+
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
     uniforms = _uniforms(seed=0, num_draws=5_000)

@@ -58,7 +58,7 @@ def test_scores_arrive_bit_for_bit(with_candidates):
 
 def test_answers_arrive_bit_for_bit():
     prompts = [r.prompt for r in ROLLOUTS]
-    sampling = Sampling(temperature=0.5, top_p=1.0, max_tokens=9, num_candidates=1)
+    sampling = Sampling(temperature=0.5, top_p=0.75, top_k=3, max_tokens=9, num_candidates=1)
     request = unpack_generate_request(pack_generate_request(prompts, [4, 5, 6], sampling, VOCABULARY))
     assert (request.seeds, request.sampling, request.vocabulary) == ([4, 5, 6], sampling, VOCABULARY)
     answers = [replace(r, stopped=r.sample != 1) for r in ROLLOUTS]
