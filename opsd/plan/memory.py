@@ -18,7 +18,7 @@ from opsd.plan.traffic import Traffic
 
 GIB = 2**30
 # A process that has started and holds no model yet: resident memory, libraries included.
-RUNTIME_CPU = {"driver": 0.6 * GIB, "vllm": 0.85 * GIB, "transformers": 0.6 * GIB, "learner": 0.6 * GIB}
+RUNTIME_CPU = {"driver": 0.6 * GIB, "vllm": 0.85 * GIB, "transformers": 0.5 * GIB, "learner": 0.5 * GIB}
 # On a GPU: the context, NCCL's buffers, and for vLLM the CUDA graphs. Estimates.
 RUNTIME_GPU = {"vllm": 2.0 * GIB, "transformers": 1.0 * GIB, "learner": 1.5 * GIB}
 VLLM_STEP_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one engine step, where nothing else is said: vLLM 0.32's default
@@ -62,6 +62,7 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
     """One FSDP2 rank. The peak is in the training step or while the full weights are gathered for the engines."""
     ranks, size = cfg.learner.num_workers, BYTES[cfg.student.dtype]
     shard = 4.0 * model.num_parameters / ranks  # float32 master weights
+    held = 0.0 if cfg.learner.cpu_offload else shard  # else a layer at a time comes from host memory
     tokens = max(cfg.learner.micro_batch_tokens, cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens)
     layers = model.num_hidden_layers
     saved = saved_bytes_a_token(model, cfg.student.dtype)
@@ -70,16 +71,19 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
     else:
         activations = tokens * layers * saved
     gathered = size * (model.num_root_parameters + 2 * model.num_layer_parameters)
-    head = CHUNK_BYTES + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32
-    full_copy = 4.0 * model.num_parameters + BYTES[cfg.rollout.dtype] * model.num_parameters * (device == "cpu")
-    stepping, syncing = shard + activations + gathered + head, full_copy  # gradients are gone when weights are gathered
-    follows = shard if cfg.teacher.follow_decay is not None else 0.0  # the running mean of the weights
+    logits = min(CHUNK_BYTES, 4 * tokens * model.vocab_size)
+    head = logits + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32
+    # On the CPU the engines' weights are gathered in rank 0's own memory, when gradients are gone, and then lie in the
+    # object store, whose pages count as its own.
+    stored = BYTES[cfg.rollout.dtype] * model.num_parameters if device == "cpu" else 0.0
+    sending = stored + 4.0 * model.num_embedding_parameters - held - activations
+    follows = held if cfg.teacher.follow_decay is not None else 0.0  # the running mean of the weights
     return Memory(
-        weights=shard + follows,
-        gradients=shard,
-        optimizer=2 * shard,
+        weights=held + follows,
+        gradients=held,
+        optimizer=2 * held,
         activations=activations,
-        buffers=max(stepping, syncing) - shard - activations,
+        buffers=stored + max(gathered + head, sending),
         runtime=RUNTIME_CPU["learner"] if device == "cpu" else RUNTIME_GPU["learner"],
     )
 
@@ -91,7 +95,8 @@ def rollout_memory(
     in_flight = min(engine.max_num_seqs, traffic.rollouts_an_engine)
     step_tokens = min(VLLM_STEP_TOKENS[device], engine.max_num_seqs * cfg.data.max_prompt_tokens)
     sampling = in_flight * model.vocab_size * (BYTES[engine.dtype] + SAMPLING_BYTES_A_LOGIT)
-    arriving = BYTES[engine.dtype] * model.num_parameters if device == "cpu" else 0.0
+    # New weights: in the object store, and a copy of them.
+    arriving = 2 * BYTES[engine.dtype] * model.num_parameters if device == "cpu" else 0.0
     if engine.backend == "transformers":
         cache = in_flight * traffic.longest_sequence * model.cache_bytes_a_token(engine.dtype)
         step_tokens = in_flight * cfg.data.max_prompt_tokens
@@ -112,7 +117,8 @@ def teacher_memory(
         return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=logits)
     rows = traffic.longest_sequence if device == "cpu" else VLLM_SCORING_ROWS_GPU
     scoring = rows * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)  # logits, log-probabilities, a comparison
-    arriving = BYTES[engine.dtype] * model.num_parameters if engine.follow_decay is not None else 0.0
+    follows = device == "cpu" and engine.follow_decay is not None
+    arriving = 2 * BYTES[engine.dtype] * model.num_parameters if follows else 0.0
     return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=0.0, beside=scoring + arriving)
 
 

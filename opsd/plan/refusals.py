@@ -24,7 +24,8 @@ def refusals(job: Job) -> list[str]:
     if job.device == "cpu":
         return [*found, *_host_memory(job)]
     of_engines = [problem for engine in job.engines for problem in _engine(job, engine)]
-    return [*found, *of_engines, *_gpu_count(job), *_learner(job)]
+    shared = _shared_gpus(job) if job.cfg.placement.mode == "colocated" else []
+    return [*found, *of_engines, *_gpu_count(job), *_learner(job), *shared]
 
 
 def _refused(check: Callable[[], object]) -> list[str]:
@@ -100,13 +101,28 @@ def _memory_sentence(job: Job, engine: Engine, way: str) -> str:
 
 def _gpu_count(job: Job) -> list[str]:
     roles = [role for role in plan_roles(job) if role.num_gpus]
-    wanted = sum(role.num_gpus for role in roles)
+    of_each = [role.num_gpus for role in roles]
+    wanted = max(of_each) if job.cfg.placement.mode == "colocated" else sum(of_each)
     if wanted <= job.cluster.num_gpus:
         return []
     return [
-        f"{wanted} GPUs are needed ({' + '.join(f'{role.name} {role.num_gpus}' for role in roles)}), the cluster "
+        f"{wanted} GPUs are needed ({', '.join(f'{role.name} {role.num_gpus}' for role in roles)}), the cluster "
         f"has {job.cluster.num_gpus} (cluster.nodes x cluster.gpus_per_node): lower learner.num_workers, "
         "rollout.num_workers or teacher.num_workers, or take more nodes"
+    ]
+
+
+def _shared_gpus(job: Job) -> list[str]:
+    """Colocated roles: the engines are awake together beside the learner's state, or asleep while the learner works."""
+    learner, engines = learner_role(job).memory, [engine_role(job, engine).memory for engine in job.engines]
+    awake = learner.weights + learner.optimizer + learner.runtime + sum(memory.total for memory in engines)
+    asleep = learner.total + sum(memory.runtime for memory in engines)
+    if max(awake, asleep) <= job.gpu_bytes:
+        return []
+    return [
+        f"placement.mode=colocated: a GPU needs {awake / GIB:.1f} GiB while the engines work and {asleep / GIB:.1f} "
+        f"while the learner does, of {job.cluster.gib_per_gpu:g}: lower rollout.gpu_memory_utilization or "
+        "teacher.gpu_memory_utilization, take more GPUs or placement.mode=separate"
     ]
 
 

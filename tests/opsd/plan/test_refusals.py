@@ -10,6 +10,8 @@ from opsd.plan.cluster import ClusterConfig
 from opsd.plan.refusals import refusals
 from tests.opsd.plan.jobs import gpu_job
 
+FOUR_GPUS = ClusterConfig(gpus_per_node=4)
+
 
 def test_the_recipe_as_it_stands_is_not_refused():
     assert refusals(gpu_job()) == []
@@ -28,7 +30,7 @@ def test_the_recipe_as_it_stands_is_not_refused():
          r"rollout\.tensor_parallel_size=3 does not divide the 32 attention heads \(8 of keys\) of Qwen/Qwen3-4B: use "
          r"one of 1, 2, 4, 8, 16, 32"),
         ({"teacher": {"num_workers": 3}},
-         r"9 GPUs are needed \(rollout 2 \+ teacher 3 \+ learner 4\), the cluster has 8 \(cluster\.nodes"),
+         r"9 GPUs are needed \(rollout 2, teacher 3, learner 4\), the cluster has 8 \(cluster\.nodes"),
     ],
 )  # fmt: skip
 def test_an_impossible_setting_is_named(sections, said):
@@ -71,6 +73,18 @@ def test_a_teacher_too_large_for_a_gpu_is_told_its_tensor_parallel_size():
 def test_a_share_that_leaves_no_room_for_the_scores_is_refused():
     [problem] = refusals(gpu_job(teacher={"gpu_memory_utilization": 1.0}))
     assert problem.startswith("teacher.gpu_memory_utilization=1: an engine needs 81.0 GiB of a GPU's 80")
+
+
+def test_colocated_roles_share_gpus_and_their_memory():
+    def colocated(share, **learner):
+        sections = {name: {"gpu_memory_utilization": share, "num_workers": 4} for name in ("rollout", "teacher")}
+        return refusals(gpu_job(placement={"mode": "colocated"}, learner=learner, cluster=FOUR_GPUS, **sections))
+
+    assert colocated(0.35) == []
+    [problem] = colocated(0.45)
+    assert problem.startswith("placement.mode=colocated: a GPU needs") and "lower rollout.gpu_memory_utiliz" in problem
+    [problem] = colocated(0.35, num_workers=8)
+    assert problem.startswith("8 GPUs are needed (rollout 4, teacher 4, learner 8), the cluster has 4")
 
 
 def test_a_host_without_the_memory_is_refused():
