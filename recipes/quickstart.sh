@@ -8,7 +8,7 @@ scripts/setup.sh
 pair=outputs/quickstart-pair teacher=outputs/quickstart-pair/teacher options=()
 case " $* " in
     *" method=opsd"*) # self-distillation: no other teacher, and a student that can use a solution that it is shown
-        pair=outputs/opsd-pair teacher='${student.path}' options=(--copies) ;;
+        pair=outputs/opsd-pair teacher="\${student.path}" options=(--copies) ;;
 esac
 .venv/bin/python scripts/make_pair.py sums "$pair" "${options[@]}"
 
