@@ -9,7 +9,7 @@ pair=outputs/quickstart-pair teacher=outputs/quickstart-pair/teacher options=()
 # shellcheck disable=SC2016  # the settings expand ${student.path}, not the shell
 case " $* " in
     *" method=opsd"*) # self-distillation: no other teacher, and a student that can use a solution that it is shown
-        pair=outputs/opsd-pair teacher='${student.path}' options=(--copies) ;;
+        pair=outputs/opsd-pair teacher="\${student.path}" options=(--copies) ;;
 esac
 make_pair sums "$pair" "${options[@]}"
 

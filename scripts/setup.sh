@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Makes .venv with the frozen packages of requirements/ and this repository. Does nothing where that is done already.
 #   PYTHON            the interpreter to build it with (default python3; 3.11 or 3.12)
+#   OPSD_DEVICE       gpu or cpu, where it is not what nvidia-smi shows (a container that is built without a GPU)
 #   OPSD_TORCH_INDEX  an index with CPU builds of torch, for a machine whose pip finds only CUDA builds
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then device=gpu; else device=cpu; fi
+device=${OPSD_DEVICE:-$device}
+[[ $device == [cg]pu ]] || { echo "[setup] failed: OPSD_DEVICE must be gpu or cpu, got $device" >&2; exit 1; }
 lists=(-r "requirements/$device.txt" -r requirements/dev.txt)
 wanted="$device $PWD $(cat "requirements/$device.txt" requirements/dev.txt setup.py scripts/setup.sh | sha256sum)"
 stamp=.venv/.finished

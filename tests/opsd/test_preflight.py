@@ -2,12 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from opsd.config import DataConfig, LossConfig, PlacementConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
 from opsd.errors import ConfigError, DataError
-from opsd.preflight import check
+from opsd.preflight import check, check_counts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 
@@ -135,6 +136,14 @@ def test_what_cannot_share_a_gpu_is_refused(models, tmp_path, monkeypatch, devic
     with pytest.raises(ConfigError) as refused:
         check(config(models, tmp_path, device=device, placement=placement, rollout=RolloutConfig(**rollout)))
     assert said in str(refused.value)
+
+
+def test_a_teacher_elsewhere_takes_no_part_of_a_shared_gpu(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    cfg = config(models, tmp_path, device="cuda", placement=PlacementConfig(mode="colocated"))
+    check_counts(replace(cfg, teacher=TeacherConfig(backend="http", urls=["http://a"], top_k=8)), 64, "cuda")
+    with pytest.raises(ConfigError, match="must not sum to more than 0.95, got 1.40"):
+        check_counts(cfg, 64, "cuda")
 
 
 def test_nccl_is_refused_on_the_cpu(models, tmp_path):
