@@ -1,10 +1,9 @@
 """How much memory each role takes at its peak, in bytes a process (CPU) or a GPU.
 
 What follows from the code (weights, gradients, moments, saved activations, caches, logits) is computed; what belongs
-to Python, torch, Ray and vLLM themselves is `RUNTIME`: measured on the CPU by scripts/measure_memory.py, estimated and
-untested on GPUs.
+to Python, torch, Ray and vLLM themselves is RUNTIME_CPU, measured by scripts/measure_memory.py, or RUNTIME_GPU, an
+untested estimate.
 """
-# D width, I width of the MLP, H heads, V vocabulary
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from opsd.plan.models import BYTES, ModelSizes
 from opsd.plan.traffic import Traffic
 
 GIB = 2**30
-# A process that has started and holds no model yet: resident memory, libraries included.
+# A process that has started and holds no model yet: resident memory, libraries included. (transformers: not measured.)
 RUNTIME_CPU = {"driver": 0.6 * GIB, "vllm": 0.85 * GIB, "transformers": 0.5 * GIB, "learner": 0.5 * GIB}
 # On a GPU: the context, NCCL's buffers, and for vLLM the CUDA graphs. Estimates.
 RUNTIME_GPU = {"vllm": 2.0 * GIB, "transformers": 1.0 * GIB, "learner": 1.5 * GIB}
