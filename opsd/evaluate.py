@@ -18,7 +18,8 @@ from opsd.engines.pool import EnginePool
 from opsd.errors import ConfigError, DataError, StageError
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.generate import answer_problems, grade_problem
-from opsd.evaluation.models import EvaluatedModel, check, plan_table
+from opsd.evaluation.models import EvaluatedModel, check
+from opsd.evaluation.plan import plan
 from opsd.evaluation.results import write_results
 from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
@@ -99,11 +100,6 @@ def report(summary: dict[str, Any]) -> str:
     models = summary["models"]
     figures = {name: model["figures"] for name, model in models.items()}
     return f"{accuracy_table(figures)}\n\n{deployment_table(models)}"
-
-
-def plan(cfg: EvaluateConfig) -> str:
-    """What would be evaluated, as a table. Raises ConfigError or DataError as an evaluation would."""
-    return plan_table(check(cfg), cfg.samples_per_problem, cfg.max_response_tokens)
 
 
 def _claim(cfg: EvaluateConfig) -> Path:

@@ -13,7 +13,6 @@ from opsd.data.rows import Row, read_rows
 from opsd.engines.weights import model_without_weights
 from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
-from opsd.evaluation.table import markdown_table
 from opsd.model_folder import model_config, model_tokenizer, stop_ids, weight_bytes
 from opsd.types import Prompt, Vocabulary
 
@@ -34,27 +33,10 @@ class EvaluatedModel:
 
 def check(cfg: EvaluateConfig) -> list[EvaluatedModel]:
     """All models with all problems; loads no weights. Raises ConfigError or DataError."""
+    if not cfg.data.paths:
+        raise ConfigError("data.paths is empty: it must name at least one file of problems")
     rows = {path: read_rows(path)[: cfg.data.num_problems or None] for path in cfg.data.paths}
     return [_check_model(name, path, rows, cfg) for name, path in named_paths(cfg).items()]
-
-
-def plan_table(models: list[EvaluatedModel], samples_per_problem: int, max_response_tokens: int) -> str:
-    """What each model will have to do, known before its weights are loaded."""
-    header = ["model", "folder", "parameters", "weights on disk", "problems", "answers", "tokens at most", "context"]
-    rows = [
-        [
-            model.name,
-            model.path,
-            f"{model.num_parameters / 1e6:,.1f} M",
-            f"{model.num_bytes / 2**20:,.1f} MiB",
-            f"{len(model.prompts):,}",
-            f"{len(model.prompts) * samples_per_problem:,}",
-            f"{len(model.prompts) * samples_per_problem * max_response_tokens:,}",
-            f"{model.max_model_tokens:,}",
-        ]
-        for model in models
-    ]
-    return markdown_table(header, rows)
 
 
 def named_paths(cfg: EvaluateConfig) -> dict[str, str]:

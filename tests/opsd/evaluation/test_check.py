@@ -7,9 +7,10 @@ import yaml
 
 from opsd.config import compose_config
 from opsd.errors import ConfigError, DataError
-from opsd.evaluate import evaluate, plan
+from opsd.evaluate import evaluate
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.models import check, named_paths
+from opsd.evaluation.plan import plan
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 
@@ -52,10 +53,20 @@ def test_the_first_problems_of_every_file_are_taken_and_named_by_their_file(fold
 
 
 def test_the_plan_has_sizes_and_counts(folder):
-    table = plan(configure(folder, models={"a": str(folder / "model")}, samples_per_problem=2, max_response_tokens=10))
-    size = (folder / "model" / "model.safetensors").stat().st_size
-    assert table.splitlines()[-1].endswith(f"| 0.1 M | {size / 2**20:,.1f} MiB | 3 | 6 | 60 | 14 |")
+    """Keys and values of 2 layers, 2 heads, 32 numbers a head, 4 bytes each: 1 KiB for each of 1024 tokens."""
+    models = {"a": str(folder / "model"), "kept": "Qwen/Qwen3-4B"}
+    cfg = configure(folder, models=models, samples_per_problem=2, max_response_tokens=10)
+    *_, first, second = plan(cfg).splitlines()
+    assert first.endswith(f"| {folder}/model | 0.1 M | 0.00 | 1.0 | 3 | 6 | 60 |")
+    assert second.startswith("| kept | Qwen/Qwen3-4B | 4,022.5 M | 14.98 |")  # as published: 4.0 B, tied
     assert not (folder / "out").exists()
+
+
+def test_a_plan_needs_no_data_and_refuses_what_an_evaluation_would(folder):
+    cfg = configure(folder, models={"a": "Qwen/Qwen3-4B"}, data={"paths": []})
+    assert plan(cfg).endswith("| – | – | – |")
+    with pytest.raises(ConfigError, match="max_response_tokens=1024 leaves no room for a prompt in models.a's context"):
+        plan(configure(folder, models={"a": str(folder / "model")}, max_response_tokens=1024))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +85,7 @@ def test_the_plan_has_sizes_and_counts(folder):
         ({"models": {"a": "{}/model"}, "temperature": 0}, "temperature=0 gives one answer 4 times"),
         ({"models": {"a": "{}/model"}, "output_dir": "{}/run"}, "holds a run: choose another folder"),
         ({"models": {"a": "{}/model"}, "output_dir": "{}/sums.jsonl"}, "sums.jsonl is a file"),
+        ({"models": {"a": "{}/model"}, "data": {"paths": []}}, "data.paths is empty"),
         ({"models": {"a": "{}/model"}, "data": {"paths": ["{}/nowhere"]}}, "nowhere: there is no such file"),
         (
             {"models": {"a": "{}/model"}, "data": {"paths": ["{}/sums.jsonl"], "prompt_key": "text"}},
