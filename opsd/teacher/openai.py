@@ -60,6 +60,10 @@ class OpenAIEngines:
             pending.append(PendingRollout(rollout=rollout, response=response))
         return pending
 
+    def are_scored(self, pending: list[PendingRollout]) -> bool:
+        """Whether all of these are answered, or have failed. Does not wait."""
+        return all(part.response.done() for part in pending)
+
     def scores(self, pending: list[PendingRollout]) -> list[TeacherScores]:
         """In the order of `score`'s rollouts. Raises StageError."""
         return [

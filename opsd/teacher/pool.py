@@ -25,6 +25,11 @@ class PendingScores:
     rollouts: dict[int, Rollout]  # by place in the global batch
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
     parts: list[Any]  # what the engines know their work by
+    engines: EnginePool | RemoteEngines | OpenAIEngines
+
+    def is_scored(self) -> bool:
+        """Whether all of its scores are there. Does not wait."""
+        return self.engines.are_scored(self.parts)
 
 
 class TeacherPool:
@@ -79,7 +84,7 @@ class TeacherPool:
             if self.cfg.backend != "transformers" and any(r.mixture is not None for r in known.values()):
                 raise StageError(f"score: backend={self.cfg.backend} reads token ids, not mixed embeddings")
             parts = self.engines.score(list(known.values()), self.cfg.top_k)
-            pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts))
+            pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts, engines=self.engines))
         return pending
 
     def finish(self, pending: list[PendingScores]) -> list[tuple[Rollout, TeacherScores | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from opsd.config import TeacherConfig
@@ -13,6 +14,21 @@ from opsd.teacher.sources import source_of, teachers_by_source
 from opsd.types import Prompt, Rollout, TeacherScores
 
 Answered = list[tuple[Rollout, TeacherScores | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutedScores:
+    """A group, or the part of one, that one of the teachers is scoring."""
+
+    source: str
+    group: PendingScores
+
+    @property
+    def rollouts(self) -> dict[int, Rollout]:
+        return self.group.rollouts
+
+    def is_scored(self) -> bool:
+        return self.group.is_scored()
 
 
 def start_teachers(cfg: TeacherConfig, **settings: Any) -> TeacherPool | TeacherRouter:
@@ -36,20 +52,20 @@ class TeacherRouter:
         for pool in self.pools.values():
             pool.wait_ready()
 
-    def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[tuple[str, list[int], list[PendingScores]]]:
+    def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[RoutedScores]:
         """As TeacherPool.begin; each group is divided among the teachers."""
         pending = []
         for group in groups:
             for source, places in self._by_source({place: r.prompt for place, r in group.items()}).items():
                 begun = self.pools[source].begin([{place: group[place] for place in places}])
-                pending.append((source, places, begun))
+                pending += [RoutedScores(source=source, group=part) for part in begun]
         return pending
 
-    def finish(self, pending: list[tuple[str, list[int], list[PendingScores]]]) -> Answered:
+    def finish(self, pending: list[RoutedScores]) -> Answered:
         """Each rollout with its teacher's scores, by place, whenever they came; None: it was not scored."""
         answered = {}
-        for source, places, begun in pending:
-            answered.update(zip(places, self.pools[source].finish(begun), strict=True))
+        for part in pending:
+            answered.update(zip(sorted(part.rollouts), self.pools[part.source].finish([part.group]), strict=True))
         return [answered[place] for place in sorted(answered)]
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:

@@ -54,7 +54,9 @@ def test_every_request_is_answered_once_at_its_place(groups):
 def test_scores_come_back_by_place_in_whatever_order_the_groups_came(pools, groups):
     """The teacher is the student, so its scores show which rollout they belong to."""
     for order in (groups, groups[::-1]):
-        answered = pools[1].finish(pools[1].begin(order))
+        pending = pools[1].begin(order)
+        answered = pools[1].finish(pending)
+        assert all(group.is_scored() for group in pending)
         for rollout, expected in zip((r for r, _ in answered), in_order(groups), strict=True):
             assert rollout is expected
         for rollout, scores in answered:

@@ -159,8 +159,10 @@ def test_each_source_is_scored_by_its_teacher(servers, expected):
         for rollout, source in zip(ROLLOUTS, sources, strict=True)
     ]
     router = started(remote(servers["teacher"].url, by_source={"odd": servers["other"].url}))
-    for place, (rollout, scores) in enumerate(scored(router, rollouts)):
-        assert rollout is rollouts[place]
+    pending = router.begin([dict(enumerate(rollouts))])
+    assert sorted(place for part in pending for place in part.rollouts) == list(range(7))
+    for place, (rollout, scores) in enumerate(router.finish(pending)):
+        assert pending[0].is_scored() and rollout is rollouts[place]
         of_teacher, of_other = (expected[name][place].sampled_logprobs for name in ("teacher", "other"))
         wanted = of_other if sources[place] == "odd" else of_teacher
         np.testing.assert_allclose(scores.sampled_logprobs, wanted, atol=1e-4)
@@ -252,8 +254,10 @@ def test_a_server_that_dies_with_requests_under_way_costs_no_rollout(models, exp
         while sum(part.response.done() for part in parts) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert 3 <= sum(part.response.done() for part in parts) < len(parts), "both servers must have had requests"
+        assert {group.is_scored() for group in pending} == {True, False}
         pair[0].end()
         expect_equal(pool.finish(pending), expected["teacher"])
+        assert all(group.is_scored() for group in pending)
         pair[1].end()
         with pytest.raises(StageError, match="no teacher server has answered for 2 s") as caught:
             scored(pool)
