@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import ray
 from ray import ObjectRef
 
 from opsd.config import TeacherConfig
@@ -22,6 +23,13 @@ class PendingScores:
     rollouts: dict[int, Rollout]  # by place in the global batch
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
     refs: list[ObjectRef]  # to lists of TeacherScores
+
+    def is_scored(self) -> bool:
+        """Whether all of its scores are there. Does not wait."""
+        if not self.refs:
+            return True
+        _, missing = ray.wait(self.refs, num_returns=len(self.refs), timeout=0, fetch_local=False)
+        return not missing
 
 
 class TeacherPool:
