@@ -7,18 +7,20 @@ of range, an unknown key and a missing path all raise ConfigError there, before 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from opsd.checks import at_least, in_range, one_of, positive
 from opsd.errors import ConfigError
+from opsd.remote_config import REMOTE_BACKENDS, HttpConfig, check_url
 
 DTYPES = ("float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
-SUPPORTS = ("teacher", "student", "union")
+SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
-GRADERS = ("final_hash", "math", "none")
+GRADERS = ("final_hash", "math", "boxed", "answer_line", "none")
 
 
 @dataclass
@@ -32,27 +34,38 @@ class StudentConfig:
 
 
 @dataclass
-class DataConfig:
-    train_path: str = MISSING  # JSONL, one prompt a line
-    eval_path: str = MISSING  # JSONL, held-out prompts
-    prompt_key: str = "prompt"  # field with the prompt: a string, or a list of {role, content}
-    answer_key: str = "answer"  # field with the reference answer; absent is fine where grader is none
-    teacher_template: str = ""  # the prompt as the teacher sees it, with {prompt} and {solution}; empty: as the student
-    solution_key: str = "answer"  # field that stands for {solution}
-    response_key: str = ""  # field with a whole answer, for methods that train on such; empty: none
-    chat_template: bool = False  # put the prompt through the student tokenizer's chat template
+class PromptConfig:
+    """How a row of a data file becomes a prompt, and its answers are graded: the same in training and evaluation."""
+
+    prompt_key: str = "prompt"  # field with the prompt: a string, or a list of {role, content}; "a.b": b inside of a
+    answer_key: str = ""  # field with the reference answer; empty: answer, or verl's reward_model.ground_truth
+    chat_template: bool = False  # put the prompt through the tokenizer's chat template
+    template_options: dict[str, Any] = field(default_factory=dict)  # for that template, e.g. {enable_thinking: false}
     instruction: str = ""  # appended to every prompt, after a newline
-    grader: str = "none"  # final_hash | math | none
+    grader: str = "none"  # final_hash | math | boxed | answer_line | none
     max_prompt_tokens: int = 2048  # a longer prompt is refused at start-up
+
+    def __post_init__(self) -> None:
+        one_of("data.grader", self.grader, GRADERS)
+        at_least("data.max_prompt_tokens", self.max_prompt_tokens, 1)
+
+
+@dataclass
+class DataConfig(PromptConfig):
+    train_path: str = MISSING  # JSONL or parquet, one prompt a row
+    eval_path: str = MISSING  # the same, held-out prompts
+    teacher_template: str = ""  # the prompt as the teacher sees it, with {prompt} and {solution}; empty: as the student
+    solution_key: str = ""  # field that stands for {solution}; empty: the reference answer
+    response_key: str = ""  # field with a whole answer, for methods that train on such; empty: none
     prompts_per_step: int = 64
     samples_per_prompt: int = 1
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        one_of("data.grader", self.grader, GRADERS)
+        super().__post_init__()
         if self.teacher_template and "{prompt}" not in self.teacher_template:
             raise ConfigError(f"data.teacher_template must hold {{prompt}}, got {self.teacher_template!r}")
-        for name in ("max_prompt_tokens", "prompts_per_step", "samples_per_prompt"):
+        for name in ("prompts_per_step", "samples_per_prompt"):
             at_least(f"data.{name}", getattr(self, name), 1)
 
 
@@ -70,9 +83,10 @@ class EngineConfig:
     cpu_threads: int = 1  # CPU only; more than one slows a tiny model down
 
     section = "engine"
+    backends = ENGINES
 
     def __post_init__(self) -> None:
-        one_of(f"{self.section}.backend", self.backend, ENGINES)
+        one_of(f"{self.section}.backend", self.backend, self.backends)
         one_of(f"{self.section}.dtype", self.dtype, DTYPES)
         in_range(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
         positive(f"{self.section}.kv_cache_gib", self.kv_cache_gib)
@@ -85,13 +99,15 @@ class RolloutConfig(EngineConfig):
     max_response_tokens: int = 512
     temperature: float = 1.0
     top_p: float = 1.0
-    num_candidates: int = 16  # C: the student's own likeliest tokens that travel with each token
+    num_candidates: int = 32  # C: the student's own likeliest tokens that travel with each token
+    weight_transfer: str = "object_store"  # object_store | nccl (GPU only): how new weights reach the engines
     group_size: int = 32  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("rollout.weight_transfer", self.weight_transfer, ("object_store", "nccl"))
         positive("rollout.temperature", self.temperature)
         in_range("rollout.top_p", self.top_p, 0.0, 1.0)
         at_least("rollout.max_response_tokens", self.max_response_tokens, 1)
@@ -101,7 +117,12 @@ class RolloutConfig(EngineConfig):
 
 @dataclass
 class TeacherConfig(EngineConfig):
-    path: str = MISSING  # a Hugging Face folder
+    """`backend` is also http (urls of `python -m opsd.teacher.server`) or openai (urls of `vllm serve`)."""
+
+    path: str = ""  # a Hugging Face folder; openai needs its config and tokenizer only, http nothing
+    urls: list[str] = field(default_factory=list)  # of servers that serve the same teacher; http and openai only
+    http: HttpConfig = field(default_factory=HttpConfig)
+    by_source: dict[str, Any] = field(default_factory=dict)  # teachers by data_source, see opsd.teacher.sources
     top_k: int = 64  # K: log-probabilities returned for each token
     trust_remote_code: bool = False
     attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
@@ -109,17 +130,40 @@ class TeacherConfig(EngineConfig):
     max_batch_tokens: int = 8192  # prompt and response tokens scored in one engine step; bounds its memory
 
     section = "teacher"
+    backends = (*ENGINES, *REMOTE_BACKENDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("teacher.top_k", self.top_k, 1)
-        if self.attention and self.backend == "vllm":
+        at_least("teacher.max_batch_tokens", self.max_batch_tokens, 1)
+        for url in self.urls:
+            check_url("teacher.urls", url)
+        if bool(self.urls) != self.remote:
+            raise ConfigError(
+                f"teacher.urls and teacher.backend={' or '.join(REMOTE_BACKENDS)} need each other, "
+                f"got teacher.backend={self.backend} with {len(self.urls)} urls"
+            )
+        if self.attention and self.backend != "transformers":
             raise ConfigError(
                 "teacher.attention=true needs teacher.backend=transformers: a vLLM engine never forms attention weights"
+                ", and a server sends none"
             )
         if self.follow_decay is not None:
             in_range("teacher.follow_decay", self.follow_decay, 0.0, 1.0)
-        at_least("teacher.max_batch_tokens", self.max_batch_tokens, 1)
+            if self.remote or self.by_source:
+                raise ConfigError(
+                    "teacher.follow_decay needs one teacher in this run (backend vllm or transformers, no by_source): "
+                    "a server keeps its weights"
+                )
+
+    @property
+    def remote(self) -> bool:
+        return self.backend in REMOTE_BACKENDS
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a teacher here besides those of by_source."""
+        return bool(self.path or self.urls)
 
 
 @dataclass
@@ -129,7 +173,9 @@ class LossConfig:
     terms: dict[str, Any] = field(
         default_factory=dict
     )  # added to it: name in opsd.ops.terms.TERMS -> {weight, options}
-    support: str = "teacher"  # teacher | student | union: the tokens that have a bucket of their own
+    # The tokens that have a bucket of their own: teacher | student | union | auto, which is union where the teacher
+    # scores the student's candidates, else teacher.
+    support: str = "auto"
 
     def __post_init__(self) -> None:
         one_of("loss.support", self.support, SUPPORTS)
@@ -149,7 +195,8 @@ class LearnerConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16384  # packed tokens of one forward pass; a longer rollout goes alone
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # keep each layer's input only; a second forward pass in the backward pass
+    cpu_offload: bool = False  # GPU only: weights, gradients and optimiser live in host memory, a layer at a time on it
     cpu_threads: int = 1
 
     def __post_init__(self) -> None:
@@ -160,6 +207,27 @@ class LearnerConfig:
         at_least("learner.warmup_steps", self.warmup_steps, 0)
         for name in ("num_workers", "micro_batch_tokens", "cpu_threads"):
             at_least(f"learner.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class PlacementConfig:
+    """Which GPUs and nodes of a Ray cluster the roles get. A node's label: ray start --labels nodes=NAME."""
+
+    mode: str = "separate"  # separate: each role has GPUs of its own | colocated: they share GPUs and take turns
+    rollout_nodes: str = ""  # label of the nodes that the rollout engines run on; empty: any node
+    teacher_nodes: str = ""
+    learner_nodes: str = ""
+    wait_s: float = 120.0  # for GPUs that other runs still hold, or nodes that are still starting
+
+    def __post_init__(self) -> None:
+        one_of("placement.mode", self.mode, ("separate", "colocated"))
+        if self.mode == "colocated" and len({self.rollout_nodes, self.teacher_nodes, self.learner_nodes}) > 1:
+            raise ConfigError(
+                "placement.mode=colocated puts all roles on the same GPUs: rollout_nodes, teacher_nodes and "
+                f"learner_nodes must be equal, got {self.rollout_nodes!r}, {self.teacher_nodes!r}, "
+                f"{self.learner_nodes!r}"
+            )
+        positive("placement.wait_s", self.wait_s)
 
 
 @dataclass
@@ -205,6 +273,7 @@ class RunConfig:
 
     output_dir: str = MISSING
     num_steps: int = 300
+    num_epochs: int = 0  # passes over the training prompts, in place of num_steps; 0: num_steps counts
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
     hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
@@ -219,6 +288,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -228,13 +298,22 @@ class RunConfig:
         one_of("resume", self.resume, ("never", "auto"))
         one_of("stats", self.stats, STATS)
         at_least("num_steps", self.num_steps, 1)
+        at_least("num_epochs", self.num_epochs, 0)
+        if self.num_epochs and self.num_steps != RunConfig.num_steps:
+            raise ConfigError(
+                f"num_steps={self.num_steps} and num_epochs={self.num_epochs} contradict each other: "
+                "set num_epochs=0 to count in steps"
+            )
         at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)
         if self.resume == "auto" and self.overwrite:
             raise ConfigError("resume=auto and overwrite=true contradict each other: choose one")
 
 
-def compose_config(hydra_cfg: DictConfig, config_class: type[RunConfig]) -> RunConfig:
+Config = TypeVar("Config")
+
+
+def compose_config(hydra_cfg: DictConfig, config_class: type[Config]) -> Config:
     """The typed config of what Hydra composed. Raises ConfigError that names the field."""
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), hydra_cfg))
@@ -243,23 +322,3 @@ def compose_config(hydra_cfg: DictConfig, config_class: type[RunConfig]) -> RunC
             raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).split())) from error
     return cfg
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def at_least(name: str, value: int, low: int) -> None:
-    if value < low:
-        raise ConfigError(f"{name} must be at least {low}, got {value}")
-
-
-def positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{name} must be greater than 0, got {value}")
-
-
-def in_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} must be in [{low}, {high}], got {value}")

@@ -1,65 +1,143 @@
-"""How good the student is: greedy accuracy on held-out problems, and its distance from the teacher."""
+"""`python -m opsd.evaluate`: answers of one model or several to the same problems, graded, timed and compared."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
 
-from opsd.batch import drop_unusable
-from opsd.data.grading import Grader
-from opsd.rollout.pool import RolloutPool
-from opsd.teacher.pool import TeacherPool
-from opsd.types import Prompt, Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Accuracy over greedy answers; the rest over answers sampled at the rollout's temperature."""
-
-    accuracy: float | None  # None: no grader or no problems
-    reverse_kl: float  # nats a token: mean of log student(y) - log teacher(y), an unbiased estimate at temperature 1
-    top1_agreement: float  # share of tokens at which both models' likeliest event is the same
-    response_length: float  # tokens, of the sampled answers
-    truncated: float  # share of the sampled answers that hit the length limit
-
-    def metrics(self) -> dict[str, float | None]:
-        return {f"eval/{name}": value for name, value in vars(self).items()}
+from opsd.config import compose_config
+from opsd.engines.pool import EnginePool
+from opsd.errors import ConfigError, DataError, StageError
+from opsd.evaluation.config import EvaluateConfig
+from opsd.evaluation.generate import answer_problems, grade_problem
+from opsd.evaluation.models import EvaluatedModel, check, plan_table
+from opsd.evaluation.results import write_results
+from opsd.evaluation.scores import summarise
+from opsd.evaluation.table import accuracy_table, deployment_table
+from opsd.placement import ray_cluster, resolve_device
+from opsd.run import git_commit, installed_versions, say
+from opsd.types import Sampling
 
 
-def evaluate(
-    rollout_pool: RolloutPool,
-    teacher_pool: TeacherPool,
-    *,
-    problems: list[Prompt],
-    kl_prompts: list[Prompt],
-    grader: Grader | None,
-    tokenizer: Any,
-) -> Evaluation:
-    """The current student on held-out prompts. The sampled answers use the same seeds at every call."""
-    right = None
-    if grader is not None and problems:
-        right = accuracy(rollout_pool.greedy(problems), grader, tokenizer)
-    pending = teacher_pool.begin(rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1))
-    scored, _ = drop_unusable(teacher_pool.finish(pending))
-    rollouts = [item.rollout for item in scored]
-    log_ratios = [item.rollout.sampled_logprobs - item.scores.sampled_logprobs for item in scored]
-    same = [item.rollout.candidate_ids[:, 0] == item.scores.top_ids[:, 0] for item in scored]
-    return Evaluation(
-        accuracy=right,
-        reverse_kl=float(np.concatenate(log_ratios).mean()),
-        top1_agreement=float(np.concatenate(same).mean()),
-        response_length=float(np.mean([len(r) for r in rollouts])),
-        truncated=float(np.mean([not r.stopped for r in rollouts])),
+def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
+    """Evaluates the models one after another. Returns what summary.json holds.
+
+    output_dir gets NAME.jsonl of every model, a problem a line, and summary.json. Raises ConfigError, DataError or
+    StageError.
+    """
+    device = resolve_device(cfg.device)
+    models = check(cfg)
+    folder = _claim(cfg)
+    evaluated = {}
+    with ray_cluster(dashboard=cfg.dashboard) as dashboard:
+        say(f"ray     {dashboard}" if dashboard else "ray     no dashboard")
+        for model in models:
+            evaluated[model.name] = evaluate_model(model, cfg, device, folder)
+    summary = {
+        "models": evaluated,
+        "config": asdict(cfg),
+        "versions": installed_versions(),
+        "git_commit": git_commit(),
+        "device": device,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def evaluate_model(model: EvaluatedModel, cfg: EvaluateConfig, device: str, folder: Path) -> dict[str, Any]:
+    """One model, with engines of its own that end with it."""
+    sampling = Sampling(
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        max_tokens=cfg.max_response_tokens,
+        num_candidates=1,
+        top_k=cfg.top_k,
     )
+    engines = EnginePool(
+        f"evaluate-{model.name}",
+        model.path,
+        cfg.engine,
+        vocabulary=model.vocabulary,
+        device=device,
+        max_model_tokens=model.max_model_tokens,
+        trust_remote_code=cfg.trust_remote_code,
+    )
+    try:
+        engines.wait_ready()
+        answers, speed = answer_problems(
+            engines,
+            model.prompts,
+            sampling,
+            samples_per_problem=cfg.samples_per_problem,
+            latency_problems=cfg.latency_problems,
+            seed=cfg.seed,
+            label=model.name,
+        )
+    finally:
+        engines.close()
+    results = [grade_problem(rollouts, model.tokenizer, cfg.data.grader) for rollouts in answers]
+    write_results(folder / f"{model.name}.jsonl", results)
+    return {
+        "path": model.path,
+        "parameters": model.num_parameters,
+        "weight_bytes": model.num_bytes,
+        "figures": summarise(results),
+        "speed": asdict(speed),
+    }
 
 
-def accuracy(rollouts: list[Rollout], grader: Grader, tokenizer: Any) -> float:
-    """Share of the answers that the grader accepts."""
-    return float(np.mean([grade(r, grader, tokenizer) for r in rollouts]))
+def report(summary: dict[str, Any]) -> str:
+    """The tables of a summary."""
+    models = summary["models"]
+    figures = {name: model["figures"] for name, model in models.items()}
+    return f"{accuracy_table(figures)}\n\n{deployment_table(models)}"
 
 
-def grade(rollout: Rollout, grader: Grader, tokenizer: Any) -> bool:
-    text = tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
-    return grader(text, rollout.prompt.answer)
+def plan(cfg: EvaluateConfig) -> str:
+    """What would be evaluated, as a table. Raises ConfigError or DataError as an evaluation would."""
+    return plan_table(check(cfg), cfg.samples_per_problem, cfg.max_response_tokens)
+
+
+def _claim(cfg: EvaluateConfig) -> Path:
+    """The output folder, empty. Raises ConfigError rather than touch a run, or another evaluation unasked."""
+    folder = Path(cfg.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir={folder} is a file")
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"output_dir={folder} holds a run: choose another folder")
+    if (folder / "summary.json").exists():
+        if not cfg.overwrite:
+            raise ConfigError(
+                f"output_dir={folder} holds another evaluation: choose another folder, or set overwrite=true to "
+                "delete it"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def main() -> None:
+    ConfigStore.instance().store(name="schema", node=EvaluateConfig)
+
+    @hydra.main(version_base=None, config_path="pkg://opsd.conf", config_name="evaluate")
+    def run(hydra_cfg: DictConfig) -> None:
+        try:
+            cfg = compose_config(hydra_cfg, EvaluateConfig)
+            print(plan(cfg) if cfg.plan_only else report(evaluate(cfg)))
+        except (ConfigError, DataError, StageError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

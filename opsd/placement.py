@@ -15,22 +15,32 @@ from opsd.errors import ConfigError, DataError, StageError
 
 
 def resolve_device(device: str) -> str:
-    """cpu or cuda. Raises ConfigError where cuda is asked for and there is none."""
+    """cpu or cuda. Raises ConfigError where cuda is asked for and there is none.
+
+    In a Ray cluster the command may be started on a node without GPUs, so there cuda is taken at its word.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not joins_cluster() and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but this machine shows no CUDA device")
     return device
+
+
+def joins_cluster() -> bool:
+    """Whether the run goes to a Ray cluster that is there already."""
+    return "RAY_ADDRESS" in os.environ
 
 
 @contextmanager
 def ray_cluster(*, dashboard: bool):
     """The Ray session: joins the cluster at RAY_ADDRESS or starts one here. Yields the dashboard's URL, or ''."""
-    joins = "RAY_ADDRESS" in os.environ
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other process on the machine starves the run
-    local = {} if joins else {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+    local = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     context = ray.init(
-        namespace=f"opsd-{uuid.uuid4().hex[:8]}", logging_level="ERROR", log_to_driver=False, **local
+        namespace=f"opsd-{uuid.uuid4().hex[:8]}",
+        logging_level="ERROR",
+        log_to_driver=False,
+        **({} if joins_cluster() else local),
     )
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
@@ -38,16 +48,37 @@ def ray_cluster(*, dashboard: bool):
         ray.shutdown()
 
 
-def start_actor(cls: type, name: str, *args: Any, num_gpus: int, environment: dict[str, str], **kwargs: Any):
-    """A Ray actor whose name the dashboard shows. It sees the driver's import path: a user's hooks load there too."""
+def start_actor(
+    cls: type,
+    name: str,
+    *args: Any,
+    num_gpus: int,
+    environment: dict[str, str],
+    seat: dict[str, Any] | None = None,
+    **kwargs: Any,
+):
+    """A Ray actor whose name the dashboard shows. It sees the driver's import path: a user's hooks load there too.
+
+    `seat`: where it runs, see opsd.seats; None: wherever Ray finds `num_gpus` GPUs.
+    """
     search_path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
     options = {
         "name": name,
         "num_cpus": 0,  # the roles take turns, so they may share the cores
         "num_gpus": num_gpus,
         "runtime_env": {"env_vars": {**environment, "PYTHONPATH": search_path}},
+        **(seat or {}),
     }
     return ray.remote(cls).options(**options).remote(*args, **kwargs)
+
+
+def require_here(what: str, path: str | os.PathLike) -> None:
+    """Called in an actor. Raises ConfigError where its node does not have this file or folder."""
+    if not os.path.exists(path):
+        raise ConfigError(
+            f"{what} {path} is not on the node {ray.util.get_node_ip_address()}: put it on a file system that all "
+            "nodes share, or a copy at the same path of each"
+        )
 
 
 def gather(stage: str, refs: Sequence[Any]) -> list[Any]:

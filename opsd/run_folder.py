@@ -16,6 +16,7 @@ from opsd.errors import ConfigError, DataError
 
 # A resumed run may change these; any other difference would make it another run.
 FREE_ON_RESUME = ("output_dir", "resume", "overwrite", "stop_at_step", "eval", "checkpoint", "log")
+FREE_WITHIN = {"teacher": ("urls", "http")}  # servers move from job to job
 CHECKPOINT_NAME = re.compile(r"step_(\d{6,})")
 
 
@@ -78,7 +79,7 @@ class RunFolder:
     def _check_same_run(self, earlier: dict[str, Any], cfg: RunConfig) -> None:
         now = asdict(cfg)
         for section in [*earlier, *(name for name in now if name not in earlier)]:
-            before, after = earlier.get(section), _as_yaml(now.get(section))
+            before, after = (_fixed(section, each.get(section)) for each in (earlier, now))
             if section not in FREE_ON_RESUME and before != after:
                 raise ConfigError(
                     f"resume=auto: {section} differs from the run in {self.path}: it had {before}, this one has {after}"
@@ -91,6 +92,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         return json.loads((checkpoint / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{checkpoint}/state.json: cannot read it: {error}") from error
+
+
+def _fixed(section: str, value: Any) -> Any:
+    """What a resumed run must have in common with its beginning, as it reads back from a YAML file."""
+    if isinstance(value, dict):
+        value = {name: setting for name, setting in value.items() if name not in FREE_WITHIN.get(section, ())}
+    return _as_yaml(value)
 
 
 def _as_yaml(value: Any) -> Any:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from opsd.batch import batch_stats
 from opsd.config import RunConfig, compose_config
+from opsd.data.epochs import with_epochs_as_steps
 from opsd.errors import ConfigError, DataError, StageError
 from opsd.hooks import TrainHooks, load_build_hooks
 from opsd.observe import queue_lengths
@@ -30,6 +31,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
             queue = queue_lengths(pending)
         with run.timer.phase("score"):
             scored, dropped = run.usable(run.teacher_pool.finish(pending))
+            run.rest_engines()
         with run.timer.phase("select"):
             batch = batch_stats(step, scored, run.token_stats(scored), run.rewards(scored), num_steps=cfg.num_steps)
             selection = hooks.select(batch)
@@ -43,6 +45,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
 
 def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> dict[str, Any]:
     """A whole run. Returns what summary.json holds. Raises ConfigError, DataError or StageError."""
+    cfg = with_epochs_as_steps(cfg)
     hooks = build_hooks(cfg)
     with Run(cfg, hooks) as run:
         loop(cfg, hooks, run)

@@ -4,13 +4,12 @@ A stop token needs one remark. Student and teacher may end an answer with differ
 event, named by the smallest of these ids (`Vocabulary.stop_event`); every id below that is called an "event id" has
 been mapped so, and every log-probability beside it is that of the whole event.
 """
-# T response tokens, P prompt tokens, C student candidates, K teacher top-k, U support size, B = U + 1 buckets,
-# N kept tokens, L tokens of a packed micro-batch
+# T response tokens, P prompt tokens, C student candidates, K teacher top-k, N kept tokens
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -62,10 +61,21 @@ class Sampling:
     top_p: float  # (0, 1]
     max_tokens: int  # of one response
     num_candidates: int  # C of the rollouts
+    top_k: int = 0  # draw from the likeliest so many tokens; 0: from all
 
     def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1 or self.num_candidates < 1:
             raise ValueError(f"need temperature >= 0, 0 < top_p <= 1, max_tokens and num_candidates >= 1, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A second sequence, whose input embeddings are mixed into a rollout's, position by position."""
+
+    other_ids: np.ndarray  # int32 [P + T]; where that sequence has ended, the rollout's own ids
+    own_share: float  # [0, 1], of the rollout's own embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +90,7 @@ class Rollout:
     candidate_logprobs: np.ndarray  # float32 [T, C]; -inf in an empty slot
     stopped: bool  # True: ended with a stop token; False: cut at the length limit
     policy_version: int  # optimiser steps that the weights had seen; -1: the student did not sample it
+    mixture: Mixture | None = None  # what both models read at its place; None: the rollout itself
 
     def __post_init__(self) -> None:
         num_tokens = len(self.response_ids)
@@ -88,6 +99,8 @@ class Rollout:
         _expect_shape("sampled_logprobs", self.sampled_logprobs, (num_tokens,))
         _expect_shape("candidate_logprobs", self.candidate_logprobs, self.candidate_ids.shape)
         _expect_shape("candidate_ids", self.candidate_ids, (num_tokens, self.candidate_ids.shape[-1]))
+        if self.mixture is not None:
+            _expect_shape("mixture.other_ids", self.mixture.other_ids, (len(self.prompt.token_ids) + num_tokens,))
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -234,40 +247,6 @@ class Selection:
             temperature_N=None if self.temperature_N is None else self.temperature_N[place_M],
             inputs={name: values[place_M] for name, values in self.inputs.items()},
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSequence:
-    """One rollout as the learner needs it: cut after its last kept row, with the kept rows' supports only."""
-
-    token_ids: np.ndarray  # int32 [L'], prompt and response up to the last kept row
-    row_N: np.ndarray  # int64 [N], ascending: rows whose hidden state predicts a kept token
-    support_NU: np.ndarray  # int64 [N, U] event ids; -1 marks an empty slot
-    teacher_logprobs_NB: np.ndarray  # float32 [N, U + 1], the rest bucket last; -inf in an empty slot
-    weight_N: np.ndarray  # float32 [N], already divided by the global batch's sum of weights
-    index_N: np.ndarray  # int64 [N], into the global batch's tokens
-    temperature_N: np.ndarray | None = None  # float32 [N]
-    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # [N] each, see Selection
-
-
-@dataclass(frozen=True, kw_only=True)
-class MicroBatch:
-    """Whole TrainSequences packed into one row without padding; position ids restart with each."""
-
-    token_ids_L: Tensor  # int64 [L]
-    position_L: Tensor  # int64 [L]
-    row_N: Tensor  # int64 [N], into the packed row
-    support_NU: Tensor  # int64 [N, U]
-    teacher_logprobs_NB: Tensor  # float32 [N, U + 1]
-    weight_N: Tensor  # float32 [N]
-    index_N: Tensor  # int64 [N], into the global batch's tokens
-    temperature_N: Tensor | None = None  # float32 [N]
-    inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each, see Selection
-
-    def to(self, device: torch.device) -> MicroBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **moved, inputs={name: value.to(device) for name, value in self.inputs.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

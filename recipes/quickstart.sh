@@ -2,17 +2,18 @@
 # From a clean checkout to a trained student on a CPU: set-up, a tiny pair that adds digits, 400 steps, a report.
 # Arguments override any setting, for example: bash recipes/quickstart.sh selector.ratio=0.2 output_dir=outputs/fifth
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scripts/setup.sh
+# shellcheck source=recipes/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 pair=outputs/quickstart-pair teacher=outputs/quickstart-pair/teacher options=()
+# shellcheck disable=SC2016  # the settings expand ${student.path}, not the shell
 case " $* " in
     *" method=opsd"*) # self-distillation: no other teacher, and a student that can use a solution that it is shown
         pair=outputs/opsd-pair teacher="\${student.path}" options=(--copies) ;;
 esac
-.venv/bin/python scripts/make_pair.py sums "$pair" "${options[@]}"
+make_pair sums "$pair" "${options[@]}"
 
-exec .venv/bin/python -m tip.train \
+start \
     output_dir=outputs/quickstart overwrite=true num_steps=400 \
     student.path="$pair/student" \
     teacher.path="$teacher" teacher.top_k=8 \

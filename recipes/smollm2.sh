@@ -3,23 +3,23 @@
 #   GSM8K_DIR=/path/to/gsm8k bash recipes/smollm2.sh [overrides]
 # GSM8K_DIR holds train.jsonl and test.jsonl with a field "question" a line; any other prompts of that form will do.
 set -euo pipefail
-: "${GSM8K_DIR:?set it to a folder with train.jsonl and test.jsonl that have a field \"question\" a line}"
-for split in train test; do
-    [[ -f $GSM8K_DIR/$split.jsonl ]] || { echo "smollm2.sh: $GSM8K_DIR has no $split.jsonl" >&2; exit 1; }
-done
-GSM8K_DIR=$(cd "$GSM8K_DIR" && pwd)
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scripts/setup.sh
+# shellcheck source=recipes/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+if ! is_on PLAN_ONLY; then
+    : "${GSM8K_DIR:?set it to a folder with train.jsonl and test.jsonl that have a field \"question\" a line}"
+    for split in train test; do [[ -f $GSM8K_DIR/$split.jsonl ]] || fail "$GSM8K_DIR has no $split.jsonl"; done
+fi
+GSM8K_DIR=${GSM8K_DIR:-GSM8K_DIR}
 
 pair=outputs/smollm2-pair
-.venv/bin/python scripts/make_pair.py smollm2 "$pair"
+make_pair smollm2 "$pair"
 
-exec .venv/bin/python -m tip.train \
+start \
     output_dir=outputs/smollm2 overwrite=true num_steps=24 \
     student.path="$pair/student" learner.learning_rate=2e-4 learner.micro_batch_tokens=512 learner.cpu_threads=2 \
     teacher.path="$pair/teacher" teacher.top_k=64 teacher.dtype=bfloat16 teacher.cpu_threads=2 \
     data.train_path="$GSM8K_DIR/train.jsonl" data.eval_path="$GSM8K_DIR/test.jsonl" \
     data.prompt_key=question data.chat_template=true data.max_prompt_tokens=512 data.prompts_per_step=16 \
-    rollout.max_response_tokens=48 rollout.num_candidates=32 rollout.dtype=bfloat16 rollout.cpu_threads=2 \
+    rollout.max_response_tokens=48 rollout.dtype=bfloat16 rollout.cpu_threads=2 \
     eval.every=8 eval.num_kl_prompts=64 log.token_view_every=8 \
     "$@"

@@ -75,7 +75,7 @@ def main() -> None:
         ("--num-rollouts", {"type": int, "default": 32}),
         ("--repeats", {"type": int, "default": 5}),
         ("--top-k", {"type": int, "default": 64}),
-        ("--num-candidates", {"type": int, "default": 16}),
+        ("--num-candidates", {"type": int, "default": 32}),
         ("--dtype", {"default": "bfloat16", "choices": ("float32", "bfloat16")}),
         ("--group-sizes", {"type": int, "nargs": "+", "default": [8, 16, 32]}),
     )

@@ -5,9 +5,9 @@
 Real parts: packing, FSDP2 with one rank, the sparse loss, AdamW. The tokens that stay are drawn at random from each
 response, the worst case for the cut after the last kept row. Row "dense" is the same step with the logits of every
 response token of both models, as full-vocabulary distillation computes them; the teacher's are given, and the head's
-backward pass counts as the trunk's. Every way runs in a fresh process: one warm-up step, then the median of the next.
-Peak memory is above weights and optimiser state, gradients included. On one CPU thread the clock is the process's CPU
-time. `--device cuda` has not been run by us.
+backward pass counts as the trunk's. Every way runs in two fresh processes: one times steps after a warm-up, the median
+counts; in the other peak memory is measured, above weights and optimiser state, gradients included. On one CPU thread
+the clock is the process's CPU time. `--device cuda` has not been run by us.
 """
 # L tokens of a packed micro-batch, N kept tokens, T response tokens, V vocabulary, D width
 
@@ -17,6 +17,7 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -30,14 +31,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import opsd.learner.model
-from measure import PeakMemory, clock, markdown
+from measure import PeakMemory, clock, give_freed_memory_back, markdown
 from opsd.config import LearnerConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import train_step
+from opsd.micro_batch import MicroBatch
 from opsd.ops.divergences import reverse_kl
-from opsd.types import MicroBatch, Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, ScoredRollout, StepReport, TeacherScores, Vocabulary
 from tip.selectors import SELECTORS
 
 SMOLLM2_135M = dict(
@@ -49,6 +51,7 @@ SMOLLM2_135M = dict(
     vocab_size=49_152,
     tie_word_embeddings=True,
 )
+VOCABULARY = Vocabulary(size=SMOLLM2_135M["vocab_size"], stop_ids=(0,))
 DENSE_ROWS = 256  # of one log-softmax of the dense way
 PARTS = ("head", "trunk", "optimiser")
 
@@ -84,7 +87,6 @@ def teacher_logits(like_NV: Tensor) -> Tensor:
 class Measured:
     seconds: float  # median of the steps
     parts: dict[str, float]  # seconds, of the same step
-    peak_gib: float  # above what the process held before the step: weights and optimiser's state are below it
     trunk_tokens: int
 
 
@@ -109,63 +111,81 @@ class PartClock:
         setattr(owner, name, timed)
 
 
-def measure(way: str, ratio: float, args: argparse.Namespace) -> Measured:
+def measure_time(way: str, ratio: float, args: argparse.Namespace) -> Measured:
     """Of one way in this process, which must be fresh."""
-    torch.manual_seed(0)
-    dist.init_process_group("nccl" if args.device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    vocabulary = Vocabulary(size=SMOLLM2_135M["vocab_size"], stop_ids=(0,))
-    shape = {**SMOLLM2_135M, "num_hidden_layers": args.layers}
-    causal_lm = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.float32).to(args.device).eval()
-    model = (DenseModel if way == "dense" else DistillationModel)(causal_lm, reverse_kl, vocabulary)
-    shard(model, device=args.device, num_ranks=1, dtype=args.dtype, checkpointing=False)
-    learner = LearnerConfig(micro_batch_tokens=args.micro_batch_tokens)
-    optimizer = build_optimizer(model.parameters(), learner)
-    scheduler = build_scheduler(optimizer, learner, num_steps=100)  # it insists on an unwrapped optimizer.step
     parts = PartClock(args.device)
     parts.wrap(opsd.learner.model, "sparse_head_loss", "head")
     parts.wrap(DenseModel, "_head", "head")
     parts.wrap(DistillationModel, "_hidden", "trunk")
     parts.wrap(torch.Tensor, "backward", "backward")
     parts.wrap(torch.nn.utils, "clip_grad_norm_", "optimiser")
-    parts.wrap(optimizer, "step", "optimiser")
-    (micro_batches,) = random_micro_batches(ratio, vocabulary, args)
-    step = partial(train_step, model, optimizer, scheduler, micro_batches, max_grad_norm=1.0)
-    step()  # makes the optimiser's state
+    step = build_step(way, args, optimiser_clock=parts)
+    (micro_batches,) = random_micro_batches(ratio, args, args.tokens)
+    step(micro_batches)
     runs = []
     for _ in range(args.repeats):
         parts.seconds.clear()
         start = clock(args.device)
-        report = step()
+        report = step(micro_batches)
         runs.append((clock(args.device) - start, dict(parts.seconds)))
-    with PeakMemory(args.device) as peak:
-        step()
-    dist.destroy_process_group()
     seconds, of_parts = min(runs, key=lambda run: abs(run[0] - statistics.median(r[0] for r in runs)))
     # The sparse loss forms its gradients going forward: what backward takes is the trunk's (of the dense way, both's).
     of_parts["trunk"] += of_parts.pop("backward")
-    return Measured(seconds=seconds, parts=of_parts, peak_gib=peak.bytes / 2**30, trunk_tokens=report.num_trunk_tokens)
+    return Measured(seconds=seconds, parts=of_parts, trunk_tokens=report.num_trunk_tokens)
 
 
-def random_micro_batches(ratio: float, vocabulary: Vocabulary, args: argparse.Namespace) -> list[list[MicroBatch]]:
-    """For one rank: `args.tokens` tokens in rollouts of one length, a random share `ratio` of each response kept."""
+def measure_peak_gib(way: str, ratio: float, args: argparse.Namespace) -> float:
+    """Above weights and optimiser's state, of one way in this process, which must be fresh."""
+    if args.device == "cpu":
+        give_freed_memory_back()
+    step = build_step(way, args)
+    (small,) = random_micro_batches(1.0, args, args.prompt_tokens + args.response_tokens)
+    step(small)  # makes the optimiser's state
+    (micro_batches,) = random_micro_batches(ratio, args, args.tokens)
+    if way == "dense":
+        teacher_logits(torch.empty(max(len(batch.row_N) for batch in micro_batches), SMOLLM2_135M["vocab_size"]))
+    with PeakMemory(args.device) as peak:
+        step(micro_batches)
+    return peak.bytes / 2**30
+
+
+def build_step(
+    way: str, args: argparse.Namespace, optimiser_clock: PartClock | None = None
+) -> Callable[[list[MicroBatch]], StepReport]:
+    """The learner's step on given micro-batches, of a model with random weights."""
+    torch.manual_seed(0)
+    dist.init_process_group("nccl" if args.device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    shape = {**SMOLLM2_135M, "num_hidden_layers": args.layers}
+    causal_lm = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.float32).to(args.device).eval()
+    model = (DenseModel if way == "dense" else DistillationModel)(causal_lm, reverse_kl, VOCABULARY)
+    shard(model, device=args.device, num_ranks=1, dtype=args.dtype)
+    learner = LearnerConfig(micro_batch_tokens=args.micro_batch_tokens)
+    optimizer = build_optimizer(model.parameters(), learner)
+    scheduler = build_scheduler(optimizer, learner, num_steps=100)  # it insists on an unwrapped optimizer.step
+    if optimiser_clock is not None:
+        optimiser_clock.wrap(optimizer, "step", "optimiser")
+    device = torch.device(args.device)
+    return partial(train_step, model, optimizer, scheduler, device=device, max_grad_norm=1.0)
+
+
+def random_micro_batches(ratio: float, args: argparse.Namespace, num_tokens: int) -> list[list[MicroBatch]]:
+    """For one rank: `num_tokens` tokens in rollouts of one length, a random share `ratio` of each response kept."""
     rng = np.random.default_rng(0)
     length = args.prompt_tokens + args.response_tokens
-    scored = [random_rollout(rng, index, vocabulary, args) for index in range(args.tokens // length)]
+    scored = [random_rollout(rng, index, args) for index in range(num_tokens // length)]
     lengths = [args.response_tokens] * len(scored)
     score_T = torch.from_numpy(rng.random(sum(lengths)))
     selection = SELECTORS["top_ratio"](score_T, lengths, ratio=ratio)
-    return pack(build_sequences(scored, selection, "teacher", vocabulary), 1, args.micro_batch_tokens)
+    return pack(build_sequences(scored, selection, "teacher", VOCABULARY), 1, args.micro_batch_tokens)
 
 
-def random_rollout(
-    rng: np.random.Generator, index: int, vocabulary: Vocabulary, args: argparse.Namespace
-) -> ScoredRollout:
+def random_rollout(rng: np.random.Generator, index: int, args: argparse.Namespace) -> ScoredRollout:
     num_tokens, top_k = args.response_tokens, args.top_k
     prompt_ids, response_ids = (
-        rng.integers(1, vocabulary.size, size, dtype=np.int32) for size in (args.prompt_tokens, num_tokens)
+        rng.integers(1, VOCABULARY.size, size, dtype=np.int32) for size in (args.prompt_tokens, num_tokens)
     )
     logprobs_TB = torch.randn(num_tokens, top_k + 2, generator=torch.Generator().manual_seed(index)).log_softmax(1)
-    top_ids_TK = np.stack([rng.choice(vocabulary.size, top_k, replace=False) for _ in range(num_tokens)])
+    top_ids_TK = np.stack([rng.choice(VOCABULARY.size, top_k, replace=False) for _ in range(num_tokens)])
     prompt = Prompt(index=index, token_ids=prompt_ids, text="", answer=None, source="random")
     rollout = Rollout(
         prompt=prompt,
@@ -186,9 +206,9 @@ def random_rollout(
     return ScoredRollout(rollout=rollout, scores=scores)
 
 
-def in_fresh_process(way: str, ratio: float, args: argparse.Namespace) -> Measured:
+def in_fresh_process(measure: Callable[..., Any], *arguments: Any) -> Any:
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, way, ratio, args).result()
+        return pool.submit(measure, *arguments).result()
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -212,17 +232,29 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
     ways = [("dense", 1.0), *(("sparse", ratio) for ratio in args.ratios)]
-    found = {}
+    found, peak_gib = {}, {}
     for way, ratio in ways:
-        found[way, ratio] = in_fresh_process(way, ratio, args)
-        print(f"{way} at {ratio:g}: {found[way, ratio].seconds:.1f} s", file=sys.stderr, flush=True)
+        found[way, ratio] = in_fresh_process(measure_time, way, ratio, args)
+        peak_gib[way, ratio] = in_fresh_process(measure_peak_gib, way, ratio, args)
+        print(
+            f"{way} at {ratio:g}: {found[way, ratio].seconds:.1f} s, {peak_gib[way, ratio]:.2f} GiB",
+            file=sys.stderr,
+            flush=True,
+        )
     full = found["sparse", args.ratios[0]]
     table = [["way", "kept", "trunk tokens", f"time of sparse at {args.ratios[0]:g}", *PARTS, "the rest", "peak GiB"]]
     for (way, ratio), one in found.items():
         shares = [one.parts[part] / one.seconds for part in PARTS]
         shares.append(1 - sum(shares))
         time = f"{one.seconds / full.seconds:.3f}"
-        row = [way, f"{ratio:g}", str(one.trunk_tokens), time, *(f"{x:.1%}" for x in shares), f"{one.peak_gib:.2f}"]
+        row = [
+            way,
+            f"{ratio:g}",
+            str(one.trunk_tokens),
+            time,
+            *(f"{x:.1%}" for x in shares),
+            f"{peak_gib[way, ratio]:.2f}",
+        ]
         table.append(row)
     print(f"\n{args.dtype} on {args.device}, {torch.get_num_threads()} threads, {args.layers} layers, {args.tokens} ")
     print(f"tokens in micro-batches of {args.micro_batch_tokens}; sparse at {args.ratios[0]:g}: {full.seconds:.2f} s\n")

@@ -39,7 +39,7 @@ from tip.scores import SCORES
 from tip.selectors import SELECTORS
 
 TOP_KS = (16, 64, 256)
-NUM_CANDIDATES = (16, 64)
+NUM_CANDIDATES = (16, 32, 64)
 
 
 class Dense(NamedTuple):

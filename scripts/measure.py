@@ -11,6 +11,7 @@ from types import TracebackType
 import torch
 
 PAGE = 4096
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
 SECONDS_BETWEEN_LOOKS = 5e-4
 
 
@@ -60,6 +61,11 @@ class PeakMemory:
         self._began.set()
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
             self._peak = max(self._peak, _writable_bytes())
+
+
+def give_freed_memory_back() -> None:
+    """From now on the C library keeps no freed tensor for reuse, which would hide what is allocated next. Slower."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 16 * PAGE)
 
 
 def _writable_bytes() -> int:

@@ -60,16 +60,17 @@ def make_tiny_qwen3(
     return Path(path)
 
 
-def make_char_tokenizer(path: Path | str, *, vocab_size: int = 64, eos_token_id: int) -> Path:
+def make_char_tokenizer(path: Path | str, *, vocab_size: int = 64, eos_token_id: int, alphabet: str = ALPHABET) -> Path:
     """A tokenizer for AutoTokenizer in the same folder: one character a token, `<end>` at `eos_token_id`.
 
-    The other ids hold the characters of ALPHABET in order; ids that it does not fill are absent, so `vocab_size` beyond
-    its length makes a model whose vocabulary is padded. Raises ValueError where eos_token_id is no id of the model.
+    The other ids hold the characters of `alphabet` in order; ids that it does not fill are absent, so `vocab_size`
+    beyond its length makes a model whose vocabulary is padded. Raises ValueError where eos_token_id is no id of the
+    model.
     """
     if not 0 <= eos_token_id < vocab_size:
         raise ValueError(f"eos_token_id must lie in 0..{vocab_size - 1}, got {eos_token_id}")
     free_ids = [index for index in range(vocab_size) if index != eos_token_id]
-    vocabulary = dict(zip(ALPHABET, free_ids, strict=False))  # the shorter of the two decides
+    vocabulary = dict(zip(alphabet, free_ids, strict=False))  # the shorter of the two decides
     vocabulary[END_TOKEN] = eos_token_id
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=None))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")

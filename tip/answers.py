@@ -15,11 +15,12 @@ from dataclasses import replace
 import numpy as np
 
 from opsd.engines.pool import request_seed
+from opsd.engines.rows import in_order
 from opsd.errors import ConfigError
 from opsd.hooks import RolloutSource, student_answers
 from opsd.rollout.pool import RolloutPool
 from opsd.teacher.pool import TeacherPool
-from opsd.types import Prompt, Rollout
+from opsd.types import Mixture, Prompt, Rollout
 
 NOT_SAMPLED = -1  # policy_version of an answer that is not the student's
 
@@ -69,10 +70,34 @@ def teacher_pairs(rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed:
     return answers
 
 
+def mixtures(
+    rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed: int, max_tokens: int, concentration: float = 0.4
+) -> RolloutSource:
+    """Beside every answer of the student the same answer mixed with another of the step. MixKD, arXiv 2011.00593.
+
+    Both models read share * own embedding + (1 - share) * the other's, prompt and answer alike; the share is drawn from
+    Beta(concentration, concentration), the paper's alpha, and the larger part stays the answer's own.
+    """
+    if not concentration > 0:
+        raise ConfigError(f"answer_options.concentration must be greater than 0, got {concentration}")
+
+    def answers(prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
+        own = in_order(rollout_pool.sample(prompts, samples_per_prompt=samples_per_prompt, step=step))
+        rng = np.random.default_rng([seed, step])
+        shares = rng.beta(concentration, concentration, len(own))
+        others = [own[place] for place in rng.permutation(len(own))]
+        for place, (rollout, other, share) in enumerate(zip(own, others, shares, strict=True)):
+            mixed_one = mixed_with(rollout, other, max(share, 1.0 - share))
+            yield {2 * place: rollout, 2 * place + 1: mixed_one}
+
+    return answers
+
+
 ANSWERS: dict[str, Callable[..., RolloutSource]] = {
     "student": student,
     "mixed": mixed,
     "teacher_pairs": teacher_pairs,
+    "mixtures": mixtures,
 }
 
 
@@ -99,6 +124,17 @@ def file_answer(prompt: Prompt, max_tokens: int) -> Rollout:
             policy_version=NOT_SAMPLED,
         )
     )
+
+
+def mixed_with(rollout: Rollout, other: Rollout, own_share: float) -> Rollout:
+    """The rollout with inputs between it and another; past the other's end they are its own."""
+    if rollout.prompt.teacher_token_ids is not None:
+        raise ConfigError("answers=mixtures needs the same prompt for both models: leave data.teacher_template empty")
+    sequence, other_sequence = (np.concatenate([r.prompt.token_ids, r.response_ids]) for r in (rollout, other))
+    other_ids = sequence.copy()
+    shared = min(len(sequence), len(other_sequence))
+    other_ids[:shared] = other_sequence[:shared]
+    return replace(without_student(rollout), mixture=Mixture(other_ids=other_ids, own_share=float(own_share)))
 
 
 def without_student(rollout: Rollout) -> Rollout:

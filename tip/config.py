@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from opsd.config import RunConfig, one_of
+from opsd.checks import one_of
+from opsd.config import RunConfig
 from opsd.errors import ConfigError
 
 
@@ -49,6 +50,10 @@ class TipRunConfig(RunConfig):
                     raise ConfigError(f"{section}.{name} must hold options, {{}} for none, got {options!r}")
         if self.selector.score == "attention" and not self.teacher.attention:
             raise ConfigError("selector.score=attention needs teacher.attention=true and teacher.backend=transformers")
+        if self.answers == "mixtures" and self.teacher.backend != "transformers":
+            raise ConfigError(
+                "answers=mixtures needs teacher.backend=transformers: other teachers read token ids, not embeddings"
+            )
         if self.answers != "student" and self.stats != "learner":
             raise ConfigError(
                 f"answers={self.answers} needs stats=learner: for answers that the student did not sample, no engine "

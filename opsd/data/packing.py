@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opsd.micro_batch import MicroBatch, TrainSequence
 from opsd.ops.align import predicting_rows, support_buckets
-from opsd.types import MicroBatch, ScoredRollout, Selection, TrainSequence, Vocabulary
+from opsd.types import Mixture, ScoredRollout, Selection, Vocabulary
 
 
 def build_sequences(
@@ -35,20 +36,25 @@ def build_sequences(
         support_TU, teacher_TB = support_buckets(item.rollout, item.scores, support, vocabulary)
         prompt_ids = item.rollout.prompt.token_ids
         row_N = predicting_rows(len(prompt_ids), kept_N)
-        token_ids = np.concatenate([prompt_ids, item.rollout.response_ids])[: row_N[-1] + 1]
+        length = row_N[-1] + 1
         sequences.append(
             TrainSequence(
-                token_ids=token_ids,
+                token_ids=np.concatenate([prompt_ids, item.rollout.response_ids])[:length],
                 row_N=row_N,
                 support_NU=support_TU[kept_N],
                 teacher_logprobs_NB=teacher_TB[kept_N],
                 weight_N=weight_N[start:stop],
                 index_N=index_N[start:stop],
                 temperature_N=None if temperature_N is None else temperature_N[start:stop],
+                mixture=_cut(item.rollout.mixture, length),
                 inputs={name: values[start:stop] for name, values in inputs.items()},
             )
         )
     return sequences
+
+
+def _cut(mixture: Mixture | None, length: int) -> Mixture | None:
+    return None if mixture is None else replace(mixture, other_ids=mixture.other_ids[:length])
 
 
 def pack(sequences: list[TrainSequence], num_ranks: int, max_tokens: int) -> list[list[MicroBatch]]:
@@ -94,6 +100,11 @@ def _concatenate(sequences: list[TrainSequence]) -> MicroBatch:
         return torch.from_numpy(np.concatenate(list(parts)))
 
     first = sequences[0]
+    mixed = {}
+    if any(s.mixture is not None for s in sequences):
+        mixtures = [s.mixture or Mixture(other_ids=s.token_ids, own_share=1.0) for s in sequences]
+        mixed["other_ids_L"] = joined(m.other_ids.astype(np.int64) for m in mixtures)
+        mixed["own_share_L"] = joined(np.full(len(m.other_ids), m.own_share, np.float32) for m in mixtures)
     return MicroBatch(
         token_ids_L=joined(s.token_ids.astype(np.int64) for s in sequences),
         position_L=torch.cat([torch.arange(n) for n in lengths]),
@@ -104,12 +115,13 @@ def _concatenate(sequences: list[TrainSequence]) -> MicroBatch:
         index_N=joined(s.index_N for s in sequences),
         temperature_N=None if first.temperature_N is None else joined(s.temperature_N for s in sequences),
         inputs={name: joined(s.inputs[name] for s in sequences) for name in first.inputs},
+        **mixed,
     )
 
 
 def _no_rows(like: TrainSequence) -> MicroBatch:
     """One token to run the trunk on, and no kept row."""
-    one = replace(like, token_ids=like.token_ids[:1])
+    one = replace(like, token_ids=like.token_ids[:1], mixture=None)
     batch = _concatenate([one])
     rows = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("token_ids_L", "position_L")}
     nothing = {name: value[:0] for name, value in rows.items() if isinstance(value, Tensor)}

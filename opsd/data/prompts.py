@@ -2,55 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from opsd.config import DataConfig
-from opsd.errors import DataError
+from opsd.config import DataConfig, PromptConfig
+from opsd.data.rows import Row, answer_keys, first_of, lookup, messages, read_rows, reference_answer
+from opsd.errors import ConfigError, DataError
 from opsd.types import Prompt
 
 
 def load_prompts(path: str, data: DataConfig, tokenizer: Any, max_prompt_tokens: int) -> list[Prompt]:
-    """The prompts of a JSONL file. Raises DataError that names the file and the line.
+    """The prompts of a JSONL or parquet file, with the teacher's view and the file's own answers where `data` asks.
 
-    A line is an object with `data.prompt_key`, a string or a list of {role, content}, and the other fields that `data`
-    names. The limit holds for the teacher's version of a prompt too.
+    Raises DataError that names the file and the row. The limit holds for the teacher's version of a prompt too.
     """
-    rows = [_parse_row(path, number, line, data) for number, line in _lines(path)]
-    if not rows:
-        raise DataError(f"{path}: no prompts in it (the file is empty)")
-    texts = [_render(row.messages, data, tokenizer) for row in rows]
-    encode = partial(_encode, tokenizer, special=not data.chat_template)
-    encoded = encode(texts)
-    _check_lengths(path, rows, encoded, "prompt", max_prompt_tokens)
-    teacher_encoded: list[np.ndarray | None] = [None] * len(rows)
+    rows = read_rows(path)
+    prompts = student_prompts(path, rows, data, tokenizer, max_prompt_tokens)
     if data.teacher_template:
-        teacher_encoded = encode([_render(_teacher_messages(row, data), data, tokenizer) for row in rows])
-        _check_lengths(path, rows, teacher_encoded, "teacher's prompt", max_prompt_tokens)
-    responses: list[np.ndarray | None] = [None] * len(rows)
+        texts = [_render(_teacher_messages(row, data), data, tokenizer) for row in rows]
+        encoded = _encode(tokenizer, texts, special=not data.chat_template)
+        _check_lengths(rows, encoded, "teacher's prompt", max_prompt_tokens)
+        prompts = [replace(prompt, teacher_token_ids=ids) for prompt, ids in zip(prompts, encoded, strict=True)]
     if data.response_key:
-        whole = _encode(tokenizer, [row.response for row in rows], special=False)
-        responses = [np.append(ids, np.int32(tokenizer.eos_token_id)) for ids in whole]
+        texts = [_needed(row, data.response_key) for row in rows]
+        whole = [np.append(ids, np.int32(tokenizer.eos_token_id)) for ids in _encode(tokenizer, texts, special=False)]
+        prompts = [replace(prompt, response_ids=ids) for prompt, ids in zip(prompts, whole, strict=True)]
+    return prompts
+
+
+def student_prompts(
+    path: str, rows: list[Row], data: PromptConfig, tokenizer: Any, max_prompt_tokens: int
+) -> list[Prompt]:
+    """The rows of the file at `path` as the student sees them. Raises DataError that names the row."""
+    if data.chat_template and tokenizer.chat_template is None:
+        raise ConfigError(f"data.chat_template=true, but {tokenizer.name_or_path}: its tokenizer has no chat template")
+    answers = [_answer(row, data) for row in rows]
+    texts = [_render(messages(row, data.prompt_key), data, tokenizer) for row in rows]
+    encoded = _encode(tokenizer, texts, special=not data.chat_template)
+    _check_lengths(rows, encoded, "prompt", max_prompt_tokens)
     return [
         Prompt(
             index=index,
             token_ids=ids,
             text=text,
-            answer=row.answer,
+            answer=answer,
             source=str(path),
-            data_source=row.data_source,
-            teacher_token_ids=teacher_ids,
-            response_ids=response_ids,
+            data_source=str(lookup(row, "data_source") or ""),
         )
-        for index, (row, text, ids, teacher_ids, response_ids) in enumerate(
-            zip(rows, texts, encoded, teacher_encoded, responses, strict=True)
-        )
+        for index, (row, text, answer, ids) in enumerate(zip(rows, texts, answers, encoded, strict=True))
     ]
 
 
@@ -79,99 +81,54 @@ class PromptSource:
         return self.prompts[self._order[offset]]
 
 
-def _lines(path: str) -> list[tuple[int, str]]:
-    if not Path(path).is_file():
-        raise DataError(f"{path}: there is no such file")
-    with open(path, encoding="utf-8") as file:
-        return [(number, line) for number, line in enumerate(file, start=1) if line.strip()]
+def _answer(row: Row, data: PromptConfig) -> str | None:
+    answer = reference_answer(row, data.answer_key)
+    if answer is None and data.grader != "none":
+        wanted = " or ".join(map(repr, answer_keys(data.answer_key)))
+        raise DataError(f"{row.where}: data.grader={data.grader} needs {wanted}, got {row.names}")
+    return answer
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """A line of the file."""
-
-    number: int  # of the line, from 1
-    messages: list[dict[str, str]]
-    answer: str | None
-    solution: str
-    response: str
-    data_source: str
+def _needed(row: Row, *keys: str) -> str:
+    """The first of these fields that the row has."""
+    value = first_of(row, keys)
+    if value is None:
+        raise DataError(f"{row.where}: expected the field {' or '.join(map(repr, keys))}, got {row.names}")
+    return str(value)
 
 
-def _parse_row(path: str, number: int, line: str, data: DataConfig) -> _Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-    if not isinstance(row, dict) or data.prompt_key not in row:
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{path}, line {number}: expected an object with {data.prompt_key!r}, got {found or 'nothing'}")
-    if data.grader != "none" and row.get(data.answer_key) is None:
-        raise DataError(
-            f"{path}, line {number}: data.grader={data.grader} needs {data.answer_key!r}, got {', '.join(row)}"
-        )
-    needed = [data.solution_key] if "{solution}" in data.teacher_template else []
-    for key in [*needed, *filter(None, [data.response_key])]:
-        if row.get(key) is None:
-            raise DataError(f"{path}, line {number}: expected the field {key!r}, got {', '.join(row)}")
-    prompt = row[data.prompt_key]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not _are_messages(messages):
-        raise DataError(
-            f"{path}, line {number}: {data.prompt_key!r} must be a string or a list of role/content objects, "
-            f"got {prompt!r}"
-        )
-    answer = row.get(data.answer_key)
-    return _Row(
-        number=number,
-        messages=messages,
-        answer=None if answer is None else str(answer),
-        solution=str(row.get(data.solution_key)),
-        response=str(row.get(data.response_key)),
-        data_source=str(row.get("data_source", "")),
-    )
-
-
-def _are_messages(messages: Any) -> bool:
-    return (
-        isinstance(messages, list)
-        and len(messages) > 0
-        and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-            for m in messages
-        )
-    )
-
-
-def _teacher_messages(row: _Row, data: DataConfig) -> list[dict[str, str]]:
+def _teacher_messages(row: Row, data: DataConfig) -> list[dict[str, Any]]:
     """The last message is what the template makes of it; what stands in for one brace is not searched for the other."""
-    last = row.messages[-1]
+    *earlier, last = messages(row, data.prompt_key)
+    keys = (data.solution_key,) if data.solution_key else answer_keys(data.answer_key)
     text = "".join(
-        row.solution if part == "{solution}" else part.replace("{prompt}", last["content"])
+        _needed(row, *keys) if part == "{solution}" else part.replace("{prompt}", last["content"])
         for part in re.split(r"(\{solution\})", data.teacher_template)
     )
-    return [*row.messages[:-1], {**last, "content": text}]
+    return [*earlier, {**last, "content": text}]
 
 
 def _encode(tokenizer: Any, texts: list[str], *, special: bool) -> list[np.ndarray]:
     return [np.asarray(ids, dtype=np.int32) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
 
 
-def _check_lengths(path: str, rows: list[_Row], encoded: list[np.ndarray], what: str, max_tokens: int) -> None:
+def _check_lengths(rows: list[Row], encoded: list[np.ndarray], what: str, max_tokens: int) -> None:
     for row, ids in zip(rows, encoded, strict=True):
         if len(ids) == 0:
-            raise DataError(f"{path}, line {row.number}: the {what} has no tokens")
+            raise DataError(f"{row.where}: the {what} has no tokens")
         if len(ids) > max_tokens:
             raise DataError(
-                f"{path}, line {row.number}: the {what} has {len(ids)} tokens, the limit is {max_tokens} "
+                f"{row.where}: the {what} has {len(ids)} tokens, the limit is {max_tokens} "
                 "(data.max_prompt_tokens, or the models' context less rollout.max_response_tokens)"
             )
 
 
-def _render(messages: list[dict[str, str]], data: DataConfig, tokenizer: Any) -> str:
+def _render(conversation: list[dict[str, Any]], data: PromptConfig, tokenizer: Any) -> str:
+    *earlier, last = conversation
     if data.instruction:
-        last = {**messages[-1], "content": f"{messages[-1]['content']}\n{data.instruction}"}
-        messages = [*messages[:-1], last]
+        last = {**last, "content": f"{last['content']}\n{data.instruction}"}
     if data.chat_template:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return "\n".join(message["content"] for message in messages)
+        return tokenizer.apply_chat_template(
+            [*earlier, last], tokenize=False, add_generation_prompt=True, **data.template_options
+        )
+    return "\n".join(message["content"] for message in [*earlier, last])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,8 @@ from opsd.config import EngineConfig
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.placement import gather, split_evenly, start_actor
-from opsd.types import Prompt, Rollout, Sampling, Vocabulary
+from opsd.seats import Placement
+from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
 class EnginePool:
@@ -28,23 +30,27 @@ class EnginePool:
         max_model_tokens: int,
         trust_remote_code: bool,
         max_batch_tokens: int | None = None,
+        placement: Placement | None = None,
     ) -> None:
+        """`placement`: which nodes and GPUs the engines get; None: wherever Ray finds some."""
         self.role = role
         num_gpus = config.tensor_parallel_size if device == "cuda" else 0
+        seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
         environment = engine_environment(device, config.cpu_threads)
         self.workers = [
-            start_actor(EngineWorker, f"{role}-{index}", num_gpus=num_gpus, environment=environment)
-            for index in range(config.num_workers)
+            start_actor(EngineWorker, f"{role}-{index}", num_gpus=num_gpus, environment=environment, seat=seat)
+            for index, seat in enumerate(seats)
         ]
         self._starting = [
             worker.start.remote(
-                path=path,
+                path=os.path.abspath(path),  # an actor's working folder is its node's
                 config=config,
                 vocabulary=vocabulary,
                 device=device,
                 max_model_tokens=max_model_tokens,
                 trust_remote_code=trust_remote_code,
                 max_batch_tokens=max_batch_tokens,
+                shares_gpu=placement is not None and placement.shares_gpus,
             )
             for worker in self.workers
         ]
@@ -83,9 +89,26 @@ class EnginePool:
         parts = split_evenly(rollouts, len(self.workers))
         return [worker.score.remote(part, top_k) for worker, part in zip(self.workers, parts, strict=True) if part]
 
+    def scores(self, refs: list[ray.ObjectRef]) -> list[TeacherScores]:
+        """What these references, from `score`, stand for: waits for all."""
+        return [scores for part in gather("score", refs) for scores in part]
+
+    def close(self) -> None:
+        """Ends the actors, and with them the engines' memory."""
+        for worker in self.workers:
+            ray.kill(worker)
+
     def update_weights(self, weights: ray.ObjectRef, policy_version: int) -> None:
         """The same weights into every engine; returns when all of them run on these."""
         gather("sync", [worker.update_weights.remote(weights, policy_version) for worker in self.workers])
+
+    def received_weights(self, policy_version: int) -> None:
+        """Names the weights that came to the engines another way."""
+        gather("sync", [worker.received_weights.remote(policy_version) for worker in self.workers])
+
+    def rest(self) -> None:
+        """Free the engines' GPUs until their next call."""
+        gather(self.role, [worker.rest.remote() for worker in self.workers])
 
 
 def request_seed(*key: int) -> int:

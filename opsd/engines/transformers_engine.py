@@ -18,7 +18,8 @@ from opsd.engines.rows import score_in_groups
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.ops.mixing import mixed_embeddings
+from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits [R, V] that the head makes at once
 
@@ -154,11 +155,8 @@ class TransformersEngine:
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """One pass of the trunk, padded on the right: causal attention keeps the padding out without a mask."""
         sequences = [np.concatenate([rollout.prompt.scored_after, rollout.response_ids]) for rollout in rollouts]
-        token_ids_BL = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(ids.astype(np.int64)) for ids in sequences], batch_first=True
-        )
         output = self.model.base_model(
-            input_ids=token_ids_BL.to(self.device), use_cache=False, output_attentions=self.returns_attention
+            **self._trunk_inputs(rollouts, sequences), use_cache=False, output_attentions=self.returns_attention
         )
         scores = [
             self._score_rows(rollout, hidden_LD[_response_rows(rollout)], top_k)
@@ -172,6 +170,24 @@ class TransformersEngine:
             replace(score, attention=paid_L[-len(rollout) :].cpu().numpy())
             for rollout, score, paid_L in zip(rollouts, scores, paid, strict=True)
         ]
+
+    def _trunk_inputs(self, rollouts: list[Rollout], sequences: list[np.ndarray]) -> dict[str, Tensor]:
+        token_ids_BL = self._padded(sequences)
+        if all(rollout.mixture is None for rollout in rollouts):
+            return {"input_ids": token_ids_BL}
+        mixtures = [
+            rollout.mixture or Mixture(other_ids=ids, own_share=1.0)
+            for rollout, ids in zip(rollouts, sequences, strict=True)
+        ]
+        own_share_BL = torch.tensor([[m.own_share] for m in mixtures], device=self.device).expand(token_ids_BL.shape)
+        other_ids_BL = self._padded([m.other_ids for m in mixtures])
+        embed = self.model.get_input_embeddings()
+        return {"inputs_embeds": mixed_embeddings(embed, token_ids_BL, other_ids_BL, own_share_BL)}
+
+    def _padded(self, sequences: list[np.ndarray]) -> Tensor:
+        """int64 [B, L], padded on the right."""
+        ids = [torch.from_numpy(ids.astype(np.int64)) for ids in sequences]
+        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
 
     def _score_rows(self, rollout: Rollout, hidden_TD: Tensor, top_k: int) -> TeacherScores:
         """Head and log-softmax on the response rows only, a bounded chunk at a time."""
@@ -237,6 +253,9 @@ def _draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
     """int64 [B]: each row's cumulative distribution inverted at its own uniform, so that no row depends on another."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
+    if sampling.top_k:
+        kept_BK = logits_BV.topk(min(sampling.top_k, logits_BV.shape[1]), dim=-1).values
+        logits_BV = logits_BV.masked_fill(logits_BV < kept_BK[:, -1:], -torch.inf)
     probs_BV = (logits_BV.double() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)

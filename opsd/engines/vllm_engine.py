@@ -18,7 +18,7 @@ from torch import Tensor
 from opsd.config import EngineConfig
 from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
 from opsd.engines.weights import complete_weights, model_without_weights
-from opsd.errors import StageError
+from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
@@ -53,14 +53,19 @@ class VllmEngine:
         max_model_tokens: int,
         trust_remote_code: bool = False,
         max_batch_tokens: int | None = None,
+        shares_gpu: bool = False,
     ) -> None:
-        """`max_batch_tokens` bounds the tokens whose log-probabilities `score` holds at once; None: no bound."""
+        """`max_batch_tokens` bounds the tokens whose log-probabilities `score` holds at once; None: no bound.
+
+        `shares_gpu`: the engine can `rest`.
+        """
         from vllm import LLM
 
         self.skeleton = model_without_weights(path, trust_remote_code=trust_remote_code)
         self.vocabulary = vocabulary
         self.max_batch_tokens = max_batch_tokens or sys.maxsize
         self.policy_version: int | None = None  # None: the weights of `path`
+        self.rests = False
         max_model_len = max_model_tokens + 1  # scoring samples one token after the response
         settings = _cpu_settings(config) if device == "cpu" else _gpu_settings(config)
         if max_batch_tokens is not None:  # vLLM does not budget for a scoring step's float32 logits [tokens, V]
@@ -78,6 +83,7 @@ class VllmEngine:
             enable_prefix_caching=False,
             seed=0,
             use_tqdm_on_load=False,
+            enable_sleep_mode=shares_gpu,
             worker_extension_cls="opsd.engines.vllm_extension.WeightUpdateExtension",
             **settings,
         )
@@ -105,6 +111,7 @@ class VllmEngine:
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
         if not prompts:
             return
+        self._wake()
         params = [self._sampling_params(sampling, seed) for seed in seeds]
         names = self._enqueue([prompt.token_ids for prompt in prompts], params)
         for outputs in self._finished(names, group_size or len(prompts)):
@@ -122,6 +129,9 @@ class VllmEngine:
 
         `candidate_logprobs` is None on CPU. A stop id outside the top-k is not part of the stop event's mass.
         """
+        if any(rollout.mixture is not None for rollout in rollouts):
+            raise ConfigError("mixed inputs need teacher.backend=transformers: a vLLM engine reads token ids")
+        self._wake()
         return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))
 
     def update_weights(self, named: dict[str, Tensor], policy_version: int) -> None:
@@ -129,8 +139,20 @@ class VllmEngine:
 
         Raises StageError, with the model unchanged, where the names are not this model's.
         """
+        self._wake()
         self.llm.collective_rpc("replace_weights", args=(complete_weights(self.skeleton, named),))
         self.policy_version = policy_version
+
+    def rest(self) -> None:
+        """Give the GPU's memory back until the next call; the weights wait in host memory. GPU only, untested."""
+        if not self.rests:
+            self.llm.sleep(level=1)
+            self.rests = True
+
+    def _wake(self) -> None:
+        if self.rests:
+            self.llm.wake_up()
+            self.rests = False
 
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         sequences = [np.concatenate([rollout.prompt.scored_after, rollout.response_ids]) for rollout in rollouts]
@@ -178,6 +200,7 @@ class VllmEngine:
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
             seed=seed,
             ignore_eos=True,  # the shared stop ids alone end an answer
@@ -223,7 +246,9 @@ def _cpu_settings(config: EngineConfig) -> dict:
 
 
 def _gpu_settings(config: EngineConfig) -> dict:
+    over_nccl = getattr(config, "weight_transfer", None) == "nccl"  # a teacher has no such setting
     return {
+        "weight_transfer_config": {"backend": "nccl"} if over_nccl else None,
         "tensor_parallel_size": config.tensor_parallel_size,
         "gpu_memory_utilization": config.gpu_memory_utilization,
     }

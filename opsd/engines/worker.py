@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from opsd.config import EngineConfig
+from opsd.placement import require_here
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
@@ -24,7 +25,9 @@ class EngineWorker:
         max_model_tokens: int,
         trust_remote_code: bool,
         max_batch_tokens: int | None = None,
+        shares_gpu: bool = False,
     ) -> None:
+        require_here(f"the {config.section} engines' model", path)
         if config.backend == "vllm":
             from opsd.engines.vllm_engine import VllmEngine as Engine
         else:
@@ -37,6 +40,7 @@ class EngineWorker:
             max_model_tokens=max_model_tokens,
             trust_remote_code=trust_remote_code,
             max_batch_tokens=max_batch_tokens,
+            **({"shares_gpu": True} if shares_gpu else {}),  # vLLM's only, see opsd.preflight
         )
 
     def generate(
@@ -55,6 +59,16 @@ class EngineWorker:
 
     def update_weights(self, weights: dict[str, Tensor], policy_version: int) -> None:
         self.engine.update_weights(weights, policy_version)
+
+    def weight_transfer(self, call: str, *request: dict) -> None:
+        """One of the calls with which vLLM's sender drives an engine, see opsd.learner.nccl_sender."""
+        getattr(self.engine.llm, call)(*request)
+
+    def received_weights(self, policy_version: int) -> None:
+        self.engine.policy_version = policy_version
+
+    def rest(self) -> None:
+        self.engine.rest()
 
     def process_id(self) -> int:
         return os.getpid()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import ray
 import torch
+from ray.actor import ActorHandle
 
 from opsd.batch import rollout_stats
 from opsd.config import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker
+from opsd.micro_batch import MicroBatch
 from opsd.placement import gather, start_actor
-from opsd.types import MicroBatch, ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
+from opsd.seats import Placement
+from opsd.types import ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 
 
 class LearnerGroup:
@@ -31,15 +35,18 @@ class LearnerGroup:
         num_steps: int,
         device: str,
         mean_decay: float | None = None,
+        placement: Placement | None = None,
     ) -> None:
-        """`mean_decay`: also keep a running mean of the weights, see `mean_weights`."""
+        """`mean_decay`: also keep a running mean of the weights, see `mean_weights`. `placement`: as in EnginePool."""
         self.support = support
         self.vocabulary = vocabulary
         self.micro_batch_tokens = learner.micro_batch_tokens
         environment = {"OMP_NUM_THREADS": str(learner.cpu_threads), "HF_HUB_OFFLINE": "1"}
+        num_gpus = int(device == "cuda")
+        seats = placement.seats("learner", learner.num_workers, num_gpus) if placement else [None] * learner.num_workers
         self.workers = [
-            start_actor(LearnerWorker, f"learner-{rank}", num_gpus=int(device == "cuda"), environment=environment)
-            for rank in range(learner.num_workers)
+            start_actor(LearnerWorker, f"learner-{rank}", num_gpus=num_gpus, environment=environment, seat=seat)
+            for rank, seat in enumerate(seats)
         ]
         address = self.workers[0].free_address.remote()
         self._starting = [
@@ -48,18 +55,23 @@ class LearnerGroup:
                 num_ranks=learner.num_workers,
                 address=address,
                 device=device,
-                student=student,
+                student=replace(student, path=os.path.abspath(student.path)),
                 learner=learner,
                 num_steps=num_steps,
                 divergence=divergence,
                 vocabulary=vocabulary,
                 mean_decay=mean_decay,
+                shares_gpu=placement is not None and placement.shares_gpus,
             )
             for rank, worker in enumerate(self.workers)
         ]
 
     def wait_ready(self) -> None:
         gather("learner start", self._starting)
+
+    def require_folder(self, folder: Path) -> None:
+        """Raises ConfigError unless every rank sees this folder: each writes its part of a checkpoint into it."""
+        gather("start", [worker.require_folder.remote(folder.absolute()) for worker in self.workers])
 
     def train_step(self, scored: list[ScoredRollout], selection: Selection) -> StepReport:
         """One optimiser step on the selected tokens of the global batch."""
@@ -91,15 +103,24 @@ class LearnerGroup:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""
         return [worker.gather_weights.remote(dtype) for worker in self.workers][0]
 
+    def connect_engines(self, engines: list[ActorHandle], ranks_each: int, dtype: str) -> None:
+        """Once, before `send_weights`: `engines` with `ranks_each` GPUs each take this learner's weights over NCCL."""
+        address = self.workers[0].free_address.remote()
+        gather("sync", [w.connect_engines.remote(address, engines, ranks_each, dtype) for w in self.workers])
+
+    def send_weights(self) -> None:
+        """The current weights straight into the connected engines, without a copy on the CPU."""
+        gather("sync", [worker.send_weights.remote() for worker in self.workers])
+
     def mean_weights(self, dtype: str) -> ray.ObjectRef:
         """As `weights`, of the running mean; only for a group that keeps one."""
         return [worker.gather_weights.remote(dtype, mean=True) for worker in self.workers][0]
 
     def save(self, folder: Path) -> None:
-        gather("checkpoint", [worker.save.remote(folder) for worker in self.workers])
+        gather("checkpoint", [worker.save.remote(folder.absolute()) for worker in self.workers])
 
     def load(self, folder: Path) -> None:
-        gather("resume", [worker.load.remote(folder) for worker in self.workers])
+        gather("resume", [worker.load.remote(folder.absolute()) for worker in self.workers])
 
     def save_student(self, folder: Path) -> None:
-        gather("export", [worker.save_student.remote(folder) for worker in self.workers])
+        gather("export", [worker.save_student.remote(folder.absolute()) for worker in self.workers])

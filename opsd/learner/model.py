@@ -4,20 +4,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from opsd.micro_batch import MicroBatch
 from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
 from opsd.ops.divergences import forward_kl, reverse_kl
+from opsd.ops.mixing import mixed_embeddings
 from opsd.ops.objective import Objective
 from opsd.ops.signals import hellinger, reverse_kl_grad_norm
 from opsd.ops.temperature import temper
-from opsd.types import MicroBatch, TokenStats, Vocabulary
+from opsd.types import TokenStats, Vocabulary
 
 Divergence = Callable[..., Tensor] | Objective
 
@@ -84,8 +93,13 @@ class DistillationModel(nn.Module):
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """The trunk's last hidden states [N, D] at the rows that the batch names."""
+        inputs = {"input_ids": batch.token_ids_L[None]}
+        if batch.other_ids_L is not None:
+            embed = self.causal_lm.get_input_embeddings()
+            mixed_LD = mixed_embeddings(embed, batch.token_ids_L, batch.other_ids_L, batch.own_share_L)
+            inputs = {"inputs_embeds": mixed_LD[None]}
         output = self.causal_lm.base_model(
-            input_ids=batch.token_ids_L[None], position_ids=batch.position_L[None], attention_mask=None, use_cache=False
+            **inputs, position_ids=batch.position_L[None], attention_mask=None, use_cache=False
         )
         return output.last_hidden_state[0, batch.row_N]
 
@@ -98,26 +112,48 @@ def load_student(path: str, *, attention: str, trust_remote_code: bool) -> PreTr
     return causal_lm.eval()
 
 
-def shard(model: DistillationModel, *, device: str, num_ranks: int, dtype: str, checkpointing: bool) -> None:
+def shard(
+    model: DistillationModel,
+    *,
+    device: str,
+    num_ranks: int,
+    dtype: str,
+    checkpointing: bool = False,
+    cpu_offload: bool = False,
+) -> None:
     """Wrap every decoder layer and then the whole in FSDP2, in place; gradients are summed over ranks, not averaged.
 
     The weights in the loss are already divided by the global batch's sum, so a sum is the gradient of the mean.
+    Gradients are reduced after every micro-batch: to do it once a step would save half of a step's traffic and cost
+    every rank a whole float32 gradient, which is what FSDP is there to avoid.
     """
     mesh = init_device_mesh(device, (num_ranks,))
-    policy = MixedPrecisionPolicy()
+    precision, offload = MixedPrecisionPolicy(), OffloadPolicy()
     if dtype == "bfloat16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if cpu_offload:
+        offload = CPUOffloadPolicy(pin_memory=device == "cuda")
     if checkpointing:
-        model.causal_lm.train()  # transformers checkpoints in training mode only
-        model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(model.causal_lm)
     for layer in decoder_layers(model.causal_lm):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload)
     register_fsdp_forward_method(model, "token_stats")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+
+
+def checkpoint_layers(causal_lm: PreTrainedModel) -> None:
+    """Keep each decoder layer's input only, and run the layer again in the backward pass.
+
+    transformers does so for a layer in training mode only. The layers' own parts stay in evaluation mode: a model whose
+    config has attention_dropout would else train with it.
+    """
+    causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in decoder_layers(causal_lm):
+        layer.training = True
 
 
 def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
@@ -126,9 +162,10 @@ def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
     return [module for module in causal_lm.modules() if type(module).__name__ in names]
 
 
-def full_weights(shards: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def full_weights(shards: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Every weight, whole, under its Hugging Face name, from a model's named parameters; a tied head appears once.
 
-    A collective of all ranks.
+    One at a time, so that a rank never holds more than it keeps. A collective: every rank iterates to the end.
     """
-    return {name.removeprefix("causal_lm."): shard.full_tensor().detach() for name, shard in shards}
+    for name, shard in shards:
+        yield name.removeprefix("causal_lm."), shard.full_tensor().detach()

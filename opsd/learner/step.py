@@ -8,7 +8,8 @@ from torch import Tensor
 
 from opsd.errors import StageError
 from opsd.learner.model import DistillationModel
-from opsd.types import MicroBatch, StepReport, TokenStats
+from opsd.micro_batch import MicroBatch
+from opsd.types import StepReport, TokenStats
 
 
 def train_step(
@@ -17,13 +18,13 @@ def train_step(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     micro_batches: list[MicroBatch],
     *,
+    device: torch.device,
     max_grad_norm: float,
 ) -> StepReport:
     """Sum the weighted losses and gradients over micro-batches and ranks, clip, step. Called by every rank.
 
     Raises StageError before the optimiser moves where the loss or the gradient norm is not finite.
     """
-    device = next(model.parameters()).device
     totals = torch.zeros(3, device=device, dtype=torch.float64)  # loss, kept tokens, trunk tokens
     for batch in micro_batches:
         batch = batch.to(device)
@@ -56,12 +57,13 @@ def train_step(
 
 
 @torch.no_grad()
-def token_stats(model: DistillationModel, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
+def token_stats(
+    model: DistillationModel, micro_batches: list[MicroBatch], *, device: torch.device
+) -> tuple[Tensor, TokenStats]:
     """(index_N, statistics) of this rank's tokens on the CPU; index_N are their places in the global batch.
 
     Called by every rank, also by one whose micro-batches are empty.
     """
-    device = next(model.parameters()).device
     parts = [model.token_stats(batch.to(device)) for batch in micro_batches]
     model.reshard()  # the root keeps its weights gathered for a backward pass, and none follows
     return torch.cat([batch.index_N for batch in micro_batches]), TokenStats.concatenate(parts).to("cpu")

@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 import torch
 import torch.distributed as dist
+from ray.actor import ActorHandle
 from torch import Tensor
 
 from opsd.config import LearnerConfig, StudentConfig
@@ -17,7 +18,9 @@ from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
-from opsd.types import MicroBatch, StepReport, TokenStats, Vocabulary
+from opsd.micro_batch import MicroBatch
+from opsd.placement import require_here
+from opsd.types import StepReport, TokenStats, Vocabulary
 
 
 class LearnerWorker:
@@ -43,16 +46,20 @@ class LearnerWorker:
         divergence: Divergence,
         vocabulary: Vocabulary,
         mean_decay: float | None = None,
+        shares_gpu: bool = False,
     ) -> None:
-        """`mean_decay`: also keep a running mean of the weights; None: do not."""
+        """`mean_decay`: also keep a running mean of the weights; None: do not. `shares_gpu`: with engines, in turn."""
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR=address[0], MASTER_PORT=str(address[1])
         )
+        require_here("the student", student.path)
         torch.set_num_threads(learner.cpu_threads)
         self.device = torch.device(device)
         self.student = student
+        self.shares_gpu = shares_gpu
         self.max_grad_norm = learner.max_grad_norm
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        # Offloaded weights and gradients are on the CPU, so a GPU rank needs gloo beside NCCL.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         attention = "flash_attention_2" if device == "cuda" and student.dtype == "bfloat16" else "sdpa"
         causal_lm = load_student(student.path, attention=attention, trust_remote_code=student.trust_remote_code)
         self.model = DistillationModel(causal_lm.to(self.device), divergence, vocabulary)
@@ -62,26 +69,54 @@ class LearnerWorker:
             num_ranks=num_ranks,
             dtype=student.dtype,
             checkpointing=learner.activation_checkpointing,
+            cpu_offload=learner.cpu_offload,
         )
         self.optimizer = build_optimizer(self.model.parameters(), learner)
         self.scheduler = build_scheduler(self.optimizer, learner, num_steps)
         self.mean = None if mean_decay is None else WeightMean(self.model, mean_decay)
 
+    def require_folder(self, folder: Path) -> None:
+        require_here("output_dir", folder)
+
     def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
-        report = train_step(self.model, self.optimizer, self.scheduler, micro_batches, max_grad_norm=self.max_grad_norm)
+        report = train_step(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            micro_batches,
+            device=self.device,
+            max_grad_norm=self.max_grad_norm,
+        )
         if self.mean is not None:
             self.mean.update(self.model)
+        if self.shares_gpu:
+            torch.cuda.empty_cache()  # what activations took; it is the engines' turn
         return report
 
     def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
-        return token_stats(self.model, micro_batches)
+        return token_stats(self.model, micro_batches, device=self.device)
 
     def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
         """All weights, or their running mean, on the CPU in `dtype`, on rank 0; None elsewhere."""
-        weights = full_weights(self.mean.shards.items() if mean else self.model.named_parameters())
-        if dist.get_rank() != 0:
-            return None
-        return {name: weight.to("cpu", getattr(torch, dtype)) for name, weight in weights.items()}
+        shards = self.mean.shards.items() if mean else self.model.named_parameters()
+        found, first = {}, dist.get_rank() == 0
+        for name, weight in full_weights(shards):
+            if first:
+                found[name] = weight.to("cpu", getattr(torch, dtype))
+        return found if first else None
+
+    def connect_engines(
+        self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str
+    ) -> None:
+        from opsd.learner.nccl_sender import TrainedWeights, nccl_sender  # imports vLLM
+
+        weights = TrainedWeights(self.model, getattr(torch, dtype), self.device)
+        self.sender = nccl_sender(
+            weights, rank=dist.get_rank(), address=address, workers=engines, ranks_each=ranks_each
+        )
+
+    def send_weights(self) -> None:
+        self.sender.send_weights()
 
     def save(self, folder: Path) -> None:
         save_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
@@ -90,8 +125,8 @@ class LearnerWorker:
         load_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
 
     def save_student(self, folder: Path) -> None:
-        weights = full_weights(self.model.named_parameters())
-        if dist.get_rank() == 0:
+        weights = self.gather_weights("float32")
+        if weights is not None:
             save_student(folder, weights, self.student.path, trust_remote_code=self.student.trust_remote_code)
         dist.barrier()
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opsd.ops.chunks import Events, bucket_gradient, chunk_buckets, logit_gradient, logits_buffer, rest_entropy
+from opsd.ops.chunks import Events, bucket_gradient, chunk_buckets, logit_gradient, shares_buffer
 from opsd.ops.head_gradients import HeadGradients, softmax_dtype
 
-# The logits of a chunk in float32 (193 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
+# The logits of a chunk in float32 (207 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
 # Every chunk reads the whole head and updates its whole gradient: half as many rows cost a tenth more time.
-CHUNK_BYTES = 112 << 20
+CHUNK_BYTES = 120 << 20
 FILTER_THRESHOLD = {torch.float64: 0.0, torch.float32: 1e-7}
 # Of bfloat16. Cut-cross-entropy's 2^-12 is below the rounding of one entry, but thousands of such entries add up in the
 # gradient of a hidden row to many times the rounding of the whole.
@@ -125,13 +125,12 @@ class _BucketLogprobs(torch.autograd.Function):
         ctx.events, ctx.chunks = events, chunks
         ctx.set_materialize_grads(False)
         num_rows, num_slots = events.support_NU.shape
-        buffer_RV = logits_buffer(hidden_ND, chunks, events)
         logprobs_NB = hidden_ND.new_empty(num_rows, num_slots + 1, dtype=softmax_dtype(hidden_ND))
         rest_entropy_N = hidden_ND.new_empty(num_rows, dtype=softmax_dtype(hidden_ND))
         for rows in chunks:
-            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events.of(rows), buffer_RV)
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events.of(rows), None, with_entropy=True)
             logprobs_NB[rows] = chunk.logprobs_NB
-            rest_entropy_N[rows] = rest_entropy(chunk)
+            rest_entropy_N[rows] = chunk.rest_entropy_N
         return logprobs_NB, rest_entropy_N
 
     @staticmethod
@@ -141,10 +140,10 @@ class _BucketLogprobs(torch.autograd.Function):
             return None, None, None, None
         hidden_ND, weight_VD = ctx.saved_tensors
         gradients = HeadGradients(hidden_ND, weight_VD, ctx.needs_input_grad[:2])
-        buffer_RV = logits_buffer(hidden_ND, ctx.chunks, ctx.events)
+        buffer = shares_buffer(hidden_ND, ctx.chunks, ctx.events.vocab_size)
         for rows in ctx.chunks:
             events = ctx.events.of(rows)
-            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events, buffer_RV)
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events, buffer, with_entropy=True)
             grad_rest_entropy = None if grad_rest_entropy_N is None else grad_rest_entropy_N[rows]
             grad_NB = bucket_gradient(chunk, grad_logprobs_NB[rows])
             gradients.add(rows, logit_gradient(chunk, events, grad_NB, grad_rest_entropy))
@@ -167,11 +166,11 @@ class _LossJob(NamedTuple):
         """The divergence of each row [N], and the gradients of the loss."""
         per_token_N = hidden_ND.new_empty(len(hidden_ND), dtype=softmax_dtype(hidden_ND))
         gradients = HeadGradients(hidden_ND, weight_VD, self.needs_grad, self.filter_threshold)
-        buffer_RV = logits_buffer(hidden_ND, self.chunks, self.events)
         needs_grad = any(self.needs_grad)
+        buffer = shares_buffer(hidden_ND, self.chunks, self.events.vocab_size) if needs_grad else None
         for rows in self.chunks:
             events = self.events.of(rows)
-            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events, buffer_RV)
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events, buffer)
             with torch.set_grad_enabled(needs_grad):
                 logprobs_NB = chunk.logprobs_NB.requires_grad_(needs_grad)
                 own = {name: values[rows] for name, values in self.row_inputs.items()}
@@ -245,8 +244,9 @@ def _events(
         raise ValueError(f"vocab_size must be in 1..{num_columns}, the rows of the head, got {vocab_size}")
     if len(set(stop_ids)) < len(stop_ids) or not all(0 <= stop_id < vocab_size for stop_id in stop_ids):
         raise ValueError(f"stop_ids must be distinct and in 0..{vocab_size - 1}, got {stop_ids}")
-    stop_E = torch.tensor(stop_ids, device=hidden_ND.device) if len(stop_ids) > 1 else None
-    return Events(support_NU, temperature_N, vocab_size, stop_E)
+    if support_NU.numel() > 0 and support_NU.max() >= vocab_size:
+        raise ValueError(f"support_NU must hold ids below {vocab_size}, got {support_NU.max().item()}")
+    return Events(support_NU, temperature_N, vocab_size, tuple(stop_ids))
 
 
 def _expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

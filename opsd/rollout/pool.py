@@ -9,6 +9,7 @@ from ray import ObjectRef
 from opsd.config import RolloutConfig, StudentConfig
 from opsd.engines.pool import EnginePool, request_seed
 from opsd.engines.rows import in_order
+from opsd.seats import Placement
 from opsd.types import Prompt, Rollout, Sampling, Vocabulary
 
 
@@ -24,6 +25,7 @@ class RolloutPool:
         vocabulary: Vocabulary,
         device: str,
         max_model_tokens: int,
+        placement: Placement | None = None,
     ) -> None:
         self.cfg = cfg
         self.seed = seed
@@ -36,10 +38,15 @@ class RolloutPool:
             device=device,
             max_model_tokens=max_model_tokens,
             trust_remote_code=student.trust_remote_code,
+            placement=placement,
         )
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
+
+    def rest(self) -> None:
+        """Leave the GPUs to the learner until the next call; see placement.mode=colocated."""
+        self.engines.rest()
 
     def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
         """`samples_per_prompt` answers a prompt, in groups as they finish. `step` seeds them (-1: evaluation).
@@ -66,4 +73,9 @@ class RolloutPool:
     def update_weights(self, weights: ObjectRef, *, policy_version: int) -> None:
         """New weights (a reference to a state dict) into every running engine."""
         self.engines.update_weights(weights, policy_version)
+        self.policy_version = policy_version
+
+    def received_weights(self, policy_version: int) -> None:
+        """The engines have taken weights from the learner without this pool."""
+        self.engines.received_weights(policy_version)
         self.policy_version = policy_version

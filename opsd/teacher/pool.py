@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -12,7 +12,10 @@ from ray import ObjectRef
 from opsd.config import TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import has_foreign_ids, in_order
-from opsd.placement import gather
+from opsd.errors import StageError
+from opsd.seats import Placement
+from opsd.teacher.openai import OpenAIEngines
+from opsd.teacher.remote import RemoteEngines
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
@@ -22,7 +25,7 @@ class PendingScores:
 
     rollouts: dict[int, Rollout]  # by place in the global batch
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
-    refs: list[ObjectRef]  # to lists of TeacherScores
+    parts: list[Any]  # what the engines know their work by
 
     def is_scored(self) -> bool:
         """Whether all of its scores are there. Does not wait."""
@@ -33,24 +36,45 @@ class PendingScores:
 
 
 class TeacherPool:
-    """Scores rollouts, with the weights that it was started with until it gets others."""
+    """Scores rollouts, with the weights that it was started with until it gets others.
 
-    def __init__(self, cfg: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int) -> None:
+    Its engines are Ray actors of this run or servers elsewhere (teacher.backend). `role` names the actors.
+    """
+
+    def __init__(
+        self,
+        cfg: TeacherConfig,
+        *,
+        vocabulary: Vocabulary,
+        device: str,
+        max_model_tokens: int,
+        role: str = "teacher",
+        placement: Placement | None = None,
+    ) -> None:
         self.cfg = cfg
         self.vocabulary = vocabulary
-        self.engines = EnginePool(
-            "teacher",
-            cfg.path,
-            cfg,
-            vocabulary=vocabulary,
-            device=device,
-            max_model_tokens=max_model_tokens,
-            trust_remote_code=cfg.trust_remote_code,
-            max_batch_tokens=cfg.max_batch_tokens,
-        )
+        if cfg.remote:
+            self.engines = {"http": RemoteEngines, "openai": OpenAIEngines}[cfg.backend](cfg, vocabulary)
+        else:
+            self.engines = EnginePool(
+                role,
+                cfg.path,
+                cfg,
+                vocabulary=vocabulary,
+                device=device,
+                max_model_tokens=max_model_tokens,
+                trust_remote_code=cfg.trust_remote_code,
+                max_batch_tokens=cfg.max_batch_tokens,
+                placement=placement,
+            )
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
+
+    def rest(self) -> None:
+        """Leave the GPUs to the learner until the next call; see placement.mode=colocated. Servers have their own."""
+        if not self.cfg.remote:
+            self.engines.rest()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; returns after the last, not its scores.
@@ -60,8 +84,10 @@ class TeacherPool:
         pending = []
         for group in groups:
             known = {place: r for place, r in group.items() if not has_foreign_ids(r.response_ids, self.vocabulary)}
-            refs = self.engines.score(list(known.values()), self.cfg.top_k)
-            pending.append(PendingScores(rollouts=group, scored_places=tuple(known), refs=refs))
+            if self.cfg.backend != "transformers" and any(r.mixture is not None for r in known.values()):
+                raise StageError(f"score: backend={self.cfg.backend} reads token ids, not mixed embeddings")
+            parts = self.engines.score(list(known.values()), self.cfg.top_k)
+            pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts))
         return pending
 
     def finish(self, pending: list[PendingScores]) -> list[tuple[Rollout, TeacherScores | None]]:
@@ -69,12 +95,11 @@ class TeacherPool:
         rollouts, scores = {}, {}
         for group in pending:
             rollouts.update(group.rollouts)
-            parts = gather("score", group.refs)
-            scores.update(zip(group.scored_places, itertools.chain.from_iterable(parts), strict=True))
+            scores.update(zip(group.scored_places, self.engines.scores(group.parts), strict=True))
         return [(rollouts[place], scores.get(place)) for place in sorted(rollouts)]
 
     def update_weights(self, weights: ObjectRef) -> None:
-        """New weights (a reference to a state dict) into every running engine."""
+        """New weights (a reference to a state dict) into every running engine; servers take none."""
         self.engines.update_weights(weights, policy_version=0)
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:

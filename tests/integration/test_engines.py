@@ -89,6 +89,23 @@ def generate(engine, sampling: Sampling = SAMPLING, num_prompts: int = 20, polic
     return in_order(engine.generate(prompts, [0] * num_prompts, seeds, sampling, policy_version))
 
 
+@pytest.mark.parametrize("backend", ENGINES)
+def test_top_k_draws_from_the_likeliest_only(engine_of, backend):
+    """Two stop ids are one event, so a token among the two likeliest may be the third event at most."""
+
+    def ranks(rollouts):
+        events = [np.where(np.isin(r.response_ids, VOCABULARY.stop_ids), 2, r.response_ids) for r in rollouts]
+        return np.concatenate([
+            (r.candidate_ids == event[:, None]).argmax(1) + 99 * ~(r.candidate_ids == event[:, None]).any(1)
+            for r, event in zip(rollouts, events, strict=True)
+        ])  # fmt: skip
+
+    engine = engine_of(backend, "tied")
+    assert ranks(generate(engine)).max() > 3
+    limited = ranks(generate(engine, replace(SAMPLING, top_k=2)))
+    assert limited.max() <= 2 and set(limited) >= {0, 1}
+
+
 def reference_events(path, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
     """(event log-probabilities float64 [T, NUM_IDS], event of each response token), by no engine's code."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

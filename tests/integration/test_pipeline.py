@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from opsd.config import DataConfig
+from opsd.data.grading import math as grade_math
+from opsd.data.prompts import load_prompts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +157,34 @@ def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
     assert all(0 < line["loss"] < 0.6931 for line in lines)  # a Jensen-Shannon divergence is at most log 2
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert all(line["kept_ratio"] == pytest.approx(0.25, abs=0.01) for line in lines)
+
+
+def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
+    """As `datasets` writes it, and no setting says how it is made."""
+    rows = [
+        {
+            "data_source": "sums",
+            "prompt": [{"role": "user", "content": f"{a}+{b}="}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": str(a + b)},
+            "extra_info": {"split": "train", "index": 10 * a + b},
+        }
+        for a in range(5)
+        for b in range(5)
+    ]
+    Dataset.from_list(rows).to_parquet(tmp_path / "sums.parquet")
+    folder = finished(
+        pair, tmp_path / "run", f"data.train_path={tmp_path}/sums.parquet", f"data.eval_path={tmp_path}/sums.parquet",
+        "num_steps=2", "data.grader=math", "eval.num_problems=4",
+    )  # fmt: skip
+    assert [0 <= line["accuracy_train"] <= 1 for line in training_lines(folder)] == [True, True]
+    assert 0 <= json.loads((folder / "summary.json").read_text())["accuracy_after"] <= 1
+    data = DataConfig(train_path="", eval_path="", grader="math")
+    tokenizer = AutoTokenizer.from_pretrained(pair / "student")
+    for prompt in load_prompts(str(tmp_path / "sums.parquet"), data, tokenizer, 20):
+        first, second = prompt.text.removesuffix("=").split("+")
+        assert grade_math(f"it is {int(first) + int(second)}", prompt.answer)
+        assert not grade_math(f"it is {int(first) + int(second) + 1}", prompt.answer)
 
 
 def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):

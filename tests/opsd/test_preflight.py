@@ -2,12 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
-from opsd.config import DataConfig, LossConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, LossConfig, PlacementConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
 from opsd.errors import ConfigError, DataError
-from opsd.preflight import check
+from opsd.preflight import check, check_counts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 
@@ -29,7 +30,7 @@ def config(models, tmp_path, *, teacher="teacher", prompts=("1+2=",), **sections
     return RunConfig(
         output_dir=str(tmp_path / "run"),
         student=StudentConfig(path=str(models / "student")),
-        teacher=TeacherConfig(path=str(models / teacher), **sections.pop("teacher_options", {"top_k": 8})),
+        teacher=TeacherConfig(**{"path": str(models / teacher), **sections.pop("teacher_options", {"top_k": 8})}),
         data=DataConfig(train_path=str(path), eval_path=str(path)),
         **sections,
     )
@@ -83,6 +84,14 @@ def test_more_log_probabilities_than_tokens_are_refused(models, tmp_path):
         check(config(models, tmp_path, rollout=RolloutConfig(num_candidates=65)))
 
 
+def test_the_support_is_the_best_that_the_teacher_can_score(models, tmp_path):
+    assert check(config(models, tmp_path)).support == "teacher"
+    exact = {"top_k": 8, "backend": "transformers"}
+    assert check(config(models, tmp_path, teacher_options=exact)).support == "union"
+    asked = check(config(models, tmp_path, teacher_options=exact, loss=LossConfig(support="teacher")))
+    assert asked.support == "teacher"
+
+
 def test_a_support_that_the_teacher_cannot_score_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="loss.support=union needs .* set teacher.backend=transformers"):
         check(config(models, tmp_path, loss=LossConfig(support="union")))
@@ -95,3 +104,53 @@ def test_a_head_that_bends_its_logits_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="final_logit_softcapping=30.0 .* is not supported"):
         check(config(models, tmp_path))
     file.write_text(saved)
+
+
+def test_the_vocabulary_of_several_teachers_is_what_all_of_them_share(models, tmp_path):
+    by_source = {"a": str(models / "padded")}
+    with pytest.raises(DataError, match="row 1: no teacher for data_source ''"):
+        check(config(models, tmp_path, teacher_options={"path": "", "top_k": 8, "by_source": by_source}))
+    rows = [{"prompt": "1+2=", "data_source": "a"}, {"prompt": "1+3="}]
+    cfg = config(models, tmp_path, teacher_options={"top_k": 8, "by_source": by_source})
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert check(cfg).vocabulary.size == 64
+    cfg.teacher.by_source = {"a": str(models / "other")}
+    with pytest.raises(ConfigError, match=r"teacher\.by_source\.a\.path: its tokenizer does not share the student's"):
+        check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("device", "rollout", "said"),
+    [
+        ("cpu", {}, "placement.mode=colocated shares GPUs; this run is on the CPU"),
+        ("cuda", {"tensor_parallel_size": 2}, "rollout.tensor_parallel_size must be 1, got 2"),
+        ("cuda", {"backend": "transformers"}, "rollout.backend=vllm, got transformers"),
+        ("cuda", {"weight_transfer": "nccl"}, "NCCL joins no two processes on one GPU"),
+        ("cuda", {"gpu_memory_utilization": 0.45}, "must not sum to more than 0.95, got 1.15"),
+    ],
+)
+def test_what_cannot_share_a_gpu_is_refused(models, tmp_path, monkeypatch, device, rollout, said):
+    """As on a cluster's node without a GPU: there device=cuda is taken at its word."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    placement = PlacementConfig(mode="colocated")
+    with pytest.raises(ConfigError) as refused:
+        check(config(models, tmp_path, device=device, placement=placement, rollout=RolloutConfig(**rollout)))
+    assert said in str(refused.value)
+
+
+def test_a_teacher_elsewhere_takes_no_part_of_a_shared_gpu(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    cfg = config(models, tmp_path, device="cuda", placement=PlacementConfig(mode="colocated"))
+    check_counts(replace(cfg, teacher=TeacherConfig(backend="http", urls=["http://a"], top_k=8)), 64, "cuda")
+    with pytest.raises(ConfigError, match="must not sum to more than 0.95, got 1.40"):
+        check_counts(cfg, 64, "cuda")
+
+
+def test_nccl_is_refused_on_the_cpu(models, tmp_path):
+    with pytest.raises(ConfigError, match="rollout.weight_transfer=nccl needs GPUs .*, this run has cpu and vllm"):
+        check(config(models, tmp_path, rollout=RolloutConfig(weight_transfer="nccl")))
+
+
+def test_colocated_roles_cannot_be_on_different_nodes():
+    with pytest.raises(ConfigError, match="must be equal, got 'a', '', ''"):
+        PlacementConfig(mode="colocated", rollout_nodes="a")

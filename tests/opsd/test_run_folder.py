@@ -1,5 +1,7 @@
 """A run's folder is never another run's, and an interrupted checkpoint is never resumed."""
 
+from dataclasses import replace
+
 import pytest
 
 from opsd.config import CheckpointConfig, DataConfig, LearnerConfig, RunConfig, StudentConfig, TeacherConfig
@@ -43,6 +45,16 @@ def test_resume_refuses_another_configuration_but_not_other_logging(tmp_path):
     folder.claim(config(folder.path, resume="auto", stop_at_step=7, checkpoint=CheckpointConfig(every=5)))
     with pytest.raises(ConfigError, match="learner differs from the run in"):
         folder.claim(config(folder.path, resume="auto", learner=LearnerConfig(learning_rate=0.5)))
+
+
+def test_a_resumed_run_finds_its_teachers_servers_elsewhere(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    servers = TeacherConfig(backend="http", urls=["http://a"])
+    folder.claim(replace(config(folder.path), teacher=servers))
+    again = config(folder.path, resume="auto")
+    folder.claim(replace(again, teacher=replace(servers, urls=["http://b", "http://c"])))
+    with pytest.raises(ConfigError, match="teacher differs from the run in"):
+        folder.claim(replace(again, teacher=replace(servers, top_k=7)))
 
 
 def test_resume_and_overwrite_together_are_refused(tmp_path):

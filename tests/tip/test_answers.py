@@ -1,11 +1,13 @@
 """Whose answers a step trains on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from opsd.errors import ConfigError
 from opsd.types import Prompt, Rollout
-from tip.answers import ANSWERS, NOT_SAMPLED
+from tip.answers import ANSWERS, NOT_SAMPLED, mixed_with
 from tip.config import TipRunConfig
 from tip.plugin import build_hooks
 
@@ -89,10 +91,29 @@ def test_pairs_put_the_teacher_before_the_student_for_each_prompt():
     assert all((a.candidate_ids == -1).all() and (a.sampled_logprobs == 0).all() for a in answers[::2])
 
 
+def test_a_mixture_stands_beside_every_answer():
+    """Its inputs are another answer's up to that one's end, then its own; its own share is the larger."""
+    prompts = make_prompts(60)
+    answers = gather(
+        ANSWERS["mixtures"](StudentPool(), None, seed=0, max_tokens=8), prompts, step=2, samples_per_prompt=1
+    )
+    assert [a.prompt.index for a in answers] == [i for i in range(60) for _ in range(2)]
+    assert all(a.mixture is None and a.policy_version == 4 for a in answers[::2])
+    mixed = answers[1::2]
+    assert all(a.policy_version == NOT_SAMPLED and (a.candidate_ids == -1).all() for a in mixed)
+    shares = [a.mixture.own_share for a in mixed]
+    assert min(shares) >= 0.5 and max(shares) <= 1.0 and len(set(shares)) > 50
+    one, other = rollout_of(prompts[0], 0), rollout_of(replace(prompts[1], token_ids=np.array([9], np.int32)), 0)
+    assert mixed_with(one, other, 0.7).mixture.other_ids.tolist() == [9, 8, 1, 1]
+    assert mixed_with(other, one, 0.7).mixture.other_ids.tolist() == [2, 3, 8]
+
+
 def test_what_cannot_work_is_refused():
+    with pytest.raises(ConfigError, match="answers=mixtures needs teacher.backend=transformers"):
+        TipRunConfig(answers="mixtures", stats="learner")
     with pytest.raises(ConfigError, match="answers=mixed needs stats=learner"):
         TipRunConfig(answers="mixed")
-    with pytest.raises(ConfigError, match="answers must be one of mixed, student, teacher_pairs, got 'file'"):
+    with pytest.raises(ConfigError, match="answers must be one of mixed, mixtures, student, teacher_pairs, got 'file'"):
         build_hooks(TipRunConfig(answers="file", stats="learner"))
     source = ANSWERS["mixed"](StudentPool(), None, seed=0, max_tokens=8, student_share=0.0)
     with pytest.raises(ConfigError, match="set data.response_key"):

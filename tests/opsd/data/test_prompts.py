@@ -1,5 +1,6 @@
 """Prompt files, good and bad; the order of batches."""
 
+import copy
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from transformers import AutoTokenizer
 
 from opsd.config import DataConfig
 from opsd.data.prompts import PromptSource, load_prompts
-from opsd.errors import DataError
+from opsd.errors import ConfigError, DataError
 from tests.tiny_models import make_char_tokenizer
 
 
@@ -57,13 +58,30 @@ def test_the_files_own_answer_ends_with_a_stop_token(tmp_path, tokenizer):
     assert prompt.response_ids.tolist() == [*tokenizer("3", add_special_tokens=False)["input_ids"], 0]
 
 
+def test_the_reference_answer_is_the_solution_where_no_field_is_named(tmp_path, tokenizer):
+    row = {"prompt": [{"role": "user", "content": "1+2="}], "reward_model": {"ground_truth": "3"}}
+    [prompt] = load(write(tmp_path, json.dumps(row)), tokenizer, teacher_template="{solution}+{prompt}")
+    assert tokenizer.decode(prompt.scored_after) == "3+1+2="
+
+
+def test_the_chat_template_gets_its_options_or_is_missed(tmp_path, tokenizer):
+    path = write(tmp_path, '{"prompt": "1+2="}')
+    with pytest.raises(ConfigError, match="its tokenizer has no chat template"):
+        load(path, tokenizer, chat_template=True)
+    templated = copy.deepcopy(tokenizer)
+    templated.chat_template = "{{ messages[0].content }}{% if enable_thinking %}#{% endif %}"
+    assert load(path, templated, chat_template=True)[0].text == "1+2="
+    [prompt] = load(path, templated, chat_template=True, template_options={"enable_thinking": True})
+    assert prompt.text == "1+2=#"
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "said"),
     [
-        ([], {}, "no prompts in it"),
+        ([], {}, "prompts.jsonl: the file is empty"),
         (['{"prompt": "1"}', "{not json"], {}, "prompts.jsonl, line 2: not JSON"),
         (['{"prompt": "1"}', "", '{"text": "1"}'], {}, "line 3: expected an object with 'prompt', got text"),
-        (["[1, 2]"], {}, "line 1: expected an object with 'prompt', got list"),
+        (["[1, 2]"], {}, "line 1: expected an object, got list"),
         (['{"prompt": 5}'], {}, "line 1: 'prompt' must be a string or a list"),
         (['{"prompt": "1"}'], {"grader": "math"}, "line 1: data.grader=math needs 'answer'"),
         (
@@ -72,7 +90,11 @@ def test_the_files_own_answer_ends_with_a_stop_token(tmp_path, tokenizer):
             "line 2: the prompt has 21 tokens, the limit is 20",
         ),
         (['{"prompt": ""}'], {}, "line 1: the prompt has no tokens"),
-        (['{"prompt": "1"}'], {"teacher_template": "{solution}{prompt}"}, "line 1: expected the field 'answer', got"),
+        (
+            ['{"prompt": "1"}'],
+            {"teacher_template": "{solution}{prompt}"},
+            "line 1: expected the field 'answer' or 'reward_model.ground_truth', got",
+        ),
         (['{"prompt": "1"}'], {"response_key": "worked"}, "line 1: expected the field 'worked', got prompt"),
         (
             [json.dumps({"prompt": "1", "answer": "1" * 20})],

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from opsd.config import EngineConfig, TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine, _draw, _uniforms
 from opsd.errors import StageError
-from opsd.types import Prompt, Sampling, Vocabulary
+from opsd.types import Mixture, Prompt, Sampling, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 1))  # the model has 64 ids
@@ -56,6 +57,14 @@ def test_draws_follow_the_distribution_at_the_temperature():
     tokens = _draw(logits.expand(20_000, 4), sampling, uniforms)
     frequency = torch.bincount(tokens, minlength=4) / 20_000
     torch.testing.assert_close(frequency, (logits[0] / 0.5).softmax(-1), atol=0.01, rtol=0)
+
+
+def test_top_k_keeps_the_likeliest():
+    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
+    uniforms = _uniforms(seed=0, num_draws=5_000)
+    for top_k, kept in [(1, {0}), (2, {0, 2}), (9, {0, 1, 2, 3}), (0, {0, 1, 2, 3})]:
+        sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=1, num_candidates=1, top_k=top_k)
+        assert set(_draw(logits.expand(5_000, 4), sampling, uniforms).tolist()) == kept
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
@@ -133,3 +142,24 @@ def test_the_driver_imports_the_vllm_engine_without_vllm():
     code = "import sys, opsd.engines.vllm_engine; print('vllm' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "False", result.stderr
+
+
+def test_a_mixture_is_scored_on_mixed_embeddings_and_leaves_its_neighbours_alone(model_path):
+    engine = make_engine(model_path, max_batch_tokens=1000)
+    plain = generate(engine, num_prompts=4)
+    longest = max(plain, key=len)
+    sequence = np.concatenate([longest.prompt.token_ids, longest.response_ids])
+    mixture = Mixture(other_ids=sequence[::-1].copy(), own_share=0.6)
+    mixed = replace(longest, mixture=mixture)
+    scores, mixed_scores = engine.score(plain, 5), engine.score([*plain, mixed], 5)
+    for one, other in zip(scores, mixed_scores[:-1], strict=True):
+        np.testing.assert_allclose(one.sampled_logprobs, other.sampled_logprobs, atol=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+    own, other = (model.get_input_embeddings()(torch.tensor(ids)) for ids in (sequence, mixture.other_ids))
+    with torch.no_grad():
+        logits_LV = model(inputs_embeds=(0.6 * own + 0.4 * other)[None]).logits[0, :, : VOCABULARY.size]
+    rows_TV = logits_LV[len(longest.prompt.token_ids) - 1 : -1].log_softmax(-1)
+    rows_TV[:, 0] = rows_TV[:, :2].logsumexp(-1)  # both stop ids are one event
+    events = torch.tensor(longest.response_ids).long()
+    expected = rows_TV.gather(1, events.masked_fill(events == 1, 0)[:, None])[:, 0]
+    np.testing.assert_allclose(mixed_scores[-1].sampled_logprobs, expected.numpy(), atol=1e-5)

@@ -1,6 +1,8 @@
 """The learner's statistics on one process against dense probabilities: no Ray, no FSDP2."""
 # T response tokens, V vocabulary
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -9,7 +11,7 @@ from opsd.batch import rollout_stats
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import DistillationModel
 from opsd.ops.divergences import reverse_kl
-from opsd.types import ScoredRollout, Selection, TokenStats, Vocabulary
+from opsd.types import Mixture, ScoredRollout, Selection, TokenStats, Vocabulary
 from tests.opsd.builders import make_scored, merge_stops, random_logprobs
 from tests.tiny_models import make_tiny_qwen3
 
@@ -80,3 +82,24 @@ def test_a_rank_without_tokens_has_the_same_statistics(student):
     parts = [model.token_stats(batch) for [batch] in batches]
     assert sorted(len(part) for part in parts) == [0, len(RESPONSE)]
     assert len(TokenStats.concatenate(parts)) == len(RESPONSE)
+
+
+def test_a_mixture_is_read_at_its_place_in_the_packed_row(student):
+    """One rollout mixed, one not, one micro-batch: each as the plain model reads its own embeddings."""
+    item, _, _ = rollout_of(student, num_known=8)
+    context = torch.tensor([1, 2, 3, *RESPONSE])
+    other_ids = torch.tensor([7, 8, 30, 31, 32, 33, 34, *RESPONSE[-2:]])
+    mixture = Mixture(other_ids=other_ids.numpy().astype("int32"), own_share=0.7)
+    mixed = replace(item, rollout=replace(item.rollout, mixture=mixture))
+    kept = Selection(index_N=torch.tensor([0, 3, 6, 8, 10]), weight_N=torch.ones(5))
+    [[batch]] = pack(build_sequences([item, mixed], kept, "teacher", VOCABULARY), 1, 1000)
+    with torch.no_grad():
+        stats = DistillationModel(student, reverse_kl, VOCABULARY).token_stats(batch)
+        embed = student.get_input_embeddings()
+        inputs = torch.stack([embed(context), 0.7 * embed(context) + 0.3 * embed(other_ids)])
+        dense = student(inputs_embeds=inputs).logits[:, 2:-1].double()
+    expected = torch.cat([merge_stops(rows_TV, VOCABULARY) for rows_TV in dense])
+    for place, index in enumerate(batch.index_N.tolist()):
+        token = RESPONSE[index % len(RESPONSE)]
+        event = VOCABULARY.stop_event if token in VOCABULARY.stop_ids else token
+        assert stats.student_logprob_T[place].item() == pytest.approx(expected[index, event].item(), abs=1e-4)

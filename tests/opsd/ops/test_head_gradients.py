@@ -18,7 +18,7 @@ N, V, D = 12, 64, 6
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(head_gradients, "BLOCK_COLUMNS", 10)
+    monkeypatch.setitem(head_gradients.BLOCK_COLUMNS, "cpu", 10)
 
 
 class Products(TorchDispatchMode):

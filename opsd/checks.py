@@ -1,0 +1,25 @@
+"""What the settings' own checks are made of; each raises ConfigError that names the field, expected and got."""
+
+from __future__ import annotations
+
+from opsd.errors import ConfigError
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ConfigError(f"{name} must be at least {low}, got {value}")
+
+
+def positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name} must be greater than 0, got {value}")
+
+
+def in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be in [{low}, {high}], got {value}")

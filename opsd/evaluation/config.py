@@ -1,0 +1,62 @@
+"""Every setting of `python -m opsd.evaluate`, with its default."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from opsd.checks import at_least, in_range, one_of
+from opsd.config import EngineConfig, PromptConfig
+from opsd.errors import ConfigError
+
+
+@dataclass
+class EvaluationData(PromptConfig):
+    paths: list[str] = MISSING  # JSONL or parquet files; a row's data_source, else its file's name, is its group
+    num_problems: int = 0  # the first so many of each file; 0: all
+    grader: str = "math"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("data.num_problems", self.num_problems, 0)
+
+
+@dataclass
+class EvaluateConfig:
+    output_dir: str = MISSING
+    models: dict[str, str] = field(default_factory=dict)  # name -> folder of a model, or of a run: then its student
+    run: str = ""  # a run's folder: adds its teacher, its student before and its student after by these names
+    samples_per_problem: int = 4  # k
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: every token
+    max_response_tokens: int = 512  # a longer answer is cut, and counted as truncated
+    latency_problems: int = 8  # problems answered one at a time to measure the latency; 0: it is not measured
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    trust_remote_code: bool = False
+    dashboard: bool = True  # Ray dashboard
+    overwrite: bool = False  # replace an earlier evaluation in output_dir
+    plan_only: bool = False  # print what would be done and load nothing
+    data: EvaluationData = field(default_factory=EvaluationData)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        in_range("top_p", self.top_p, 0.0, 1.0)
+        for name, low in (
+            ("samples_per_problem", 1), ("temperature", 0), ("top_k", 0), ("max_response_tokens", 1),
+            ("latency_problems", 0), ("seed", 0),
+        ):  # fmt: skip
+            at_least(name, getattr(self, name), low)
+        if self.temperature == 0 and self.samples_per_problem > 1:
+            raise ConfigError(
+                f"temperature=0 gives one answer {self.samples_per_problem} times: set samples_per_problem=1"
+            )
+        if not self.models and not self.run:
+            raise ConfigError("there is nothing to evaluate: set +models.NAME=FOLDER, once a model, or run=FOLDER")
+        for name in self.models:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ConfigError(f"models: a name is letters, digits, '.', '_' and '-', got {name!r}")

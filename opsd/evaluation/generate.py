@@ -1,0 +1,110 @@
+"""Answers from running engines, and how long they take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+from opsd.data.grading import EXTRACTORS, GRADERS
+from opsd.engines.pool import EnginePool, request_seed
+from opsd.engines.rows import in_order
+from opsd.evaluation.results import Answer, ProblemResult
+from opsd.types import Prompt, Rollout, Sampling
+
+GROUP_SIZE = 16  # answers that an engine reports together: how fine the progress is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Wall clock on the side of the caller, so that Ray's part (milliseconds) is in it; grading is not.
+
+    One at a time: an engine has one problem only, after one answer to warm up; the median over problems. All together:
+    every answer of the evaluation, as many in flight as the engines take. The last tokens of the last answers are drawn
+    with few in flight, so a short evaluation shows less than an engine can do.
+    """
+
+    answer_s: float | None  # seconds of an answer, one at a time; None: not measured
+    answer_tokens_per_s: float | None  # one at a time
+    total_s: float  # all together
+    tokens_per_s: float  # all together, over all engines
+
+
+def answer_problems(
+    engines: EnginePool,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    *,
+    samples_per_problem: int,
+    latency_problems: int,
+    seed: int,
+    label: str,
+) -> tuple[list[list[Rollout]], Speed]:
+    """`samples_per_problem` answers to every prompt, in the order given, and how fast they came.
+
+    The first `latency_problems` are answered one at a time before. `label` stands beside the progress.
+    """
+    measured = prompts[:latency_problems]
+    alone = [_timed_answer(engines, prompt, sampling, seed) for prompt in [*measured[:1], *measured]][1:]
+    requests = [
+        (prompt, sample, request_seed(seed, place, sample))
+        for place, prompt in enumerate(prompts)
+        for sample in range(samples_per_problem)
+    ]
+    began = time.perf_counter()
+    groups = engines.generate(requests, sampling, policy_version=0, group_size=GROUP_SIZE)
+    rollouts = in_order(_with_progress(groups, len(requests), label))
+    total_s = time.perf_counter() - began
+    speed = Speed(
+        answer_s=median(seconds for seconds, _ in alone) if alone else None,
+        answer_tokens_per_s=median(tokens / seconds for seconds, tokens in alone) if alone else None,
+        total_s=total_s,
+        tokens_per_s=sum(map(len, rollouts)) / total_s,
+    )
+    starts = range(0, len(rollouts), samples_per_problem)
+    return [rollouts[start : start + samples_per_problem] for start in starts], speed
+
+
+def grade_problem(rollouts: list[Rollout], tokenizer: Any, grader: str) -> ProblemResult:
+    """The answers to one problem, by the graders of training."""
+    prompt = rollouts[0].prompt
+    return ProblemResult(
+        data_source=prompt.data_source,
+        row=prompt.index,
+        reference=prompt.answer,
+        prompt=prompt.text,
+        answers=tuple(_graded(rollout, tokenizer, grader) for rollout in rollouts),
+    )
+
+
+def _graded(rollout: Rollout, tokenizer: Any, grader: str) -> Answer:
+    text = tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
+    grade, reference = GRADERS[grader], rollout.prompt.answer
+    return Answer(
+        text=text,
+        extracted=None if grade is None else EXTRACTORS[grader](text),
+        correct=None if grade is None or reference is None else grade(text, reference),
+        tokens=len(rollout),
+        truncated=not rollout.stopped,
+    )
+
+
+def _timed_answer(engines: EnginePool, prompt: Prompt, sampling: Sampling, seed: int) -> tuple[float, int]:
+    """(seconds, tokens)"""
+    began = time.perf_counter()
+    [rollout] = in_order(engines.generate([(prompt, 0, request_seed(seed, prompt.index))], sampling, policy_version=0))
+    return time.perf_counter() - began, len(rollout)
+
+
+def _with_progress(groups: Iterable[dict[int, Rollout]], total: int, name: str) -> Iterator[dict[int, Rollout]]:
+    """A bar on a terminal; in a log file a line every half minute."""
+    pause_s = 0.2 if sys.stderr.isatty() else 30.0
+    with tqdm(total=total, desc=name, unit=" answers", mininterval=pause_s, maxinterval=pause_s) as bar:
+        for group in groups:
+            bar.update(len(group))
+            yield group

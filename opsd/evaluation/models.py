@@ -1,0 +1,114 @@
+"""The models of an evaluation: found, checked and measured before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from opsd.data.prompts import student_prompts
+from opsd.data.rows import Row, read_rows
+from opsd.engines.weights import model_without_weights
+from opsd.errors import ConfigError
+from opsd.evaluation.config import EvaluateConfig
+from opsd.evaluation.table import markdown_table
+from opsd.model_folder import model_config, model_tokenizer, stop_ids, weight_bytes
+from opsd.types import Prompt, Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """One of the models, and the problems as it sees them."""
+
+    name: str
+    path: str
+    tokenizer: Any
+    vocabulary: Vocabulary
+    prompts: list[Prompt]
+    max_model_tokens: int  # the longest prompt with the longest answer
+    num_parameters: int  # a matrix that is tied to another counts once
+    num_bytes: int  # of its weight files
+
+
+def check(cfg: EvaluateConfig) -> list[EvaluatedModel]:
+    """All models with all problems; loads no weights. Raises ConfigError or DataError."""
+    rows = {path: read_rows(path)[: cfg.data.num_problems or None] for path in cfg.data.paths}
+    return [_check_model(name, path, rows, cfg) for name, path in named_paths(cfg).items()]
+
+
+def plan_table(models: list[EvaluatedModel], samples_per_problem: int, max_response_tokens: int) -> str:
+    """What each model will have to do, known before its weights are loaded."""
+    header = ["model", "folder", "parameters", "weights on disk", "problems", "answers", "tokens at most", "context"]
+    rows = [
+        [
+            model.name,
+            model.path,
+            f"{model.num_parameters / 1e6:,.1f} M",
+            f"{model.num_bytes / 2**20:,.1f} MiB",
+            f"{len(model.prompts):,}",
+            f"{len(model.prompts) * samples_per_problem:,}",
+            f"{len(model.prompts) * samples_per_problem * max_response_tokens:,}",
+            f"{model.max_model_tokens:,}",
+        ]
+        for model in models
+    ]
+    return markdown_table(header, rows)
+
+
+def named_paths(cfg: EvaluateConfig) -> dict[str, str]:
+    """Model folders by name: first those of the run, then those given one by one. Raises ConfigError."""
+    found = _of_run(cfg.run) if cfg.run else {}
+    for name, path in cfg.models.items():
+        if name in found:
+            raise ConfigError(f"models.{name}: the run {cfg.run} gives a model of this name already")
+        found[name] = _student_of(path) if (Path(path) / "config.yaml").is_file() else path
+    return found
+
+
+def _of_run(run: str) -> dict[str, str]:
+    config_file = Path(run) / "config.yaml"
+    if not config_file.is_file():
+        raise ConfigError(f"run={run}: there is no run here (expected a folder with a config.yaml)")
+    config = yaml.safe_load(config_file.read_text())
+    paths = {"teacher": config["teacher"]["path"], "before": config["student"]["path"], "after": _student_of(run)}
+    return {name: path for name, path in paths.items() if path}
+
+
+def _student_of(run: str) -> str:
+    student = Path(run) / "student"
+    if not student.is_dir():
+        raise ConfigError(f"{run}: this run has no student yet (it is written at the end)")
+    return str(student)
+
+
+def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: EvaluateConfig) -> EvaluatedModel:
+    setting = f"models.{name}"
+    config = model_config(setting, path, cfg.trust_remote_code)
+    tokenizer = model_tokenizer(setting, path, cfg.trust_remote_code)
+    room = config.max_position_embeddings - cfg.max_response_tokens
+    if room < 1:
+        raise ConfigError(
+            f"max_response_tokens={cfg.max_response_tokens} leaves no room for a prompt in {setting}'s context of "
+            f"{config.max_position_embeddings} tokens"
+        )
+    limit = min(room, cfg.data.max_prompt_tokens)
+    prompts = [
+        replace(prompt, data_source=prompt.data_source or Path(file).stem)
+        for file, file_rows in rows.items()
+        for prompt in student_prompts(file, file_rows, cfg.data, tokenizer, limit)
+    ]
+    size = min(len(tokenizer), config.vocab_size)
+    ends = sorted({index for index in stop_ids(path, config, tokenizer) if index < size})
+    skeleton = model_without_weights(path, trust_remote_code=cfg.trust_remote_code)
+    return EvaluatedModel(
+        name=name,
+        path=path,
+        tokenizer=tokenizer,
+        vocabulary=Vocabulary(size=size, stop_ids=tuple(ends)),
+        prompts=prompts,
+        max_model_tokens=max(len(prompt.token_ids) for prompt in prompts) + cfg.max_response_tokens,
+        num_parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        num_bytes=weight_bytes(setting, path),
+    )

@@ -1,0 +1,62 @@
+"""What an evaluation keeps of every problem: a line of JSON, written by `opsd.evaluate`, read to compare runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from opsd.data.rows import read_rows
+from opsd.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer to a problem."""
+
+    text: str  # without special tokens
+    extracted: str | None  # the final answer, normalised; None: none found, or no grader
+    correct: bool | None  # None: no grader
+    tokens: int  # the stop token included
+    truncated: bool  # it hit the length limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemResult:
+    """One problem and all answers to it."""
+
+    data_source: str
+    row: int  # of its file, from 0
+    reference: str | None
+    prompt: str  # as the model saw it
+    answers: tuple[Answer, ...]  # at least one
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            raise ValueError("it has no answers")
+
+    @property
+    def num_correct(self) -> int:
+        return sum(bool(answer.correct) for answer in self.answers)
+
+    @property
+    def identity(self) -> tuple[str, int, str | None]:
+        """Equal for the same problem in two evaluations, however it was put to the model."""
+        return self.data_source, self.row, self.reference
+
+
+def write_results(path: Path, results: Iterable[ProblemResult]) -> None:
+    path.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
+
+
+def read_results(path: str | Path) -> list[ProblemResult]:
+    """Raises DataError that names the file and the line where it is not what `write_results` writes."""
+    results = []
+    for row in read_rows(path):
+        try:
+            answers = tuple(Answer(**answer) for answer in row.fields["answers"])
+            results.append(ProblemResult(**{**row.fields, "answers": answers}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{row.where}: not a problem's result as opsd.evaluate writes it ({error})") from error
+    return results

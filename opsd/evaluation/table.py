@@ -1,0 +1,50 @@
+"""The figures of an evaluation as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def accuracy_table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
+    """`figures`: model -> data source -> figure; one line a model and source."""
+    [names, *_] = [list(of_source) for by_source in figures.values() for of_source in by_source.values()]
+    rows = [
+        [model, source, *(_figure(name, of_source[name]) for name in names)]
+        for model, by_source in figures.items()
+        for source, of_source in by_source.items()
+    ]
+    return markdown_table(["model", "data", *(name.replace("_", " ") for name in names)], rows)
+
+
+def deployment_table(models: dict[str, dict[str, Any]]) -> str:
+    """What it costs to run each model: size, latency and throughput."""
+    header = [
+        "model", "parameters", "weights on disk", "s/answer alone", "tokens/s alone", "tokens/s together", "s in all",
+    ]  # fmt: skip
+    rows = [
+        [
+            name,
+            f"{model['parameters'] / 1e6:,.1f} M",
+            f"{model['weight_bytes'] / 2**20:,.1f} MiB",
+            _optional(model["speed"]["answer_s"], "{:.2f}"),
+            _optional(model["speed"]["answer_tokens_per_s"], "{:,.1f}"),
+            f"{model['speed']['tokens_per_s']:,.1f}",
+            f"{model['speed']['total_s']:,.1f}",
+        ]
+        for name, model in models.items()
+    ]
+    return markdown_table(header, rows)
+
+
+def _figure(name: str, value: float) -> str:
+    return {"problems": "{:.0f}", "mean_tokens": "{:.1f}"}.get(name, "{:.3f}").format(value)
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)

@@ -1,0 +1,65 @@
+"""How good the student is: greedy accuracy on held-out problems, and its distance from the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from opsd.batch import drop_unusable
+from opsd.data.grading import Grader
+from opsd.rollout.pool import RolloutPool
+from opsd.teacher.pool import TeacherPool
+from opsd.types import Prompt, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Accuracy over greedy answers; the rest over answers sampled at the rollout's temperature."""
+
+    accuracy: float | None  # None: no grader or no problems
+    reverse_kl: float  # nats a token: mean of log student(y) - log teacher(y), an unbiased estimate at temperature 1
+    top1_agreement: float  # share of tokens at which both models' likeliest event is the same
+    response_length: float  # tokens, of the sampled answers
+    truncated: float  # share of the sampled answers that hit the length limit
+
+    def metrics(self) -> dict[str, float | None]:
+        return {f"eval/{name}": value for name, value in vars(self).items()}
+
+
+def evaluate(
+    rollout_pool: RolloutPool,
+    teacher_pool: TeacherPool,
+    *,
+    problems: list[Prompt],
+    kl_prompts: list[Prompt],
+    grader: Grader | None,
+    tokenizer: Any,
+) -> Evaluation:
+    """The current student on held-out prompts. The sampled answers use the same seeds at every call."""
+    right = None
+    if grader is not None and problems:
+        right = accuracy(rollout_pool.greedy(problems), grader, tokenizer)
+    pending = teacher_pool.begin(rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1))
+    scored, _ = drop_unusable(teacher_pool.finish(pending))
+    rollouts = [item.rollout for item in scored]
+    log_ratios = [item.rollout.sampled_logprobs - item.scores.sampled_logprobs for item in scored]
+    same = [item.rollout.candidate_ids[:, 0] == item.scores.top_ids[:, 0] for item in scored]
+    return Evaluation(
+        accuracy=right,
+        reverse_kl=float(np.concatenate(log_ratios).mean()),
+        top1_agreement=float(np.concatenate(same).mean()),
+        response_length=float(np.mean([len(r) for r in rollouts])),
+        truncated=float(np.mean([not r.stopped for r in rollouts])),
+    )
+
+
+def accuracy(rollouts: list[Rollout], grader: Grader, tokenizer: Any) -> float:
+    """Share of the answers that the grader accepts."""
+    return float(np.mean([grade(r, grader, tokenizer) for r in rollouts]))
+
+
+def grade(rollout: Rollout, grader: Grader, tokenizer: Any) -> bool:
+    text = tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
+    return grader(text, rollout.prompt.answer)

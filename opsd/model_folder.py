@@ -1,0 +1,48 @@
+"""What a Hugging Face folder says of its model without its weights being read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from opsd.errors import ConfigError
+
+
+def model_config(setting: str, path: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """The config of the folder that `setting` names, as in "student.path". Raises ConfigError where there is none."""
+    if not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"{setting}={path}: there is no model here (expected a folder with a config.json)")
+    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def model_tokenizer(setting: str, path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Raises ConfigError where it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{setting}={path}: cannot load its tokenizer: {error}") from error
+
+
+def stop_ids(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids with which this model ends an answer: generation_config.json, else config.json, else the tokenizer."""
+    generation_file = Path(path) / "generation_config.json"
+    generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
+    found: Any = generation.get("eos_token_id", config.eos_token_id)
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise ConfigError(
+            f"{path}: no stop token: neither generation_config.json, config.json nor the tokenizer names one"
+        )
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def weight_bytes(setting: str, path: str) -> int:
+    """Bytes of the weight files on disk. Raises ConfigError where there are none."""
+    files = [file for pattern in ("*.safetensors", "*.bin") for file in Path(path).glob(pattern)]
+    if not files:
+        raise ConfigError(f"{setting}={path}: there are no weights here (expected *.safetensors)")
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,11 @@
+"""`python -m opsd.plan`: what a run of `python -m opsd.train` with the same settings will need.
+
+For example `python -m opsd.plan device=cuda cluster.nodes=2 student.path=Qwen/Qwen3-4B teacher.path=Qwen/Qwen3-8B ...`.
+No weights are loaded and no Ray is started; models may be folders with a config.json or names in opsd/conf/model.
+"""
+
+from opsd.config import RunConfig
+from opsd.plan.program import launch
+
+if __name__ == "__main__":
+    launch(RunConfig, "opsd.conf", "run")

@@ -1,0 +1,30 @@
+"""The machines that a plan is for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from opsd.config import at_least, positive
+
+
+@dataclass
+class ClusterConfig:
+    """Settings of the plan alone: `cluster.nodes=2` and so on. A training takes the machines that Ray shows it."""
+
+    nodes: int = 1
+    gpus_per_node: int = 8
+    gib_per_gpu: float = 80.0
+    host_gib: float = 0.0  # memory of a node, which a run on the CPU lives in; 0: this machine's
+
+    def __post_init__(self) -> None:
+        at_least("cluster.nodes", self.nodes, 1)
+        at_least("cluster.gpus_per_node", self.gpus_per_node, 1)
+        positive("cluster.gib_per_gpu", self.gib_per_gpu)
+        if self.host_gib == 0:
+            self.host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        positive("cluster.host_gib", self.host_gib)
+
+    @property
+    def num_gpus(self) -> int:
+        return self.nodes * self.gpus_per_node

@@ -1,0 +1,177 @@
+"""How much memory each role takes at its peak, in bytes a process (CPU) or a GPU.
+
+What follows from the code (weights, gradients, moments, saved activations, caches, logits) is computed; what belongs
+to Python, torch, Ray and vLLM themselves is `RUNTIME`: measured on the CPU by scripts/measure_memory.py, estimated and
+untested on GPUs.
+"""
+# D width, I width of the MLP, H heads, V vocabulary
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from opsd.config import EngineConfig, RolloutConfig, RunConfig, TeacherConfig
+from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES
+from opsd.ops.buckets import CHUNK_BYTES
+from opsd.plan.models import BYTES, ModelSizes
+from opsd.plan.traffic import Traffic
+
+GIB = 2**30
+# A process that has started and holds no model yet: resident memory, libraries included.
+RUNTIME_CPU = {"driver": 0.6 * GIB, "vllm": 0.85 * GIB, "transformers": 0.5 * GIB, "learner": 0.5 * GIB}
+# On a GPU: the context, NCCL's buffers, and for vLLM the CUDA graphs. Estimates.
+RUNTIME_GPU = {"vllm": 2.0 * GIB, "transformers": 1.0 * GIB, "learner": 1.5 * GIB}
+VLLM_STEP_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one engine step, where nothing else is said: vLLM 0.32's default
+VLLM_SCORING_ROWS_GPU = 1024  # rows whose logits vLLM's V2 runner scores at once
+SAMPLING_BYTES_A_LOGIT = 12  # float32: processed logits, log-probabilities and a sort key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes at the peak; the fields add up to it."""
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    cache: float = 0.0  # keys and values
+    buffers: float = 0.0  # logits, gathered layers, weights on their way
+    runtime: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def saved_bytes_a_token(model: ModelSizes, dtype: str) -> int:
+    """What one decoder layer keeps of a token for its backward pass.
+
+    Llama-like layers of transformers under an attention that forms no weights: two norms, which compute in float32;
+    the MLP's four products; queries, keys, values and output; and the norms of queries and keys where there are any.
+    """
+    size = BYTES[dtype]
+    queries = model.num_attention_heads * model.head_dim
+    keys = model.num_key_value_heads * model.head_dim
+    norms = 2 * ((4 + 2 * size) * model.hidden_size + 4)
+    attention = size * 2 * (queries + keys) + 4 * model.num_attention_heads
+    head_norms = (4 + size) * (queries + keys) + 4 * (model.num_attention_heads + model.num_key_value_heads)
+    return norms + attention + 4 * size * model.intermediate_size + (head_norms if model.has_head_norms else 0)
+
+
+def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
+    """One FSDP2 rank. The peak is in the training step or while the full weights are gathered for the engines."""
+    ranks, size = cfg.learner.num_workers, BYTES[cfg.student.dtype]
+    shard = 4.0 * model.num_parameters / ranks  # float32 master weights
+    held = 0.0 if cfg.learner.cpu_offload else shard  # else a layer at a time comes from host memory
+    tokens = max(cfg.learner.micro_batch_tokens, cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens)
+    layers = model.num_hidden_layers
+    saved = saved_bytes_a_token(model, cfg.student.dtype)
+    if cfg.learner.activation_checkpointing:
+        activations = tokens * (layers * size * model.hidden_size + saved)
+    else:
+        activations = tokens * layers * saved
+    gathered = size * (model.num_root_parameters + 2 * model.num_layer_parameters)
+    logits = min(CHUNK_BYTES, 4 * tokens * model.vocab_size)
+    head = logits + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32
+    # On the CPU the engines' weights are gathered in rank 0's own memory, when gradients are gone, and then lie in the
+    # object store, whose pages count as its own.
+    stored = BYTES[cfg.rollout.dtype] * model.num_parameters if device == "cpu" else 0.0
+    sending = stored + 4.0 * model.num_embedding_parameters - held - activations
+    follows = held if cfg.teacher.follow_decay is not None else 0.0  # the running mean of the weights
+    return Memory(
+        weights=held + follows,
+        gradients=held,
+        optimizer=2 * held,
+        activations=activations,
+        buffers=stored + max(gathered + head, sending),
+        runtime=RUNTIME_CPU["learner"] if device == "cpu" else RUNTIME_GPU["learner"],
+    )
+
+
+def rollout_memory(
+    cfg: RunConfig, engine: RolloutConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float
+) -> Memory:
+    """One rollout engine, on each GPU of its tensor parallel group. `gpu_bytes`: of a whole GPU."""
+    in_flight = min(engine.max_num_seqs, traffic.rollouts_an_engine)
+    step_tokens = min(VLLM_STEP_TOKENS[device], engine.max_num_seqs * cfg.data.max_prompt_tokens)
+    sampling = in_flight * model.vocab_size * (BYTES[engine.dtype] + SAMPLING_BYTES_A_LOGIT)
+    # New weights: in the object store, and a copy of them.
+    arriving = 2 * BYTES[engine.dtype] * model.num_parameters if device == "cpu" else 0.0
+    if engine.backend == "transformers":
+        cache = in_flight * traffic.longest_sequence * model.cache_bytes_a_token(engine.dtype)
+        step_tokens = in_flight * cfg.data.max_prompt_tokens
+        return _plain_engine(engine, model, device, step_tokens, cache=cache, buffers=sampling + arriving)
+    return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=sampling, beside=arriving)
+
+
+def teacher_memory(
+    cfg: RunConfig, engine: TeacherConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float
+) -> Memory:
+    """One teacher engine, on each GPU of its tensor parallel group. `gpu_bytes`: of a whole GPU.
+
+    The logits of a scoring step come on top of vLLM's share: it does not budget for them.
+    """
+    step_tokens = max(engine.max_batch_tokens, traffic.longest_sequence)
+    if engine.backend == "transformers":
+        logits = 3 * min(HEAD_CHUNK_BYTES, 4 * traffic.longest_sequence * model.vocab_size)
+        return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=logits)
+    rows = traffic.longest_sequence if device == "cpu" else VLLM_SCORING_ROWS_GPU
+    scoring = rows * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)  # logits, log-probabilities, a comparison
+    follows = device == "cpu" and engine.follow_decay is not None
+    arriving = 2 * BYTES[engine.dtype] * model.num_parameters if follows else 0.0
+    return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=0.0, beside=scoring + arriving)
+
+
+def driver_memory(traffic: Traffic) -> Memory:
+    """The process that runs the loop: a step's rollouts and scores, and the micro-batches made of them."""
+    return Memory(
+        buffers=traffic.rollout_bytes + traffic.score_bytes + traffic.batch_bytes, runtime=RUNTIME_CPU["driver"]
+    )
+
+
+def _vllm_engine(
+    engine: EngineConfig,
+    model: ModelSizes,
+    device: str,
+    gpu_bytes: float,
+    step_tokens: int,
+    *,
+    in_share: float,
+    beside: float,
+) -> Memory:
+    """`in_share`: buffers within gpu_memory_utilization, which leave less for the cache; `beside`: those on top."""
+    weights = _held_weights(engine, model, device)
+    activations = _passing_bytes(engine, model, step_tokens)
+    if device == "cpu":
+        runtime, cache = RUNTIME_CPU["vllm"], engine.kv_cache_gib * GIB
+    else:
+        runtime = RUNTIME_GPU["vllm"]
+        share = engine.gpu_memory_utilization * gpu_bytes
+        cache = max(0.0, share - weights - activations - in_share - runtime)
+    return Memory(weights=weights, activations=activations, cache=cache, buffers=in_share + beside, runtime=runtime)
+
+
+def _plain_engine(
+    engine: EngineConfig, model: ModelSizes, device: str, step_tokens: int, *, cache: float, buffers: float
+) -> Memory:
+    runtime = RUNTIME_CPU if device == "cpu" else RUNTIME_GPU
+    return Memory(
+        weights=BYTES[engine.dtype] * model.num_parameters,
+        activations=_passing_bytes(engine, model, step_tokens),
+        cache=cache,
+        buffers=buffers,
+        runtime=runtime["transformers"],
+    )
+
+
+def _held_weights(engine: EngineConfig, model: ModelSizes, device: str) -> float:
+    """vLLM on CPU keeps a packed copy of a tied head beside the embedding."""
+    copies = model.num_embedding_parameters if device == "cpu" and model.tied else 0
+    return BYTES[engine.dtype] * (model.num_parameters + copies) / engine.tensor_parallel_size
+
+
+def _passing_bytes(engine: EngineConfig, model: ModelSizes, tokens: int) -> float:
+    """What a forward pass without a backward holds at once: the residual stream, and one layer's attention or MLP."""
+    attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim
+    widest = max(3 * model.intermediate_size, attention) / engine.tensor_parallel_size
+    return tokens * BYTES[engine.dtype] * (4 * model.hidden_size + widest)

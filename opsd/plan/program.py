@@ -1,0 +1,67 @@
+"""The command line of the plan: a training's config and overrides, and `cluster.*` for the machines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import field, make_dataclass
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+
+from opsd.config import RunConfig, compose_config
+from opsd.errors import ConfigError, DataError
+from opsd.hooks import load_build_hooks
+from opsd.placement import resolve_device
+from opsd.plan.cluster import ClusterConfig
+from opsd.plan.models import read_model
+from opsd.plan.refusals import refusals
+from opsd.plan.roles import Engine, Job
+from opsd.plan.table import plan_text
+from opsd.teacher.sources import section_of, teachers_by_source
+
+
+def launch(config_class: type[RunConfig], conf_module: str, config_name: str) -> None:
+    """Prints the plan; what would be refused follows on stderr, a sentence each, with exit code 1."""
+    cluster = ("cluster", ClusterConfig, field(default_factory=ClusterConfig))
+    planned_class = make_dataclass("PlannedRun", [cluster], bases=(config_class,))
+    ConfigStore.instance().store(name="schema", node=planned_class)
+
+    @hydra.main(version_base=None, config_path=f"pkg://{conf_module}", config_name=config_name)
+    def main(hydra_cfg: DictConfig) -> None:
+        try:
+            cfg = compose_config(hydra_cfg, planned_class)
+            load_build_hooks(cfg.hooks)(cfg)
+            job = planned_job(cfg, cfg.cluster)
+        except (ConfigError, DataError) as error:
+            problems = [str(error)]
+        else:
+            print(plan_text(job))
+            problems = refusals(job)
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(1 if problems else 0)
+
+    sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
+    main()
+
+
+def planned_job(cfg: RunConfig, cluster: ClusterConfig) -> Job:
+    """Raises ConfigError where a model's sizes are not to be had. device=cuda is planned for without a GPU here."""
+    teachers = {section_of(source): teacher for source, teacher in teachers_by_source(cfg.teacher).items()}
+    return Job(
+        cfg=cfg,
+        cluster=cluster,
+        device=cfg.device if cfg.device == "cuda" else resolve_device(cfg.device),
+        student=read_model("student", cfg.student.path, trust_remote_code=cfg.student.trust_remote_code),
+        teachers=tuple(
+            Engine(
+                section=section,
+                config=teacher,
+                model=read_model(section, teacher.path, trust_remote_code=teacher.trust_remote_code),
+            )
+            for section, teacher in teachers.items()
+            if not teacher.remote
+        ),
+    )

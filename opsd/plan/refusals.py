@@ -1,0 +1,157 @@
+"""What a run would be refused for, or fail of: each a sentence that names the field and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from opsd.errors import ConfigError
+from opsd.plan.memory import GIB
+from opsd.plan.models import ModelSizes
+from opsd.plan.roles import Engine, Job, engine_role, learner_role, plan_roles
+from opsd.preflight import check_counts, prompt_limit
+
+MOST_RANKS = 512  # where the search for a number of learners that fits ends
+
+
+def refusals(job: Job) -> list[str]:
+    """Empty where the run can start and fit. The first ones are the run's own preflight's."""
+    models = [job.student, *(engine.model for engine in job.teachers)]
+    found = [
+        *_refused(lambda: check_counts(job.cfg, min(model.vocab_size for model in models), job.device)),
+        *_refused(lambda: prompt_limit(job.cfg, *models)),
+    ]
+    if job.device == "cpu":
+        return [*found, *_host_memory(job)]
+    of_engines = [problem for engine in job.engines for problem in _engine(job, engine)]
+    shared = _shared_gpus(job) if job.cfg.placement.mode == "colocated" else []
+    return [*found, *of_engines, *_gpu_count(job), *_learner(job), *shared]
+
+
+def _refused(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _engine(job: Job, engine: Engine) -> list[str]:
+    """What is wrong with its GPUs: heads that they cannot share, a node that is too small, memory."""
+    size, model, sizes = engine.config.tensor_parallel_size, engine.model, _tensor_parallel_sizes(engine.model)
+    if size not in sizes:
+        return [
+            f"{engine.section}.tensor_parallel_size={size} does not divide the {model.num_attention_heads} attention "
+            f"heads ({model.num_key_value_heads} of keys) of {model.path}: use one of {', '.join(map(str, sizes))}"
+        ]
+    if size > job.cluster.gpus_per_node:
+        return [
+            f"{engine.section}.tensor_parallel_size={size} is more than a node's {job.cluster.gpus_per_node} GPUs "
+            "(cluster.gpus_per_node): an engine stays on one node"
+        ]
+    if _engine_fits(job, engine):
+        return []
+    larger = (_with_tensor_parallel(engine, n) for n in sizes if size < n <= job.cluster.gpus_per_node)
+    enough = next((other for other in larger if _engine_fits(job, other)), None)
+    way = "take larger GPUs or a smaller model"
+    if enough is not None:
+        way = f"take {engine.section}.tensor_parallel_size={enough.config.tensor_parallel_size}"
+    return [_memory_sentence(job, engine, way)]
+
+
+def _tensor_parallel_sizes(model: ModelSizes) -> list[int]:
+    """vLLM gives each GPU whole heads; heads of keys are repeated where they are fewer than GPUs."""
+    heads, key_heads = model.num_attention_heads, model.num_key_value_heads
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (key_heads % n == 0 or n % key_heads == 0)]
+
+
+def _with_tensor_parallel(engine: Engine, size: int) -> Engine:
+    return replace(engine, config=replace(engine.config, tensor_parallel_size=size))
+
+
+def _engine_fits(job: Job, engine: Engine) -> bool:
+    """A vLLM engine also needs a cache that holds one sequence."""
+    memory = engine_role(job, engine).memory
+    holds_one = engine.config.backend != "vllm" or memory.cache >= _one_sequence(job, engine)
+    return holds_one and memory.total <= job.gpu_bytes
+
+
+def _one_sequence(job: Job, engine: Engine) -> float:
+    """Bytes of keys and values on each GPU of an engine, for the longest sequence. Heads of keys may be repeated."""
+    share = min(engine.config.tensor_parallel_size, engine.model.num_key_value_heads)
+    return job.traffic.longest_sequence * engine.model.cache_bytes_a_token(engine.config.dtype) / share
+
+
+def _memory_sentence(job: Job, engine: Engine, way: str) -> str:
+    memory, limit = engine_role(job, engine).memory, f"{job.cluster.gib_per_gpu:g}"
+    if engine.config.backend != "vllm":
+        return f"{engine.section} does not fit: {memory.total / GIB:.1f} GiB of a GPU's {limit}: {way}"
+    cache, weights, needed = (x / GIB for x in (memory.cache, memory.weights, _one_sequence(job, engine)))
+    share = f"{engine.section}.gpu_memory_utilization={engine.config.gpu_memory_utilization:g}"
+    if cache < needed:
+        return (
+            f"{share} of {limit} GiB leaves {cache:.1f} GiB for keys and values beside {weights:.1f} GiB of weights, "
+            f"and one sequence of {job.traffic.longest_sequence} tokens needs {needed:.1f}: {way}"
+        )
+    return (
+        f"{share}: an engine needs {memory.total / GIB:.1f} GiB of a GPU's {limit}, for the logits that it scores come "
+        f"on top of vLLM's share: lower it, or {way}"
+    )
+
+
+def _gpu_count(job: Job) -> list[str]:
+    roles = [role for role in plan_roles(job) if role.num_gpus]
+    of_each = [role.num_gpus for role in roles]
+    wanted = max(of_each) if job.cfg.placement.mode == "colocated" else sum(of_each)
+    if wanted <= job.cluster.num_gpus:
+        return []
+    return [
+        f"{wanted} GPUs are needed ({', '.join(f'{role.name} {role.num_gpus}' for role in roles)}), the cluster "
+        f"has {job.cluster.num_gpus} (cluster.nodes x cluster.gpus_per_node): lower learner.num_workers, "
+        "rollout.num_workers or teacher.num_workers, or take more nodes"
+    ]
+
+
+def _shared_gpus(job: Job) -> list[str]:
+    """Colocated roles: the engines are awake together beside the learner's state, or asleep while the learner works."""
+    learner, engines = learner_role(job).memory, [engine_role(job, engine).memory for engine in job.engines]
+    awake = learner.weights + learner.optimizer + learner.runtime + sum(memory.total for memory in engines)
+    asleep = learner.total + sum(memory.runtime for memory in engines)
+    if max(awake, asleep) <= job.gpu_bytes:
+        return []
+    return [
+        f"placement.mode=colocated: a GPU needs {awake / GIB:.1f} GiB while the engines work and {asleep / GIB:.1f} "
+        f"while the learner does, of {job.cluster.gib_per_gpu:g}: lower rollout.gpu_memory_utilization or "
+        "teacher.gpu_memory_utilization, take more GPUs or placement.mode=separate"
+    ]
+
+
+def _learner(job: Job) -> list[str]:
+    learner, ways = learner_role(job), []
+    if learner.memory.total <= job.gpu_bytes:
+        return []
+    for ranks in range(learner.processes + 1, MOST_RANKS + 1):
+        more = replace(job.cfg, learner=replace(job.cfg.learner, num_workers=ranks))
+        if learner_role(replace(job, cfg=more)).memory.total <= job.gpu_bytes:
+            ways.append(f"learner.num_workers={ranks}")
+            break
+    if not job.cfg.learner.activation_checkpointing:
+        ways.append("learner.activation_checkpointing=true")
+    ways.append("a smaller learner.micro_batch_tokens or rollout.max_response_tokens")
+    return [
+        f"learner.num_workers={learner.processes}: a rank needs {learner.memory.total / GIB:.1f} GiB of a GPU's "
+        f"{job.cluster.gib_per_gpu:g}: take {', or '.join(ways)}"
+    ]
+
+
+def _host_memory(job: Job) -> list[str]:
+    roles = plan_roles(job)
+    needed = sum(role.processes * role.memory.total for role in roles) / GIB
+    if needed <= job.cluster.host_gib:
+        return []
+    largest = max(roles, key=lambda role: role.processes * role.memory.total)
+    return [
+        f"the processes need {needed:.1f} GiB together, the host has {job.cluster.host_gib:.1f} (cluster.host_gib); "
+        f"the largest part is {largest.actors} with {largest.memory.total / GIB:.1f} GiB each: use a smaller model or "
+        "a smaller learner.micro_batch_tokens there, or a machine with more memory"
+    ]

@@ -1,0 +1,58 @@
+"""What a step moves between the stages, at most: every answer as long as it may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opsd.config import RunConfig
+from opsd.plan.models import BYTES, ModelSizes
+from opsd.teacher.sources import teachers_by_source
+
+
+def scores_candidates(cfg: RunConfig) -> bool:
+    """Whether every teacher scores the student's candidates; of an HTTP server, which alone knows, it is assumed."""
+    return all(teacher.backend in ("transformers", "http") for teacher in teachers_by_source(cfg.teacher).values())
+
+
+def support(cfg: RunConfig) -> str:
+    """loss.support with auto decided, as opsd.preflight does once it has asked the servers."""
+    if cfg.loss.support != "auto":
+        return cfg.loss.support
+    return "union" if scores_candidates(cfg) else "teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Counts and bytes of one training step."""
+
+    rollouts: int
+    rollouts_an_engine: int  # of a step or of an evaluation, whichever is more
+    longest_sequence: int  # prompt and response tokens
+    response_tokens: int
+    trunk_tokens: int  # prompt and response tokens that the teacher scores and the learner may run
+    rollout_bytes: int  # ids, candidates and their log-probabilities: from the rollout engines
+    score_bytes: int  # from the teacher
+    batch_bytes: int  # micro-batches to the learner, every token kept
+    weight_bytes: int  # into each rollout engine
+
+
+def step_traffic(cfg: RunConfig, student: ModelSizes) -> Traffic:
+    """Of arrays as opsd.types has them: int32 ids and float32 log-probabilities, int64 supports in a micro-batch."""
+    rollouts = cfg.data.prompts_per_step * cfg.data.samples_per_prompt
+    at_once = max(rollouts, cfg.eval.num_kl_prompts, cfg.eval.num_problems if cfg.data.grader != "none" else 0)
+    longest = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
+    tokens = rollouts * cfg.rollout.max_response_tokens
+    num_candidates, top_k = cfg.rollout.num_candidates, cfg.teacher.top_k
+    scored = 4 * num_candidates * scores_candidates(cfg)
+    num_named = {"teacher": top_k, "student": num_candidates, "union": top_k + num_candidates}[support(cfg)] + 1
+    return Traffic(
+        rollouts=rollouts,
+        rollouts_an_engine=-(-at_once // cfg.rollout.num_workers),
+        longest_sequence=longest,
+        response_tokens=tokens,
+        trunk_tokens=rollouts * longest,
+        rollout_bytes=tokens * (4 + 4 + 8 * num_candidates),
+        score_bytes=tokens * (4 + 8 * top_k + scored),
+        batch_bytes=rollouts * longest * 16 + tokens * (8 * num_named + 4 * (num_named + 1) + 20),
+        weight_bytes=BYTES[cfg.rollout.dtype] * student.num_parameters,
+    )

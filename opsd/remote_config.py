@@ -1,0 +1,58 @@
+"""How a run reaches a teacher behind HTTP: time limits, retries, the token."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from opsd.checks import at_least, positive
+from opsd.errors import ConfigError
+
+REMOTE_BACKENDS = ("http", "openai")
+
+
+@dataclass
+class HttpConfig:
+    """The client's side. The token itself is never a setting: settings are written into the run's folder."""
+
+    token_env: str = "OPSD_TEACHER_TOKEN"  # environment variable with the bearer token; unset: none is sent
+    token_file: str = ""  # file with the token, before the variable; empty: none
+    max_in_flight: int = 16  # requests that one server gets at once
+    connect_timeout_s: float = 10.0
+    timeout_s: float = 600.0  # for one answer; a server that takes longer counts as dead
+    backoff_s: float = 0.5  # before a server that failed is asked again; doubles with every failure
+    max_backoff_s: float = 30.0
+    give_up_after_s: float = 300.0  # a request that no server has answered by then ends the run
+    start_timeout_s: float = 1800.0  # how long a run waits for servers that still load their model
+
+    def __post_init__(self) -> None:
+        at_least("teacher.http.max_in_flight", self.max_in_flight, 1)
+        for name in vars(self):
+            if name.endswith("_s"):
+                positive(f"teacher.http.{name}", getattr(self, name))
+
+
+def check_url(field: str, url: str) -> None:
+    """Raises ConfigError unless it is http(s)://host[:port] without a password."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{field} must hold addresses such as http://host:8100, got {url!r}")
+    if parts.username or parts.password:
+        raise ConfigError(f"{field} must hold no user or password ({parts.hostname}): give a token in teacher.http")
+
+
+def read_token(section: str, token_file: str, token_env: str) -> str:
+    """The bearer token from the file, else from the environment; empty where there is none.
+
+    Raises ConfigError where the file is missing or empty.
+    """
+    if not token_file:
+        return os.environ.get(token_env, "").strip()
+    if not Path(token_file).is_file():
+        raise ConfigError(f"{section}token_file={token_file}: there is no such file")
+    token = Path(token_file).read_text(encoding="utf-8").strip()
+    if not token:
+        raise ConfigError(f"{section}token_file={token_file}: the file is empty")
+    return token

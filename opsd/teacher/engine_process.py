@@ -1,0 +1,83 @@
+"""The server's engine in a process of its own: a long scoring pass never keeps the server from answering."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import connection
+
+from opsd.config import TeacherConfig
+from opsd.engines.rows import in_order
+from opsd.engines.vllm_engine import engine_environment
+from opsd.engines.worker import EngineWorker
+from opsd.teacher.wire import GenerateRequest, ScoreRequest
+from opsd.types import Rollout, TeacherScores, Vocabulary
+
+
+class EngineProcess:
+    """The engine that a TeacherPool's worker holds, behind three coroutines. Its errors come out of them."""
+
+    def __init__(self, cfg: TeacherConfig, device: str) -> None:
+        self.cfg = cfg
+        self.device = device
+        self._executor = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+
+    async def start(self, vocabulary: Vocabulary, max_model_tokens: int) -> bool:
+        """Loads the model. Returns whether it scores ids that the client names."""
+        os.environ.update(engine_environment(self.device, self.cfg.cpu_threads))  # the child's, before it imports torch
+        return await self._run(_start, self.cfg, self.device, vocabulary, max_model_tokens)
+
+    async def score(self, request: ScoreRequest) -> list[TeacherScores]:
+        return await self._run(_score, request)
+
+    async def generate(self, request: GenerateRequest) -> list[Rollout]:
+        return await self._run(_generate, request)
+
+    def stop(self) -> None:
+        """Ends the process, in the middle of its work if need be."""
+        for process in multiprocessing.active_children():
+            process.kill()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, function, *args):
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+
+_worker = EngineWorker()  # the child's; the server's own stays empty
+
+
+def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_tokens: int) -> bool:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker.start(
+        path=cfg.path,
+        config=cfg,
+        vocabulary=vocabulary,
+        device=device,
+        max_model_tokens=max_model_tokens,
+        trust_remote_code=cfg.trust_remote_code,
+        max_batch_tokens=cfg.max_batch_tokens,
+    )
+    return cfg.backend == "transformers" or _worker.engine.scores_named_ids
+
+
+def _score(request: ScoreRequest) -> list[TeacherScores]:
+    _worker.engine.vocabulary = request.vocabulary  # of the client's run; nothing else in an engine depends on it
+    return _worker.score(request.rollouts, request.top_k)
+
+
+def _generate(request: GenerateRequest) -> list[Rollout]:
+    _worker.engine.vocabulary = request.vocabulary
+    samples = [0] * len(request.prompts)
+    return in_order(_worker.generate(request.prompts, samples, request.seeds, request.sampling, 0, None))
+
+
+def _end_with_parent() -> None:
+    """A killed server must not leave its engine, and the memory that it holds, behind."""
+    parent = multiprocessing.parent_process()
+    connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,62 @@
+"""What is known of a teacher before a run starts, wherever its weights are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import httpx
+
+from opsd.config import TeacherConfig
+from opsd.errors import ConfigError
+from opsd.model_facts import ModelFacts, read_facts
+from opsd.teacher.openai import PATH, served_model
+from opsd.teacher.remote import served_info
+from opsd.teacher.transport import client_settings, get_when_ready, sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    model: ModelFacts
+    scores_candidates: bool  # whether it returns log-probabilities at the student's candidates
+
+
+def teacher_facts(cfg: TeacherConfig, role: str) -> TeacherFacts:
+    """From its folder, or from its servers, for which this waits. Raises ConfigError; `role` is the section's name."""
+    if cfg.backend == "http":
+        return _served(cfg)
+    if cfg.backend == "openai" and not cfg.path:
+        raise ConfigError(f"{role}.path must name a folder with the served model's config and tokenizer (no weights)")
+    model = read_facts(f"{role}.path", cfg.path, cfg.trust_remote_code)
+    if cfg.backend == "openai":
+        served = served_model(cfg)
+        _check_num_logprobs(cfg, served["id"], model)
+        model = replace(model, max_position_embeddings=min(model.max_position_embeddings, served["max_model_len"]))
+    return TeacherFacts(model=model, scores_candidates=cfg.backend == "transformers")
+
+
+def _served(cfg: TeacherConfig) -> TeacherFacts:
+    info = served_info(cfg)
+    if cfg.top_k > info["max_top_k"]:
+        raise ConfigError(
+            f"teacher.top_k={cfg.top_k}: the server allows {info['max_top_k']} (its own teacher.top_k when it starts)"
+        )
+    model = ModelFacts(
+        tokens=tuple(get_when_ready(cfg.urls[0], "/vocabulary", cfg.http).json()),
+        vocab_size=info["vocab_size"],
+        stop_ids=tuple(info["stop_ids"]),
+        max_position_embeddings=info["max_model_tokens"],
+    )
+    return TeacherFacts(model=model, scores_candidates=info["scores_candidates"])
+
+
+def _check_num_logprobs(cfg: TeacherConfig, name: str, model: ModelFacts) -> None:
+    """vLLM's default allows 20: ask once, before a model is loaded here."""
+    num_logprobs = min(cfg.top_k + len(model.stop_ids) - 1, model.vocab_size)
+    body = {"model": name, "prompt": [0, 0], "max_tokens": 1, "prompt_logprobs": num_logprobs}
+    with httpx.Client(**client_settings(cfg.http)) as client:
+        response = client.post(cfg.urls[0].rstrip("/") + PATH, json=body)
+    if response.status_code != 200:
+        raise ConfigError(
+            f"teacher.top_k={cfg.top_k}: {cfg.urls[0]} does not return {num_logprobs} log-probabilities (start it with "
+            f"--max-logprobs {num_logprobs}): {response.status_code} {sentence(response)}"
+        )

@@ -1,0 +1,148 @@
+"""The engines of teacher.backend=openai: plain `vllm serve` processes, nothing of ours on their side.
+
+They must be started with room for the log-probabilities that a run asks for (teacher.top_k and one for each further
+stop id) and for a prompt with its response and one token more:
+
+    vllm serve MODEL --max-logprobs 80 --max-model-len 10241 --no-enable-prefix-caching --generation-config vllm
+
+`--max-num-batched-tokens` bounds the logits that scoring holds at once; `--api-key` is the token of teacher.http. Only
+the named top-k comes back, as JSON (some 60 bytes a log-probability, prompt rows too): our own server sends 8, and no
+prompt rows.
+"""
+# T rows of prompt and response, M raw entries a row
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+
+from opsd.config import TeacherConfig
+from opsd.engines.rows import event_rows
+from opsd.errors import ConfigError, StageError
+from opsd.teacher.transport import Transport, get_when_ready
+from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+
+PATH = "/v1/completions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingRollout:
+    rollout: Rollout
+    response: Future[httpx.Response]
+
+
+class OpenAIEngines:
+    """Takes an EnginePool's place in a TeacherPool. A rollout a request: the server batches them itself."""
+
+    def __init__(self, cfg: TeacherConfig, vocabulary: Vocabulary) -> None:
+        self.cfg = cfg
+        self.vocabulary = vocabulary
+        self.model = ""  # the name under which the servers have it, from wait_ready on
+        self.transport = Transport(cfg.urls, cfg.http)
+
+    def wait_ready(self) -> None:
+        self.model = served_model(self.cfg)["id"]
+
+    def score(self, rollouts: list[Rollout], top_k: int) -> list[PendingRollout]:
+        """Does not wait."""
+        # so many ids may hold only top_k events
+        num_logprobs = min(top_k + len(self.vocabulary.stop_ids) - 1, self.vocabulary.size)
+        pending = []
+        for rollout in rollouts:
+            ids = np.concatenate([rollout.prompt.scored_after, rollout.response_ids])
+            body = {"model": self.model, "prompt": ids.tolist(), "max_tokens": 1, "temperature": 0.0}
+            response = self.transport.post(PATH, json={**body, "prompt_logprobs": num_logprobs})
+            pending.append(PendingRollout(rollout=rollout, response=response))
+        return pending
+
+    def scores(self, pending: list[PendingRollout]) -> list[TeacherScores]:
+        """In the order of `score`'s rollouts. Raises StageError."""
+        return [
+            scores_of(each.rollout, _choice(each.response.result())["prompt_logprobs"], self.cfg.top_k, self.vocabulary)
+            for each in pending
+        ]
+
+    def generate(
+        self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
+    ) -> Iterator[dict[int, Rollout]]:
+        """As EnginePool.generate, without candidates: one empty slot a token."""
+        under_way = {}
+        for place, (prompt, _, seed) in enumerate(requests):
+            body = {
+                "model": self.model,
+                "prompt": prompt.token_ids.tolist(),
+                "max_tokens": sampling.max_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "min_p": 0.0,  # this and the next switch off what the model's generation_config.json may ask for
+                "repetition_penalty": 1.0,
+                "seed": seed,
+                "stop_token_ids": list(self.vocabulary.stop_ids),
+                "ignore_eos": True,  # the shared stop ids alone end an answer
+                "logprobs": 0,
+                "return_token_ids": True,
+            }
+            under_way[self.transport.post(PATH, json=body)] = place
+        for response in as_completed(under_way):
+            place = under_way[response]
+            prompt, sample, _ = requests[place]
+            yield {place: answer_of(prompt, sample, _choice(response.result()), self.vocabulary)}
+
+
+def served_model(cfg: TeacherConfig) -> dict[str, Any]:
+    """The one model that all servers have, as /v1/models describes it. Raises ConfigError where they differ."""
+    models = {}
+    for url in cfg.urls:
+        listed = get_when_ready(url, "/v1/models", cfg.http).json()["data"]
+        models[url] = {name: listed[0].get(name) for name in ("id", "max_model_len")}
+    if len({str(model) for model in models.values()}) > 1:
+        raise ConfigError(f"teacher.urls must serve the same teacher, got {models}")
+    return next(iter(models.values()))
+
+
+def scores_of(
+    rollout: Rollout, prompt_logprobs: Sequence[dict | None], top_k: int, vocabulary: Vocabulary
+) -> TeacherScores:
+    """vLLM's JSON, {token id: {logprob, ...}} or null for each token of prompt and response, as event rows."""
+    rows = prompt_logprobs[len(rollout.prompt.scored_after) :]  # entry i is about token i
+    if len(rows) != len(rollout):
+        raise StageError(f"score: {len(rows)} rows of prompt_logprobs, expected {len(rollout)}")
+    num_entries = 1 + max(map(len, rows))
+    ids_TM = np.full((len(rows), num_entries), -1, np.int32)
+    logprobs_TM = np.full((len(rows), num_entries), -np.inf, np.float32)
+    for t, (row, actual) in enumerate(zip(rows, rollout.response_ids.tolist(), strict=True)):
+        ids_TM[t, : 1 + len(row)] = [actual, *map(int, row)]  # the actual token first, and once more in its place
+        logprobs = [entry["logprob"] for entry in row.values()]
+        logprobs_TM[t, : 1 + len(row)] = [row[str(actual)]["logprob"], *logprobs]
+    events = event_rows(ids_TM, logprobs_TM, vocabulary, top_k)
+    return TeacherScores(
+        top_ids=events.top_ids_TK,
+        top_logprobs=events.top_logprobs_TK,
+        sampled_logprobs=events.actual_logprobs_T,
+        candidate_logprobs=None,
+    )
+
+
+def answer_of(prompt: Prompt, sample: int, choice: dict[str, Any], vocabulary: Vocabulary) -> Rollout:
+    """A stop id's log-probability is its own, not that of all stop ids: the server names no others."""
+    ids = np.array(choice["token_ids"], np.int32)
+    return Rollout(
+        prompt=prompt,
+        sample=sample,
+        response_ids=ids,
+        sampled_logprobs=np.array(choice["logprobs"]["token_logprobs"], np.float32),
+        candidate_ids=np.full((len(ids), 1), -1, np.int32),
+        candidate_logprobs=np.full((len(ids), 1), -np.inf, np.float32),
+        stopped=bool(ids[-1] in vocabulary.stop_ids),
+        policy_version=0,
+    )
+
+
+def _choice(response: httpx.Response) -> dict[str, Any]:
+    return response.json()["choices"][0]

@@ -1,0 +1,116 @@
+"""The engines of teacher.backend=http: servers that were started with `python -m opsd.teacher.server`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+
+from opsd.config import TeacherConfig
+from opsd.errors import ConfigError, StageError
+from opsd.placement import split_evenly
+from opsd.teacher.frames import MEDIA_TYPE, PROTOCOL, WireError
+from opsd.teacher.transport import Transport, get_when_ready
+from opsd.teacher.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores
+from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+
+HEADERS = {"Content-Type": MEDIA_TYPE}
+FRAME_OVERHEAD_BYTES = 4096  # more than a frame's header has
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingPart:
+    """A request under way and the rollouts that it asks about."""
+
+    rollouts: Sequence[Rollout]
+    response: Future[httpx.Response]
+
+
+class RemoteEngines:
+    """Takes an EnginePool's place in a TeacherPool."""
+
+    def __init__(self, cfg: TeacherConfig, vocabulary: Vocabulary) -> None:
+        self.cfg = cfg
+        self.vocabulary = vocabulary
+        self.info: dict[str, Any] = {}  # what every server says of itself, from wait_ready on
+        self.transport = Transport(cfg.urls, cfg.http)
+
+    def wait_ready(self) -> None:
+        self.info = served_info(self.cfg)
+
+    def score(self, rollouts: list[Rollout], top_k: int) -> list[PendingPart]:
+        """An even part for each server, in as few requests as its limits allow. Does not wait."""
+        with_candidates = self.info["scores_candidates"]
+        pending = []
+        for share in split_evenly(rollouts, len(self.cfg.urls)):
+            costs = [(1, _num_tokens(r), 4 * (_num_tokens(r) + r.candidate_ids.size)) for r in share]
+            for part in _within_limits(share, costs, self.info):
+                body = pack_score_request(part, top_k, self.vocabulary, with_candidates=with_candidates)
+                response = self.transport.post("/score", content=body, headers=HEADERS)
+                pending.append(PendingPart(rollouts=part, response=response))
+        return pending
+
+    def scores(self, pending: list[PendingPart]) -> list[TeacherScores]:
+        """Of all parts, in the order of `score`'s rollouts. Raises StageError."""
+        return [score for part in pending for score in _unpacked(part)]
+
+    def generate(
+        self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
+    ) -> Iterator[dict[int, Rollout]]:
+        """As EnginePool.generate. A teacher's answers have no policy version."""
+        under_way = {}
+        places = range(len(requests))
+        for share in split_evenly(places, len(self.cfg.urls)):
+            costs = [(1, len(requests[p][0].token_ids) + sampling.max_tokens, 8 * len(requests[p][0].token_ids))
+                     for p in share]  # fmt: skip
+            for part in _within_limits(share, costs, self.info):
+                prompts, samples, seeds = ([requests[place][i] for place in part] for i in range(3))
+                body = pack_generate_request(prompts, seeds, sampling, self.vocabulary)
+                response = self.transport.post("/generate", content=body, headers=HEADERS)
+                under_way[response] = (part, partial(unpack_answers, prompts=prompts, samples=samples))
+        for response in as_completed(under_way):
+            part, unpack = under_way[response]
+            yield dict(zip(part, unpack(response.result().content), strict=True))
+
+
+def served_info(cfg: TeacherConfig) -> dict[str, Any]:
+    """What all of the servers say at /info. Raises ConfigError where two differ or one speaks another protocol."""
+    infos = {url: get_when_ready(url, "/info", cfg.http).json() for url in cfg.urls}
+    first_url, first = next(iter(infos.items()))
+    if first.get("protocol") != PROTOCOL:
+        raise ConfigError(f"teacher.urls: {first_url} speaks protocol {first.get('protocol')}, expected {PROTOCOL}")
+    for url, info in infos.items():
+        differ = sorted(name for name in first.keys() | info.keys() if first.get(name) != info.get(name))
+        if differ:
+            raise ConfigError(
+                f"teacher.urls must serve the same teacher: {first_url} and {url} differ in {', '.join(differ)}"
+            )
+    return first
+
+
+def _unpacked(part: PendingPart) -> list[TeacherScores]:
+    response = part.response.result()
+    try:
+        return unpack_scores(response.content, [len(rollout) for rollout in part.rollouts])
+    except WireError as error:
+        raise StageError(f"score: {response.url} answered with {error}") from error
+
+
+def _num_tokens(rollout: Rollout) -> int:
+    return len(rollout.prompt.scored_after) + len(rollout)
+
+
+def _within_limits(items: Sequence, costs: list[tuple[int, int, int]], info: dict[str, Any]) -> list[Sequence]:
+    """Contiguous parts that each stay below a server's limits of (rollouts, tokens, bytes); a larger item alone."""
+    limits = (info["max_rollouts"], info["max_tokens"], info["max_body_bytes"] - FRAME_OVERHEAD_BYTES)
+    bounds, used = [0], (0, 0, 0)
+    for place, cost in enumerate(costs):
+        used = tuple(a + b for a, b in zip(used, cost, strict=True))
+        if place > bounds[-1] and any(have > limit for have, limit in zip(used, limits, strict=True)):
+            bounds.append(place)
+            used = cost
+    return [items[start:stop] for start, stop in zip(bounds, [*bounds[1:], len(items)], strict=True) if start < stop]

@@ -1,0 +1,75 @@
+"""Several teachers in one run: each rollout goes to the teacher of its prompt's data_source."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from opsd.config import TeacherConfig
+from opsd.engines.rows import in_order
+from opsd.teacher.pool import PendingScores, TeacherPool
+from opsd.teacher.sources import source_of, teachers_by_source
+from opsd.types import Prompt, Rollout, TeacherScores
+
+Answered = list[tuple[Rollout, TeacherScores | None]]
+
+
+def start_teachers(cfg: TeacherConfig, **settings: Any) -> TeacherPool | TeacherRouter:
+    """The teacher of a run, or its teachers behind one object that is used alike. `settings` are a TeacherPool's."""
+    if not cfg.by_source:
+        return TeacherPool(cfg, **settings)
+    pools = {
+        source: TeacherPool(teacher, role=f"teacher-{source}".rstrip("-"), **settings)
+        for source, teacher in teachers_by_source(cfg).items()
+    }
+    return TeacherRouter(pools)
+
+
+class TeacherRouter:
+    """Pools by data_source; DEFAULT's, where there is one, has the sources that no other pool is for."""
+
+    def __init__(self, pools: dict[str, TeacherPool]) -> None:
+        self.pools = pools
+
+    def wait_ready(self) -> None:
+        for pool in self.pools.values():
+            pool.wait_ready()
+
+    def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[tuple[str, list[int], list[PendingScores]]]:
+        """As TeacherPool.begin; each group is divided among the teachers."""
+        pending = []
+        for group in groups:
+            for source, places in self._by_source({place: r.prompt for place, r in group.items()}).items():
+                begun = self.pools[source].begin([{place: group[place] for place in places}])
+                pending.append((source, places, begun))
+        return pending
+
+    def finish(self, pending: list[tuple[str, list[int], list[PendingScores]]]) -> Answered:
+        """Each rollout with its teacher's scores, by place, whenever they came; None: it was not scored."""
+        answered = {}
+        for source, places, begun in pending:
+            answered.update(zip(places, self.pools[source].finish(begun), strict=True))
+        return [answered[place] for place in sorted(answered)]
+
+    def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:
+        """One answer a prompt, by its place, of the teacher that it has."""
+        for source, places in self._by_source(dict(enumerate(prompts))).items():
+            own_prompts, own_seeds = [prompts[p] for p in places], [seeds[p] for p in places]
+            for group in self.pools[source].sample(own_prompts, own_seeds, max_tokens):
+                yield {places[place]: rollout for place, rollout in group.items()}
+
+    def greedy(self, prompts: list[Prompt], max_tokens: int) -> list[Rollout]:
+        """The teachers' own answers, each to its own prompts, for their accuracy."""
+        groups = []
+        for source, places in self._by_source(dict(enumerate(prompts))).items():
+            answers = self.pools[source].greedy([prompts[place] for place in places], max_tokens)
+            groups.append(dict(zip(places, answers, strict=True)))
+        return in_order(groups)
+
+    def _by_source(self, prompts: dict[int, Prompt]) -> dict[str, list[int]]:
+        """Places by teacher, ascending."""
+        places = defaultdict(list)
+        for place in sorted(prompts):
+            places[source_of(prompts[place], self.pools)].append(place)
+        return dict(places)

@@ -1,0 +1,150 @@
+"""`python -m opsd.teacher.server teacher.path=...`: a teacher that runs on other machines score with.
+
+    OPSD_TEACHER_TOKEN=... python -m opsd.teacher.server host=0.0.0.0 port=8100 teacher.path=/models/teacher \
+        teacher.tensor_parallel_size=8 teacher.dtype=bfloat16
+
+Settings are those of server_config.py; the `teacher` section is a run's own. Ends with exit code 2 and one line where
+a setting or the model cannot be used, and where the engine is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+
+import hydra
+import uvicorn
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+
+from opsd.config import compose_config
+from opsd.errors import ConfigError, DataError, StageError
+from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
+from opsd.placement import resolve_device
+from opsd.remote_config import read_token
+from opsd.teacher.admission import Limits
+from opsd.teacher.app import Service, make_app
+from opsd.teacher.batcher import Batcher
+from opsd.teacher.engine_process import EngineProcess
+from opsd.teacher.frames import PROTOCOL
+from opsd.teacher.server_config import ServerConfig
+from opsd.teacher.server_metrics import ServerMetrics
+from opsd.types import Vocabulary
+
+GRACE_S = 20  # for requests under way when the server is told to end
+
+
+def serve(cfg: ServerConfig) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigError, StageError where the engine ended by itself."""
+    token = read_token("", cfg.token_file, cfg.token_env)
+    cfg.check_token(token)
+    facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    limits = limits_of(cfg, facts)
+    engine = EngineProcess(cfg.teacher, resolve_device(cfg.device))
+    metrics = ServerMetrics()
+    batcher = Batcher(
+        engine.score,
+        engine.generate,
+        max_merged_tokens=cfg.max_merged_tokens,
+        max_queued=cfg.max_queued,
+        on_batch=metrics.batch.observe,
+    )
+    metrics.queue_length.set_function(batcher.__len__)
+    service = Service(batcher=batcher, limits=limits, metrics=metrics, tokens=facts.tokens, token=token)
+    listener = listen(cfg.host, cfg.port)
+    try:
+        asyncio.run(run(cfg, service, engine, facts, listener))
+    finally:
+        engine.stop()
+
+
+async def run(
+    cfg: ServerConfig, service: Service, engine: EngineProcess, facts: ModelFacts, listener: socket.socket
+) -> None:
+    """Answers from the first moment on; the model is loaded meanwhile."""
+    app = make_app(service)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S)
+    )
+
+    async def load_and_work() -> None:
+        vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(sorted(set(facts.stop_ids))))
+        scores_candidates = await engine.start(vocabulary, service.limits.model_tokens)
+        service.info = info_of(cfg, facts, service.limits, scores_candidates)
+        service.metrics.ready.set(1)
+        print(f"ready {address(listener)}", file=sys.stderr, flush=True)
+        await service.batcher.run()
+
+    def stop_server(_: asyncio.Task) -> None:
+        server.should_exit = True
+
+    work = asyncio.create_task(load_and_work())
+    work.add_done_callback(stop_server)  # it ends only where loading fails or the engine is lost
+    print(f"listening {address(listener)}", file=sys.stderr, flush=True)
+    await server.serve(sockets=[listener])
+    if work.done() and not isinstance(work.exception(), (ConfigError, DataError, StageError)):
+        raise StageError(f"the teacher's engine failed: {work.exception()}") from work.exception()
+    if work.done():
+        raise work.exception()
+    work.cancel()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"host={host} port={port}: cannot listen there: {error.strerror or error}") from error
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def limits_of(cfg: ServerConfig, facts: ModelFacts) -> Limits:
+    return Limits(
+        body_bytes=cfg.max_body_mib * 2**20,
+        rollouts=cfg.max_rollouts,
+        tokens=cfg.max_tokens,
+        model_tokens=min(cfg.max_model_tokens, facts.max_position_embeddings),
+        top_k=min(cfg.teacher.top_k, facts.vocab_size),
+        vocab_size=facts.vocab_size,
+    )
+
+
+def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, scores_candidates: bool) -> dict:
+    """What a client must know; servers of one run must agree in all of it."""
+    return {
+        "protocol": PROTOCOL,
+        "backend": cfg.teacher.backend,
+        "dtype": cfg.teacher.dtype,
+        "vocab_size": facts.vocab_size,
+        "stop_ids": list(facts.stop_ids),
+        "tokens_sha256": tokens_digest(facts.tokens),
+        "weights_sha256": weights_fingerprint(cfg.teacher.path),
+        "scores_candidates": scores_candidates,
+        "max_model_tokens": limits.model_tokens,
+        "max_top_k": limits.top_k,
+        "max_rollouts": limits.rollouts,
+        "max_tokens": limits.tokens,
+        "max_body_bytes": limits.body_bytes,
+    }
+
+
+@hydra.main(version_base=None, config_path="pkg://opsd.conf", config_name="teacher_server")
+def main(hydra_cfg: DictConfig) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # after uvicorn's own handler: the engine is ended, too
+    try:
+        serve(compose_config(hydra_cfg, ServerConfig))
+    except (ConfigError, DataError, StageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    ConfigStore.instance().store(name="teacher_server_schema", node=ServerConfig)
+    main()

@@ -1,0 +1,89 @@
+"""An exported checkpoint of two ranks computes what the learner computed, in transformers and in vLLM."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.learner.group import LearnerGroup
+from opsd.ops.divergences import reverse_kl
+from opsd.placement import ray_cluster
+from opsd.run_folder import RunFolder
+from opsd.teacher.pool import TeacherPool
+from opsd.types import Selection, Vocabulary
+from tests.opsd.builders import scored_rollouts
+from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCABULARY = Vocabulary(size=64, stop_ids=(0,))
+LENGTHS = [12, 5, 9, 1]
+
+
+def trained(base, run):
+    """A run's folder with one checkpoint, of two ranks; rollouts; and the learner's log-probabilities of them [T]."""
+    cfg = RunConfig(
+        output_dir=str(run),
+        student=StudentConfig(path=str(base)),
+        teacher=TeacherConfig(path=str(base)),
+        data=DataConfig(train_path="prompts.jsonl", eval_path="prompts.jsonl"),
+        learner=LearnerConfig(num_workers=2, learning_rate=0.02, schedule="constant", micro_batch_tokens=16),
+    )
+    folder = RunFolder(cfg.output_dir)
+    folder.claim(cfg)
+    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    every = Selection(index_N=torch.arange(sum(LENGTHS)), weight_N=torch.ones(sum(LENGTHS)))
+    with ray_cluster(dashboard=False):
+        learner = LearnerGroup(
+            cfg.student, cfg.learner, divergence=reverse_kl, support="teacher", vocabulary=VOCABULARY,
+            num_steps=cfg.num_steps, device="cpu",
+        )  # fmt: skip
+        learner.wait_ready()
+        before = learner.token_stats(scored).student_logprob_T
+        for _ in range(3):
+            learner.train_step(scored, every)
+        unfinished = folder.begin_checkpoint(3)
+        learner.save(unfinished / "learner")
+        folder.finish_checkpoint(unfinished, {"step": 3}, keep=1)
+        after = learner.token_stats(scored).student_logprob_T
+    assert (after - before).abs().max() > 0.1, "equal weights would hide an export of the base model"
+    return scored, after.numpy()
+
+
+def transformers_logprobs(folder, scored):
+    model, found = AutoModelForCausalLM.from_pretrained(folder).eval(), []
+    for item in scored:
+        prompt, response = item.rollout.prompt.token_ids, item.rollout.response_ids
+        ids = torch.from_numpy(np.concatenate([prompt, response])).long()
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(ids[None]).logits[0], -1)
+        found.append(logprobs[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None])[:, 0].numpy())
+    return np.concatenate(found)
+
+
+def vllm_logprobs(folder, scored):
+    with ray_cluster(dashboard=False):
+        pool = TeacherPool(
+            TeacherConfig(path=str(folder), top_k=4), vocabulary=VOCABULARY, device="cpu", max_model_tokens=32
+        )
+        pool.wait_ready()
+        pending = pool.begin([{place: item.rollout for place, item in enumerate(scored)}])
+        return np.concatenate([scores.sampled_logprobs for _, scores in pool.finish(pending)])
+
+
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"])
+def test_an_exported_model_gives_the_learners_log_probabilities(tied, tmp_path):
+    base = make_tiny_qwen3(tmp_path / "base", tied=tied, seed=4, eos_token_id=0, scale=2.0)
+    make_char_tokenizer(base, eos_token_id=0)
+    scored, expected = trained(base, tmp_path / "run")
+    out = tmp_path / "exported"
+    command = [sys.executable, ROOT / "scripts" / "export.py", tmp_path / "run", out, "--dtype", "float32"]
+    process = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("Warning") == 0
+    np.testing.assert_allclose(transformers_logprobs(out, scored), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(vllm_logprobs(out, scored), expected, atol=1e-4, rtol=0)

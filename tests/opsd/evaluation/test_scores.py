@@ -1,0 +1,99 @@
+"""The figures of an evaluation against cases worked out by hand."""
+
+from itertools import combinations
+
+import pytest
+
+from opsd.errors import DataError
+from opsd.evaluation.results import Answer, ProblemResult, read_results, write_results
+from opsd.evaluation.scores import majority, pass_at_k, summarise
+
+
+def answers(*given):
+    """Each (extracted, correct) or (extracted, correct, tokens, truncated)."""
+    return tuple(
+        Answer(text="", extracted=extracted, correct=correct, tokens=rest[0] if rest else 1, truncated=bool(rest[1:]))
+        for extracted, correct, *rest in given
+    )
+
+
+def problem(row, *given, source="a"):
+    return ProblemResult(data_source=source, row=row, reference="1", prompt="?", answers=answers(*given))
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_correct", "k", "expected"),
+    [
+        (4, 1, 2, 0.5),  # of the 6 pairs 3 hold the right one
+        (5, 2, 3, 0.9),  # of the 10 triples 1 misses both
+        (4, 3, 2, 1.0),  # no two wrong ones to draw
+        (4, 0, 4, 0.0),
+        (16, 1, 1, 1 / 16),
+    ],
+)
+def test_pass_at_k_by_hand(num_samples, num_correct, k, expected):
+    assert pass_at_k(num_samples, num_correct, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_is_the_share_of_all_draws_that_hold_a_right_answer():
+    for num_correct in range(7):
+        is_right = [place < num_correct for place in range(6)]
+        for k in range(1, 7):
+            draws = list(combinations(is_right, k))
+            assert pass_at_k(6, num_correct, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([("18", True), ("7", False), ("18", True)], 1.0),
+        ([("18", True), ("7", False), ("7", False)], 0.0),
+        ([("18", True), ("7", False)], 0.5),  # a tie of two
+        ([("18", True), ("7", False), ("8", False)], 1 / 3),  # a tie of three
+        ([("18", True), ("7", False), ("7", False), ("18", True), ("9", False)], 0.5),
+        ([("18", True), (None, False), (None, False)], 1.0),  # what was not found has no vote
+        ([(None, False), (None, False)], 0.0),
+    ],
+)
+def test_majority_by_hand(given, expected):
+    assert majority(answers(*given)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_figures_are_means_over_problems_by_source_and_over_all():
+    results = [
+        problem(0, ("1", True, 2), ("1", True, 4), ("5", False, 6), ("5", False, 8, True)),
+        problem(1, ("1", True, 2), ("6", False, 2), ("7", False, 2), ("6", False, 2)),
+        problem(0, ("6", False, 1, True), ("6", False, 1), (None, False, 1), (None, False, 1), source="b"),
+    ]
+    figures = summarise(results)
+    assert list(figures) == ["a", "b", "all"]
+    assert figures["a"] == pytest.approx({
+        "problems": 2, "mean@4": 3 / 8, "maj@4": 0.25, "pass@1": 3 / 8, "pass@2": (5 / 6 + 1 / 2) / 2, "pass@4": 1.0,
+        "truncated": 1 / 8, "mean_tokens": 3.5,
+    })  # fmt: skip
+    assert figures["b"]["truncated"] == 0.25
+    assert figures["all"]["mean@4"] == pytest.approx(3 / 12)
+    assert list(summarise(results[:2])) == ["a"]
+
+
+def test_pass_is_given_for_k_that_is_no_power_of_two():
+    assert [name for name in summarise([problem(0, *[("1", True)] * 6)])["a"] if name.startswith("pass")] == [
+        "pass@1", "pass@2", "pass@4", "pass@6",
+    ]  # fmt: skip
+
+
+def test_without_a_grader_there_is_no_accuracy():
+    assert set(summarise([problem(0, (None, None, 3))])["a"]) == {"problems", "truncated", "mean_tokens"}
+
+
+def test_results_read_back_as_written(tmp_path):
+    results = [problem(0, ("1", True, 5), (None, False)), problem(1, ("ä", None))]
+    write_results(tmp_path / "a.jsonl", results)
+    assert read_results(tmp_path / "a.jsonl") == results
+
+
+@pytest.mark.parametrize("line", ['{"step": 1}', '{"answers": [{"text": 1}]}', '{"answers": []}', '{"answers": 5}'])
+def test_another_jsonl_file_is_refused(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(DataError, match="a.jsonl, line 1: not a problem's result as opsd.evaluate writes it"):
+        read_results(tmp_path / "a.jsonl")

@@ -1,0 +1,112 @@
+"""FSDP2's settings on one rank: what they may change is memory, never a gradient."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from opsd.config import LearnerConfig
+from opsd.data.packing import build_sequences, pack
+from opsd.learner.model import DistillationModel, load_student, shard
+from opsd.learner.optim import build_optimizer, build_scheduler
+from opsd.learner.step import train_step
+from opsd.ops.divergences import reverse_kl
+from opsd.types import Selection, Vocabulary
+from tests.opsd.builders import scored_rollouts
+from tests.tiny_models import make_tiny_qwen3
+
+VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))
+LENGTHS = [5, 9, 7]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A student whose config has dropout in its attention, as some published models have."""
+    folder = make_tiny_qwen3(tmp_path_factory.mktemp("s"), tied=True, seed=3, eos_token_id=0, scale=2.0)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    return str(folder)
+
+
+def sharded(path, **settings):
+    causal_lm = load_student(path, attention="sdpa", trust_remote_code=False)
+    model = DistillationModel(causal_lm, reverse_kl, VOCABULARY)
+    shard(model, device="cpu", num_ranks=1, **{"dtype": "float32", **settings})
+    return model
+
+
+def micro_batches():
+    num_tokens = sum(LENGTHS)
+    every = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
+    [batches] = pack(build_sequences(scored_rollouts(LENGTHS, VOCABULARY), every, "teacher", VOCABULARY), 1, 14)
+    assert len(batches) > 1
+    return batches
+
+
+def gradients(model):
+    for batch in micro_batches():
+        model(batch)[0].backward()
+    return {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_activation_checkpointing_runs_each_layer_twice_and_leaves_the_gradients_as_they_are(path):
+    model = sharded(path, checkpointing=True)
+    calls = []
+    for layer in model.causal_lm.model.layers:
+        layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    found = gradients(model)
+    assert len(model.causal_lm.model.layers) == 2
+    assert len(calls) == 2 * len(model.causal_lm.model.layers) * len(micro_batches())
+    assert_equal(found, gradients(sharded(path)))
+
+
+def step(model, **settings):
+    cfg = LearnerConfig(schedule="constant", **settings)
+    optimizer = build_optimizer(model.parameters(), cfg)
+    scheduler = build_scheduler(optimizer, cfg, 10)
+    return [train_step(model, optimizer, scheduler, micro_batches(), device=CPU, max_grad_norm=1.0) for _ in range(3)]
+
+
+def full(model):
+    return {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
+
+
+def test_cpu_offload_takes_the_same_steps(path):
+    """Here weights are on the CPU in any case; that they leave a GPU is untested."""
+    offloaded, plain = sharded(path, cpu_offload=True), sharded(path)
+    assert step(offloaded, learning_rate=1e-3) == step(plain, learning_rate=1e-3)
+    assert_equal(full(offloaded), full(plain))
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_updates_that_bfloat16_would_lose(path):
+    model = sharded(path, dtype="bfloat16")
+    seen = set()
+    layer = model.causal_lm.model.layers[0]
+    layer.self_attn.q_proj.register_forward_hook(lambda _, inputs, output: seen.add(output.dtype))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    before = full(model)
+    step(model, learning_rate=1e-6)
+    after = full(model)
+    assert seen == {torch.bfloat16}
+    assert {w.dtype for w in after.values()} == {torch.float32}
+    name = "causal_lm.model.layers.0.mlp.up_proj.weight"
+    large = before[name].abs() > 0.01  # half a unit in bfloat16's last place is 2e-5 there, Adam's three steps 3e-6
+    assert (after[name] != before[name])[large].float().mean() > 0.9
+    assert torch.equal(after[name].bfloat16()[large], before[name].bfloat16()[large])

@@ -1,0 +1,117 @@
+"""What the plan computes, against tensors that autograd really keeps and against sums done by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from opsd.plan.memory import GIB, saved_bytes_a_token
+from opsd.plan.models import read_model
+from opsd.plan.roles import plan_roles
+from tests.opsd.plan.jobs import gpu_job
+
+NUM_TOKENS = 64
+
+
+def role_of(job, name):
+    [role] = [role for role in plan_roles(job) if role.name == name]
+    return role
+
+
+def tiny(model_type, layers, dtype):
+    head_dim = {"head_dim": 64} if model_type == "qwen3" else {}
+    config = AutoConfig.for_model(
+        model_type, vocab_size=64, hidden_size=128, intermediate_size=320, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, **head_dim,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+
+
+def kept_for_backward(model):
+    """Bytes of the distinct storages that a forward pass of the trunk keeps, parameters aside."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        model.base_model(
+            input_ids=torch.zeros(1, NUM_TOKENS, dtype=torch.long),
+            position_ids=torch.arange(NUM_TOKENS)[None],
+            use_cache=False,
+        )
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(size for pointer, size in storages.items() if pointer not in parameters)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_saved_activations_are_what_autograd_keeps(model_type, dtype, tmp_path):
+    two, four = (kept_for_backward(tiny(model_type, layers, getattr(torch, dtype))) for layers in (2, 4))
+    tiny(model_type, 2, torch.float32).config.save_pretrained(tmp_path)
+    assert saved_bytes_a_token(read_model("student", str(tmp_path)), dtype) == (four - two) / 2 / NUM_TOKENS
+
+
+def test_a_rank_holds_its_share_of_sixteen_bytes_a_parameter():
+    job = gpu_job()
+    memory = role_of(job, "learner").memory
+    assert memory.weights + memory.gradients + memory.optimizer == 16 * job.student.num_parameters / 4
+    assert memory.cache == 0
+    assert memory.total == sum(vars(memory).values())
+
+
+def test_more_ranks_and_checkpointing_need_less_and_a_running_mean_more():
+    def learner(**sections):
+        return role_of(gpu_job(**sections), "learner").memory
+
+    base = learner()
+    assert learner(learner={"num_workers": 8}).total < base.total
+    assert learner(learner={"activation_checkpointing": False}).activations > 5 * base.activations
+    assert learner(teacher={"follow_decay": 0.999}).weights == 2 * base.weights
+
+
+def test_offloaded_weights_leave_the_gpu_and_on_a_cpu_the_engines_copy_is_rank_zeros():
+    memory = role_of(gpu_job(learner={"cpu_offload": True}), "learner").memory
+    assert memory.weights == memory.gradients == memory.optimizer == 0
+    job = gpu_job(learner={"micro_batch_tokens": 1}, data={"max_prompt_tokens": 1}, rollout={"max_response_tokens": 1})
+    host = role_of(replace(job, device="cpu"), "learner").memory
+    without_gradients = host.weights + host.optimizer + host.runtime
+    copied = 2 * 2 * job.student.num_parameters + 4 * job.student.num_embedding_parameters
+    assert host.total >= without_gradients + copied
+
+
+def test_an_engine_takes_its_share_of_a_gpu_and_the_scores_come_on_top():
+    assert role_of(gpu_job(), "rollout").memory.total == pytest.approx(0.7 * 80 * GIB)
+    logits = 1024 * 151936 * (2 + 4 + 1)
+    assert role_of(gpu_job(), "teacher").memory.total == pytest.approx(0.7 * 80 * GIB + logits)
+
+
+def test_tensor_parallel_divides_the_weights():
+    one, four = (role_of(gpu_job(teacher={"tensor_parallel_size": n}), "teacher") for n in (1, 4))
+    assert four.memory.weights == one.memory.weights / 4
+    assert (four.num_gpus, four.actors) == (8, "teacher-0..1")
+
+
+def test_payload_is_the_bytes_of_the_arrays():
+    """K ids and log-probabilities and the sampled one's; the same for C candidates, and the answer's ids."""
+    traffic = gpu_job(teacher={"top_k": 64}, rollout={"num_candidates": 16}).traffic
+    tokens = 16 * 16 * 8192
+    assert traffic.response_tokens == tokens
+    assert traffic.score_bytes == tokens * (64 * 8 + 4)
+    assert traffic.rollout_bytes == tokens * (16 * 8 + 8)
+    assert traffic.weight_bytes == 2 * 4_022_468_096
+
+
+def test_teachers_by_source_are_roles_and_one_behind_http_is_not():
+    job = gpu_job(teacher={"by_source": {"code": "Qwen/Qwen2.5-14B-Instruct", "chat": "http://127.0.0.1:8100"}})
+    assert [role.actors for role in plan_roles(job)] == [
+        "driver", "rollout-0..1", "teacher-0..1", "teacher-code-0..1", "learner-0..3",
+    ]  # fmt: skip
+    small, large = role_of(job, "teacher").memory, role_of(job, "teacher-code").memory
+    assert (large.weights, small.weights) == (2 * 14_770_033_664, 2 * 8_190_735_360)
+
+
+def test_teachers_that_score_candidates_send_and_train_on_more():
+    """loss.support=auto is the union of both models' tokens there."""
+    top = gpu_job().traffic
+    both = gpu_job(teacher={"backend": "transformers"}).traffic
+    assert both.score_bytes - top.score_bytes == 4 * 32 * both.response_tokens
+    assert both.batch_bytes - top.batch_bytes == 12 * 32 * both.response_tokens
