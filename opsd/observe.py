@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,18 +13,8 @@ from opsd.ops.quadrants import quadrants
 from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport
 
 
-class ScoredGroup(Protocol):
-    """A group of rollouts that a teacher is scoring."""
-
-    @property
-    def rollouts(self) -> dict[int, Rollout]: ...
-
-    def is_scored(self) -> bool: ...
-
-
-def queue_lengths(pending: Iterable[ScoredGroup]) -> dict[str, int]:
-    """What still waits for its scores: long at the end of the rollout phase, the teacher is what holds the run up."""
-    waiting = [len(group.rollouts) for group in pending if not group.is_scored()]
+def queue_lengths(waiting: list[int]) -> dict[str, int]:
+    """Of the sizes of the groups that wait for scores. Long as the last answer is written: the teacher is too slow."""
     return {"queue/rollouts": sum(waiting), "queue/groups": len(waiting)}
 
 

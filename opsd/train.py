@@ -28,7 +28,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
         with run.timer.phase("rollout"):
             rollouts = run.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
             pending = run.teacher_pool.begin(rollouts)  # each is scored as soon as it is finished
-            queue = queue_lengths(pending)
+            queue = queue_lengths(run.teacher_pool.waiting(pending))
         with run.timer.phase("score"):
             scored, dropped = run.usable(run.teacher_pool.finish(pending))
             run.rest_engines()

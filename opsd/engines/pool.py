@@ -89,6 +89,10 @@ class EnginePool:
         parts = split_evenly(rollouts, len(self.workers))
         return [worker.score.remote(part, top_k) for worker, part in zip(self.workers, parts, strict=True) if part]
 
+    def is_scored(self, refs: list[ray.ObjectRef]) -> bool:
+        """Whether `scores` of these references would not wait."""
+        return not refs or not ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1]
+
     def scores(self, refs: list[ray.ObjectRef]) -> list[TeacherScores]:
         """What these references, from `score`, stand for: waits for all."""
         return [scores for part in gather("score", refs) for scores in part]

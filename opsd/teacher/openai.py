@@ -60,6 +60,10 @@ class OpenAIEngines:
             pending.append(PendingRollout(rollout=rollout, response=response))
         return pending
 
+    def is_scored(self, pending: list[PendingRollout]) -> bool:
+        """Whether `scores` of these rollouts would not wait."""
+        return all(each.response.done() for each in pending)
+
     def scores(self, pending: list[PendingRollout]) -> list[TeacherScores]:
         """In the order of `score`'s rollouts. Raises StageError."""
         return [

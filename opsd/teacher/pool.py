@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import ObjectRef
 
 from opsd.config import TeacherConfig
@@ -26,13 +25,6 @@ class PendingScores:
     rollouts: dict[int, Rollout]  # by place in the global batch
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
     parts: list[Any]  # what the engines know their work by
-
-    def is_scored(self) -> bool:
-        """Whether all of its scores are there. Does not wait."""
-        if not self.refs:
-            return True
-        _, missing = ray.wait(self.refs, num_returns=len(self.refs), timeout=0, fetch_local=False)
-        return not missing
 
 
 class TeacherPool:
@@ -89,6 +81,10 @@ class TeacherPool:
             parts = self.engines.score(list(known.values()), self.cfg.top_k)
             pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts))
         return pending
+
+    def waiting(self, pending: list[PendingScores]) -> list[int]:
+        """The sizes of the groups whose scores are not there yet. Does not wait."""
+        return [len(group.rollouts) for group in pending if not self.engines.is_scored(group.parts)]
 
     def finish(self, pending: list[PendingScores]) -> list[tuple[Rollout, TeacherScores | None]]:
         """Each rollout with its scores, by place, whenever they came; None: it was not scored."""

@@ -54,6 +54,10 @@ class RemoteEngines:
                 pending.append(PendingPart(rollouts=part, response=response))
         return pending
 
+    def is_scored(self, pending: list[PendingPart]) -> bool:
+        """Whether `scores` of these parts would not wait."""
+        return all(part.response.done() for part in pending)
+
     def scores(self, pending: list[PendingPart]) -> list[TeacherScores]:
         """Of all parts, in the order of `score`'s rollouts. Raises StageError."""
         return [score for part in pending for score in _unpacked(part)]

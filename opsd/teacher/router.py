@@ -45,6 +45,10 @@ class TeacherRouter:
                 pending.append((source, places, begun))
         return pending
 
+    def waiting(self, pending: list[tuple[str, list[int], list[PendingScores]]]) -> list[int]:
+        """As TeacherPool.waiting."""
+        return [size for source, _, begun in pending for size in self.pools[source].waiting(begun)]
+
     def finish(self, pending: list[tuple[str, list[int], list[PendingScores]]]) -> Answered:
         """Each rollout with its teacher's scores, by place, whenever they came; None: it was not scored."""
         answered = {}

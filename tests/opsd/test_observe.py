@@ -1,26 +1,17 @@
 """A step's numbers: what they count, and what is said where there is nothing to count."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from opsd.batch import batch_stats, rollout_stats
 from opsd.metrics import PHASES
-from opsd.observe import queue_lengths, step_metrics
+from opsd.observe import step_metrics
 from opsd.types import ScoredRollout, Selection, StepReport, Vocabulary
 from tests.opsd.builders import scored_rollouts
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
-
-
-@dataclass
-class Group:
-    rollouts: dict
-    scored: bool
-
-    def is_scored(self):
-        return self.scored
 
 
 def metrics_of(policy_versions, step):
@@ -59,9 +50,3 @@ def test_speed_is_of_the_training_phases_and_drops_are_summed():
     assert values["tokens_per_s"] == 8 / 2.0
     assert (values["dropped"], values["dropped/nan_score"], values["dropped/foreign_token"]) == (2, 2, 0)
     assert values["kept_ratio"] == 0.5
-
-
-def test_the_queue_holds_the_groups_without_scores():
-    pending = [Group({0: "a", 1: "b"}, True), Group({2: "c", 3: "d", 4: "e"}, False), Group({5: "f"}, False)]
-    assert queue_lengths(pending) == {"queue/rollouts": 4, "queue/groups": 2}
-    assert queue_lengths(pending[:1]) == {"queue/rollouts": 0, "queue/groups": 0}
