@@ -63,8 +63,8 @@ def is_for_the_network(name: str) -> bool:
 
 def connect(root: Path, seen: list[str]) -> None:
     """The kernel's file systems, this machine's way to the package indexes, and the folders `seen`, where they are."""
-    run(["mount", "-t", "proc", "proc", str(root / "proc")])
-    run(["mount", "--rbind", "/dev", str(root / "dev")])
+    for name in ("proc", "sys", "dev"):
+        run(["mount", "--rbind", f"/{name}", str(root / name)])
     for name in filter(os.path.exists, NETWORK_FILES):
         shutil.copy(name, root / name.lstrip("/"))
     for folder in seen:

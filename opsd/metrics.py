@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from opsd.jsonl import append_jsonl, finite_or_null, truncate_jsonl
+from opsd.jsonl import append_jsonl, truncate_jsonl
+from opsd.ray_metrics import RayMetrics
+from opsd.wandb_run import WandbRun
 
 PHASES = ("rollout", "score", "select", "learn", "sync", "evaluate")
-WANDB_INIT_TIMEOUT_S = 30.0
-WANDB_FINISH_TIMEOUT_S = 60.0  # an upload that takes longer is left to `wandb sync`
-
-logger = logging.getLogger(__name__)
 
 
 class PhaseTimer:
@@ -63,105 +58,57 @@ class PhaseTimer:
 
 
 class MetricsLog:
-    """Sends each step's numbers to output_dir/metrics.jsonl and, unless it is off, to wandb."""
+    """Each step's numbers go to output_dir/metrics.jsonl, and the same record to Ray and, unless it is off, to wandb.
+
+    The rollouts of the token view go to output_dir/tokens.jsonl and to wandb.
+    """
 
     def __init__(
-        self, output_dir: Path, wandb_mode: str, project: str, run_name: str, config_dict: dict[str, Any]
+        self,
+        output_dir: Path,
+        wandb_mode: str,
+        project: str,
+        run_name: str,
+        config_dict: dict[str, Any],
+        ray_metrics: RayMetrics | None = None,
     ) -> None:
         """`wandb_mode`: "auto" (online where WANDB_API_KEY is set, else offline) or "off" (wandb is not imported)."""
         self.path = Path(output_dir) / "metrics.jsonl"
+        self.tokens_path = Path(output_dir) / "tokens.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._ray_metrics = ray_metrics
         self._wandb = None if wandb_mode == "off" else WandbRun(self.path.parent, project, run_name, config_dict)
 
     def log(self, step: int, values: dict[str, float | None]) -> None:
         record = {"step": step, **values}
         append_jsonl(self.path, record)
+        if self._ray_metrics:
+            self._ray_metrics.log(record)
         if self._wandb:
             self._wandb.log(record)
+
+    def log_tokens(self, rows: list[dict[str, Any]]) -> None:
+        """The token view's rollouts of one step; there may be none."""
+        for row in rows:
+            append_jsonl(self.tokens_path, row)
+        if self._wandb and rows:
+            self._wandb.log_tokens(rows)
 
     def truncate_after(self, step: int) -> None:
         """Forgets the lines after `step`: a run that resumes there writes them again."""
         truncate_jsonl(self.path, step)
+        truncate_jsonl(self.tokens_path, step)
 
-    def log_files(self, paths: Iterable[Path]) -> None:
-        """Attaches files of output_dir to the wandb run, for its Files tab."""
+    def log_report(self, path: Path) -> None:
+        """Shows report.html, a file of output_dir, on wandb."""
         if self._wandb:
-            self._wandb.save(paths)
+            self._wandb.log_report(path)
 
     def close(self) -> None:
+        if self._ray_metrics:
+            self._ray_metrics.close()
         if self._wandb:
             self._wandb.finish()
-
-
-class WandbRun:
-    """A wandb run that cannot end ours: no network means offline, a failure later means a warning and no more wandb.
-
-    A resumed run goes on under its old wandb id, kept in output_dir/wandb/run_id.
-    """
-
-    def __init__(self, output_dir: Path, project: str, run_name: str, config_dict: dict[str, Any]) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")  # Settings(silent=True) leaves some of its lines on
-        import wandb  # two seconds, and not wanted at all where wandb_mode is "off"
-        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
-        from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
-
-        # wandb's own, and what a dead or unreachable wandb process makes its client raise
-        self._errors = (
-            wandb.Error, OSError, ValueError, RuntimeError,
-            MailboxClosedError, HandleAbandonedError, ServerResponseError,
-        )  # fmt: skip
-        self._output_dir = output_dir
-        id_file = output_dir / "wandb" / "run_id"
-        id_file.parent.mkdir(parents=True, exist_ok=True)
-        if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4))
-        options = {
-            "dir": str(output_dir), "project": project, "name": run_name, "config": config_dict,
-            "id": id_file.read_text().strip(), "resume": "allow",
-        }  # fmt: skip
-        self._run = None
-        for mode in ("online", "offline") if os.environ.get("WANDB_API_KEY") else ("offline",):
-            try:
-                self._run = _start_wandb(mode, options)
-                return
-            except self._errors as error:
-                logger.warning("wandb cannot start %s: %s", mode, error)
-                with suppress(*self._errors):
-                    wandb.teardown()  # its process still holds the run id
-
-    def log(self, record: dict[str, Any]) -> None:
-        values = {name: value for name, value in finite_or_null(record).items() if value is not None}
-        self._attempt(lambda run: run.log(values))
-
-    def save(self, paths: Iterable[Path]) -> None:
-        for path in paths:
-            self._attempt(lambda run, path=path: run.save(str(path), base_path=str(self._output_dir), policy="now"))
-
-    def finish(self) -> None:
-        self._attempt(lambda run: run.finish())
-        self._run = None
-
-    def _attempt(self, action: Callable[[Any], Any]) -> None:
-        if self._run is None:
-            return
-        try:
-            action(self._run)
-        except self._errors as error:
-            logger.warning("wandb failed, going on without it: %s", error)
-            self._run = None
-
-
-def _start_wandb(mode: str, options: dict[str, Any]) -> Any:
-    """A silent wandb run whose x axis is our "step": wandb's own cannot go back when a run resumes."""
-    import wandb
-
-    settings = wandb.Settings(
-        silent=True, console="off", disable_git=True, disable_code=True,
-        init_timeout=WANDB_INIT_TIMEOUT_S, finish_timeout=WANDB_FINISH_TIMEOUT_S,
-    )  # fmt: skip
-    run = wandb.init(mode=mode, settings=settings, **options)
-    run.define_metric("*", step_metric="step")
-    return run
 
 
 class ProgressBar:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,20 @@ from opsd.ops.quadrants import quadrants
 from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport
 
 
+class Pending(Protocol):
+    """A group of rollouts on its way through the teacher."""
+
+    rollouts: Mapping[int, Rollout]
+
+    def is_scored(self) -> bool: ...
+
+
+def queue_lengths(pending: list[Pending]) -> dict[str, int]:
+    """What waits for its scores now. Long as the last answer is written: the teacher is too slow."""
+    waiting = [len(group.rollouts) for group in pending if not group.is_scored()]
+    return {"queue/rollouts": sum(waiting), "queue/groups": len(waiting)}
+
+
 def step_metrics(
     batch: BatchStats,
     scored: list[ScoredRollout],
@@ -20,8 +35,13 @@ def step_metrics(
     report: StepReport,
     dropped: Counter[str],
     phase_s: dict[str, float],
+    *,
+    weight_version: int,
 ) -> dict[str, float | None]:
-    """What metrics.jsonl has of one step. Shares are of the step's response tokens."""
+    """What metrics.jsonl has of one step. Shares are of the step's response tokens.
+
+    `weight_version`: optimiser steps that the rollout engines' weights have seen after the step.
+    """
     rollouts = [item.rollout for item in scored]
     num_tokens = len(batch.tokens)
     return {
@@ -37,11 +57,25 @@ def step_metrics(
         "accuracy_train": None if batch.reward_R is None else float(batch.reward_R.mean()),
         "grad_norm": report.grad_norm,
         "learning_rate": report.learning_rate,
+        "weight_version": weight_version,
+        **staleness(batch.step, rollouts),
         "dropped": sum(dropped.values()),
         **{f"dropped/{reason}": count for reason, count in dropped.items()},
         **quadrant_shares(batch, selection),
         "tokens_per_s": num_tokens / sum(phase_s[name] for name in ("rollout", "score", "select", "learn", "sync")),
         **{f"phase_s/{name}": seconds for name, seconds in phase_s.items()},
+    }
+
+
+def staleness(step: int, rollouts: list[Rollout]) -> dict[str, float | None]:
+    """Optimiser steps between the weights that wrote an answer and those that learn from it in `step`.
+
+    Over the student's own answers; None where there is none. 0 in a synchronous loop.
+    """
+    steps = [step - rollout.policy_version for rollout in rollouts if rollout.policy_version >= 0]
+    return {
+        "staleness": float(np.mean(steps)) if steps else None,
+        "staleness_max": max(steps) if steps else None,
     }
 
 

@@ -24,12 +24,12 @@ from opsd.data.grading import GRADERS
 from opsd.data.prompts import PromptSource
 from opsd.held_out import Evaluation, accuracy, evaluate, grade
 from opsd.hooks import TrainHooks
-from opsd.jsonl import append_jsonl, truncate_jsonl
 from opsd.learner.group import LearnerGroup
 from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
 from opsd.observe import step_metrics, token_rows
 from opsd.placement import ray_cluster
 from opsd.preflight import check
+from opsd.ray_metrics import RayMetrics, metrics_url
 from opsd.report.build import build_report
 from opsd.rollout.pool import RolloutPool
 from opsd.run_folder import RunFolder, read_state
@@ -81,12 +81,13 @@ class Run:
         dashboard = self._stack.enter_context(ray_cluster(dashboard=cfg.log.dashboard))
         say(f"run     {self.folder.path.resolve()}")
         say(f"ray     {dashboard} (its token: ray get-auth-token)" if dashboard else "ray     no dashboard")
+        say(f"metrics {metrics_url()}")
         self._start_actors()
         self._resume()
-        self.log = MetricsLog(self.folder.path, cfg.log.wandb, cfg.log.project, self.folder.path.name, asdict(cfg))
+        name = self.folder.path.name
+        self.log = MetricsLog(self.folder.path, cfg.log.wandb, cfg.log.project, name, asdict(cfg), RayMetrics(name))
         self._stack.callback(self.log.close)
         self.log.truncate_after(self.first_step)
-        truncate_jsonl(self.tokens_file, self.first_step)
         self.bar = progress_bar(cfg.num_steps, self.first_step)
         self._stack.callback(self.bar.close)
         self.startup_s = time.perf_counter() - self._began
@@ -155,10 +156,6 @@ class Run:
             return None
         return torch.tensor([float(grade(item.rollout, self.grader, self.tokenizer)) for item in scored])
 
-    @property
-    def tokens_file(self) -> Path:
-        return self.folder.path / "tokens.jsonl"
-
     def usable(self, answered: list[tuple[Rollout, TeacherScores | None]]) -> tuple[list[ScoredRollout], Counter[str]]:
         """The rollouts with scores to learn from; what is dropped is counted by reason."""
         self.counts["tokens_generated"] += sum(len(rollout) for rollout, _ in answered)
@@ -200,17 +197,19 @@ class Run:
         selection: Selection,
         report: StepReport,
         dropped: Counter[str],
+        queue: dict[str, int],
     ) -> None:
         """Log the step; evaluate and save where it is time to."""
         cfg, done = self.cfg, batch.step + 1
-        values = step_metrics(batch, scored, selection, report, dropped, self.timer.take())
-        self.log.log(done, values)
+        version = self.rollout_pool.policy_version
+        values = step_metrics(batch, scored, selection, report, dropped, self.timer.take(), weight_version=version)
+        self.log.log(done, {**values, **queue})
         self.bar.update(values)
         self.counts["tokens_trained"] += report.num_kept
         self.counts["rollouts_dropped"] += sum(dropped.values())
         if batch.step == 0 or done % cfg.log.token_view_every == 0 or done == self.last_step:
-            for row in token_rows(batch, scored, selection, cfg.log.token_view_rollouts, self.tokenizer):
-                append_jsonl(self.tokens_file, row)
+            rows = token_rows(batch, scored, selection, cfg.log.token_view_rollouts, self.tokenizer)
+            self.log.log_tokens(rows)
         if done == self.last_step or (cfg.eval.every and done % cfg.eval.every == 0):
             self.after = self.evaluate(done)
         if done == self.last_step or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
@@ -267,7 +266,7 @@ class Run:
         }
         self.folder.write_summary(summary)
         report = build_report(self.folder.path)
-        self.log.log_files([report])
+        self.log.log_report(report)
         say(f"student {self.folder.student}")
         say(f"report  {report}")
         return summary

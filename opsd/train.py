@@ -16,6 +16,7 @@ from opsd.config import RunConfig, compose_config
 from opsd.data.epochs import with_epochs_as_steps
 from opsd.errors import ConfigError, DataError, StageError
 from opsd.hooks import TrainHooks, load_build_hooks
+from opsd.observe import queue_lengths
 from opsd.run import Run
 
 
@@ -27,6 +28,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
         with run.timer.phase("rollout"):
             rollouts = run.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
             pending = run.teacher_pool.begin(rollouts)  # each is scored as soon as it is finished
+            queue = queue_lengths(pending)
         with run.timer.phase("score"):
             scored, dropped = run.usable(run.teacher_pool.finish(pending))
             run.rest_engines()
@@ -38,7 +40,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
         with run.timer.phase("sync"):
             run.sync(step + 1)
         hooks.after_step(report)
-        run.after_step(batch, scored, selection, report, dropped)
+        run.after_step(batch, scored, selection, report, dropped, queue)
 
 
 def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> dict[str, Any]:

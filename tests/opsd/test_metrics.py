@@ -1,6 +1,7 @@
 """Phase seconds, metrics.jsonl with and without wandb, and the progress line."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -128,7 +129,7 @@ for pid in children:
         os.kill(int(pid), signal.SIGKILL)
 for step in range(2, 30):
     log.log(step, {{"loss": 1.0}})
-log.log_files([log.path])
+log.log_report(log.path)
 log.close()
 """
     result = run_python(code)
@@ -144,8 +145,8 @@ def test_a_wandb_server_that_cannot_be_reached_means_an_offline_run(tmp_path):
     """Twice, as a run and its resumption: both record under one wandb id."""
     code = f"""
 from pathlib import Path
-import opsd.metrics
-opsd.metrics.WANDB_INIT_TIMEOUT_S = 2.0
+import opsd.metrics, opsd.wandb_run
+opsd.wandb_run.WANDB_INIT_TIMEOUT_S = 2.0
 for step in (1, 2):
     log = opsd.metrics.MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"seed": 0}})
     log.log(step, {{"loss": 1.0}})
@@ -157,6 +158,43 @@ for step in (1, 2):
     assert "wandb cannot start offline" not in result.stderr
     assert len({path.name for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")}) == 1
     assert [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_wandb_gets_the_configuration_the_token_table_and_the_report(tmp_path):
+    """Read back from the offline run's own files, as `wandb sync` would."""
+    report = tmp_path / "report.html"
+    report.write_text("<html>curves</html>")
+    code = f"""
+from pathlib import Path
+from opsd.metrics import MetricsLog
+log = MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"selector": {{"ratio": 0.2}}}})
+log.log_tokens([
+    {{"step": 3, "tokens": ["4", "+"], "entropy": [0.5, 0.25], "reverse_kl": [1.5, 0.0], "quadrant": [1, 2],
+      "weight": [1.0, 0.0]}},
+    {{"step": 3, "tokens": ["="], "entropy": [0.0], "reverse_kl": [0.125], "quadrant": [3], "weight": [2.0]}},
+])
+log.log_tokens([])
+log.log_report(Path({str(report)!r}))
+log.close()
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert [line["step"] for line in read_jsonl(tmp_path / "tokens.jsonl")] == [3, 3]
+    [record] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b'"ratio":0.2' in record.read_bytes().replace(b" ", b"")
+    media = record.parent / "files" / "media"
+    [table] = media.glob("table/tokens_*.table.json")
+    assert json.loads(table.read_text()) == {
+        "columns": ["step", "rollout", "position", "token", "entropy", "reverse_kl", "quadrant", "weight"],
+        "data": [
+            [3, 0, 0, "4", 0.5, 1.5, 1, 1.0],
+            [3, 0, 1, "+", 0.25, 0.0, 2, 0.0],
+            [3, 1, 0, "=", 0.0, 0.125, 3, 2.0],
+        ],
+    }
+    [page] = media.glob("html/report_*.html")
+    assert page.read_text() == report.read_text()
 
 
 def test_without_a_terminal_the_progress_is_a_few_plain_lines():

@@ -1,5 +1,6 @@
-"""What a teacher behind HTTP is not asked, without a server."""
+"""A teacher behind HTTP, without a server: what it is not asked, and what still waits for it."""
 
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,10 @@ import pytest
 
 from opsd.config import TeacherConfig
 from opsd.errors import StageError
-from opsd.teacher.pool import TeacherPool
+from opsd.observe import queue_lengths
+from opsd.teacher.openai import PendingRollout
+from opsd.teacher.pool import PendingScores, TeacherPool
+from opsd.teacher.remote import PendingPart
 from opsd.types import Mixture, Vocabulary
 from tests.opsd.builders import scored_rollouts
 
@@ -23,3 +27,32 @@ def test_mixed_embeddings_are_not_sent_as_if_they_were_tokens(backend):
     pool = TeacherPool(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
     with pytest.raises(StageError, match=f"backend={backend} reads token ids, not mixed embeddings"):
         pool.begin([{0: mixed}])
+
+
+@pytest.mark.parametrize("backend", ["http", "openai"])
+def test_a_group_waits_until_the_last_of_its_requests_is_answered(backend):
+    rollouts = [item.rollout for item in scored_rollouts([4, 3, 2], VOCABULARY)]
+    cfg = TeacherConfig(backend=backend, urls=["http://127.0.0.1:1"])
+    pool = TeacherPool(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+    responses = [Future() for _ in rollouts]
+    parts = [
+        PendingPart(rollouts=[rollout], response=response)
+        if backend == "http"
+        else PendingRollout(rollout=rollout, response=response)
+        for rollout, response in zip(rollouts, responses, strict=True)
+    ]
+    pending = [
+        PendingScores(
+            rollouts=dict(enumerate(rollouts[:2])), scored_places=(0, 1), parts=parts[:2], engines=pool.engines
+        ),
+        PendingScores(rollouts={2: rollouts[2]}, scored_places=(2,), parts=parts[2:], engines=pool.engines),
+        PendingScores(
+            rollouts={3: rollouts[2]}, scored_places=(), parts=[], engines=pool.engines
+        ),  # foreign ids: nothing to wait for
+    ]
+    assert queue_lengths(pending) == {"queue/rollouts": 3, "queue/groups": 2}
+    responses[1].set_result(None)
+    responses[2].set_result(None)
+    assert queue_lengths(pending) == {"queue/rollouts": 2, "queue/groups": 1}
+    responses[0].set_result(None)
+    assert queue_lengths(pending) == {"queue/rollouts": 0, "queue/groups": 0}
