@@ -23,7 +23,7 @@ class Pending(Protocol):
 
 
 def queue_lengths(pending: list[Pending]) -> dict[str, int]:
-    """What waits for its scores now. Long as the last answer is written: the teacher is too slow."""
+    """What waits for its scores now. With a long score phase, a long queue means too few teachers."""
     waiting = [len(group.rollouts) for group in pending if not group.is_scored()]
     return {"queue/rollouts": sum(waiting), "queue/groups": len(waiting)}
 
