@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from opsd.config import RolloutConfig
+from opsd.engine_config import RolloutConfig
 from opsd.learner.group import LearnerGroup
 from opsd.rollout.pool import RolloutPool
 

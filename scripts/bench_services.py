@@ -18,7 +18,8 @@ import ray
 
 from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import rollout_stats
-from opsd.config import RolloutConfig, RunConfig
+from opsd.config import RunConfig
+from opsd.engine_config import RolloutConfig
 from opsd.engines.pool import request_seed
 from opsd.engines.rows import in_order, score_in_groups
 from opsd.engines.vllm_engine import engine_environment
@@ -45,6 +46,7 @@ class BareWorker(EngineWorker):
 
     def bare_score(self, rollouts: list[Rollout], top_k: int) -> float:
         """Seconds, with flat log-probabilities, in the groups that bound the engine's memory."""
+
         def run(group: list[Rollout]) -> list:
             self._score_outputs(group, top_k, flat=True)
             return group

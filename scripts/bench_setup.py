@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from opsd.config import DataConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, RunConfig, StudentConfig
+from opsd.engine_config import RolloutConfig, TeacherConfig
 from opsd.preflight import Setup, check
 
 

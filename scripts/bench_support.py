@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import rollout_stats
-from opsd.config import LearnerConfig, RolloutConfig, RunConfig
+from opsd.config import LearnerConfig, RunConfig
+from opsd.engine_config import RolloutConfig
 from opsd.engines.pool import request_seed
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine

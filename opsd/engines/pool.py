@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import ray
 
-from opsd.config import EngineConfig
+from opsd.engine_config import EngineConfig
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.placement import gather, split_evenly, start_actor

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from opsd.config import EngineConfig, TeacherConfig
+from opsd.engine_config import EngineConfig, TeacherConfig
 from opsd.engines.rows import score_in_groups
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from opsd.config import EngineConfig
+from opsd.engine_config import EngineConfig
 from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
 from opsd.engines.weights import complete_weights, model_without_weights
 from opsd.errors import ConfigError, StageError

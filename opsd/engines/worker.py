@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from opsd.config import EngineConfig
+from opsd.engine_config import EngineConfig
 from opsd.placement import require_here
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 

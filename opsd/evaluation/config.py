@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from opsd.checks import at_least, in_range, one_of
-from opsd.config import EngineConfig, PromptConfig
+from opsd.config import PromptConfig
+from opsd.engine_config import EngineConfig
 from opsd.errors import ConfigError
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from opsd.config import EngineConfig, RolloutConfig, RunConfig, TeacherConfig
+from opsd.config import RunConfig
+from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES
 from opsd.ops.buckets import CHUNK_BYTES
 from opsd.plan.models import BYTES, ModelSizes

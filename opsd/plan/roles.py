@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opsd.config import EngineConfig, RolloutConfig, RunConfig
+from opsd.config import RunConfig
+from opsd.engine_config import EngineConfig, RolloutConfig
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB, Memory, driver_memory, learner_memory, rollout_memory, teacher_memory
 from opsd.plan.models import ModelSizes

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ray import ObjectRef
 
-from opsd.config import RolloutConfig, StudentConfig
+from opsd.config import StudentConfig
+from opsd.engine_config import RolloutConfig
 from opsd.engines.pool import EnginePool, request_seed
 from opsd.engines.rows import in_order
 from opsd.seats import Placement

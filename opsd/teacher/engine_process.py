@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection
 
-from opsd.config import TeacherConfig
+from opsd.engine_config import TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker

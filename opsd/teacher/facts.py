@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import httpx
 
-from opsd.config import TeacherConfig
+from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, read_facts
 from opsd.teacher.openai import PATH, served_model

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from opsd.config import TeacherConfig
+from opsd.engine_config import TeacherConfig
 from opsd.engines.rows import event_rows
 from opsd.errors import ConfigError, StageError
 from opsd.teacher.transport import Transport, get_when_ready

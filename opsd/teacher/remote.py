@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from opsd.config import TeacherConfig
+from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError, StageError
 from opsd.placement import split_evenly
 from opsd.teacher.frames import MEDIA_TYPE, PROTOCOL, WireError

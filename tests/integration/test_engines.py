@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.config import EngineConfig
+from opsd.engine_config import EngineConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.vllm_engine import VllmEngine, engine_environment

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.config import LearnerConfig, RolloutConfig, StudentConfig
+from opsd.config import LearnerConfig, StudentConfig
+from opsd.engine_config import RolloutConfig
 from opsd.engines.rows import in_order
 from opsd.learner.group import LearnerGroup
 from opsd.ops.divergences import DIVERGENCES

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.config import DataConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, RunConfig, StudentConfig
+from opsd.engine_config import RolloutConfig, TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.vllm_engine import engine_environment

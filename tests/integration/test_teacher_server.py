@@ -12,7 +12,8 @@ import psutil
 import pytest
 import torch
 
-from opsd.config import DataConfig, LossConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, LossConfig, RunConfig, StudentConfig
+from opsd.engine_config import TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.errors import ConfigError, StageError

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from opsd.config import DataConfig, LossConfig, PlacementConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, LossConfig, PlacementConfig, RunConfig, StudentConfig
+from opsd.engine_config import RolloutConfig, TeacherConfig
 from opsd.errors import ConfigError, DataError
 from opsd.preflight import check, check_counts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from opsd.config import CheckpointConfig, DataConfig, LearnerConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import CheckpointConfig, DataConfig, LearnerConfig, RunConfig, StudentConfig
+from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.run_folder import RunFolder, read_state
 

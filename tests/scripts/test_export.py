@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import export as export_script
-from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
+from opsd.engine_config import TeacherConfig
 from opsd.learner.checkpoint import save_learner, save_student
 from opsd.learner.model import DistillationModel, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler

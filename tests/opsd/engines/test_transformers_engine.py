@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.config import EngineConfig, TeacherConfig
+from opsd.engine_config import EngineConfig, TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine, _draw, _uniforms
 from opsd.errors import StageError

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from opsd.config import DataConfig, LearnerConfig, RolloutConfig, RunConfig, StudentConfig, TeacherConfig
+from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
+from opsd.engine_config import RolloutConfig, TeacherConfig
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.program import planned_job
 

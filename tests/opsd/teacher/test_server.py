@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from opsd.config import TeacherConfig
+from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.model_facts import tokens_digest, weights_fingerprint
 from opsd.teacher.server import serve
