@@ -205,8 +205,10 @@ class _SparseHeadLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             _, gradients = ctx.job.run(*ctx.saved_tensors)
-        grad_hidden_ND, grad_weight_VD = (None if g is None else g.mul_(grad_loss) for g in gradients)
-        return grad_hidden_ND, grad_weight_VD, None
+        # On the CPU it costs nothing to see that there is nothing to scale, as in loss.backward().
+        if grad_loss.device.type != "cpu" or grad_loss != 1.0:
+            gradients = tuple(None if g is None else g.mul_(grad_loss) for g in gradients)
+        return *gradients, None
 
 
 def _row_slices(num_rows: int, chunk_rows: int | None, vocab_size: int) -> list[slice]:
