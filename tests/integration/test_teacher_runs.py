@@ -65,11 +65,11 @@ def training_lines(output_dir):
 
 
 def finished(process, output_dir):
-    """(the training lines without what is measured in seconds, the summary's figures, what was printed)."""
+    """(the training lines without what depends on the clock, the summary's figures, what was printed)."""
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-4000:]
     lines = [
-        {name: value for name, value in line.items() if not name.startswith(("phase_s", "tokens_per_s"))}
+        {name: value for name, value in line.items() if not name.startswith(("phase_s", "tokens_per_s", "queue"))}
         for line in training_lines(output_dir)
     ]
     summary = json.loads((output_dir / "summary.json").read_text())
