@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-import torch.distributed as dist
 import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +18,7 @@ from opsd.learner.model import DistillationModel, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.ops.divergences import reverse_kl
 from opsd.types import Vocabulary
+from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 SUMMARY = {
@@ -49,20 +49,19 @@ def run(request, tmp_path_factory):
         teacher=TeacherConfig(path="/models/big-teacher"),
         data=DataConfig(train_path="/data/prompts.jsonl", eval_path="/data/eval.jsonl"),
     )
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    causal_lm = load_student(str(base), attention="sdpa", trust_remote_code=False)
-    model = DistillationModel(causal_lm, reverse_kl, Vocabulary(size=64, stop_ids=(0,)))
-    shard(model, device="cpu", num_ranks=1, dtype="float32")
-    optimizer = build_optimizer(model.parameters(), LearnerConfig())
-    for step in (2, 4):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(step / 10)
-        checkpoint = root / "run" / "checkpoints" / f"step_{step:06d}"
-        checkpoint.mkdir(parents=True)
-        save_learner(checkpoint / "learner", model, optimizer, build_scheduler(optimizer, LearnerConfig(), 4), None)
-        (checkpoint / "state.json").write_text(json.dumps({"step": step}))
-    dist.destroy_process_group()
+    with one_rank():
+        causal_lm = load_student(str(base), attention="sdpa", trust_remote_code=False)
+        model = DistillationModel(causal_lm, reverse_kl, Vocabulary(size=64, stop_ids=(0,)))
+        shard(model, device="cpu", num_ranks=1, dtype="float32")
+        optimizer = build_optimizer(model.parameters(), LearnerConfig())
+        for step in (2, 4):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.fill_(step / 10)
+            checkpoint = root / "run" / "checkpoints" / f"step_{step:06d}"
+            checkpoint.mkdir(parents=True)
+            save_learner(checkpoint / "learner", model, optimizer, build_scheduler(optimizer, LearnerConfig(), 4), None)
+            (checkpoint / "state.json").write_text(json.dumps({"step": step}))
     (root / "run" / "config.yaml").write_text(yaml.safe_dump(asdict(cfg)))
     (root / "run" / "summary.json").write_text(json.dumps(SUMMARY))
     return root / "run"

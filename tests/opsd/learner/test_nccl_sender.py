@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from opsd.engines.weights import complete_weights, model_without_weights
 from opsd.learner.model import DistillationModel, load_student, shard
 from opsd.ops.divergences import reverse_kl
 from opsd.types import Vocabulary
+from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_tiny_qwen3
 
 
@@ -19,16 +19,13 @@ def test_what_is_sent_is_announced_and_is_the_whole_model(tied, tmp_path):
 
     path = str(make_tiny_qwen3(tmp_path, tied=tied, seed=3, eos_token_id=0))
     expected = load_student(path, attention="sdpa", trust_remote_code=False).state_dict()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
+    with one_rank():
         causal_lm = load_student(path, attention="sdpa", trust_remote_code=False)
         model = DistillationModel(causal_lm, reverse_kl, Vocabulary(size=64, stop_ids=(0,)))
         shard(model, device="cpu", num_ranks=1, dtype="float32")
         source = TrainedWeights(model, torch.bfloat16, torch.device("cpu"))
         # vLLM's sender checks names, order, dtypes and shapes against the announcement while it sends.
         sent = dict(NCCLTrainerWeightTransferEngine._checked_iter(source, source.metadata()))
-    finally:
-        dist.destroy_process_group()
     assert complete_weights(model_without_weights(path, trust_remote_code=False), sent).keys() == sent.keys()
     for name, weight in sent.items():
         assert torch.equal(weight, expected[name].bfloat16()), name

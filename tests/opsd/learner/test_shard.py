@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from opsd.config import LearnerConfig
 from opsd.data.packing import build_sequences, pack
@@ -14,6 +13,7 @@ from opsd.learner.step import train_step
 from opsd.ops.divergences import reverse_kl
 from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts
+from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))
@@ -23,9 +23,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with one_rank():
+        yield
 
 
 @pytest.fixture(scope="module")
