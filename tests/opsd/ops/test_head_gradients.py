@@ -240,3 +240,13 @@ def test_rows_are_divided_evenly_within_the_memory_budget(monkeypatch, num_rows,
     teacher_logprobs = torch.full((num_rows, 2), math.log(0.5))
     sparse_head_loss(torch.zeros(num_rows, D), torch.zeros(V, D), support, teacher_logprobs, weight_N, divergence)
     assert seen == expected
+
+
+def test_a_large_product_is_the_exact_one():
+    """Large ones go to another library; so do those of transposed and gathered operands."""
+    generator = torch.Generator().manual_seed(0)
+    left_MK, right_NK = (torch.randn(size, 300, generator=generator) for size in (500, 600))
+    assert left_MK.numel() * len(right_NK) >= head_gradients.ONEDNN_FROM
+    exact = left_MK.double() @ right_NK.double().T
+    for right in (right_NK, right_NK.T.contiguous().T):
+        torch.testing.assert_close(head_gradients.linear(left_MK, right).double(), exact, rtol=1e-5, atol=1e-4)
