@@ -22,10 +22,10 @@ import torch
 
 from head_methods import METHODS, Gradients, Method, sparse_method
 from head_rows import random_rows, sampled_rows
-from measure import PAGE, PeakMemory, clock, markdown
+from measure import PAGE, PeakMemory, clock, give_freed_memory_back, markdown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WARM_UP_ROWS = 8
+WARM_UP_ROWS = 64  # enough for the products to go to the library that those of all rows go to
 
 
 def time_methods(methods: dict[str, Method], device: str, repeats: int) -> dict[str, float]:
@@ -42,7 +42,8 @@ def time_methods(methods: dict[str, Method], device: str, repeats: int) -> dict[
 
 def peak_gib(name: str, args: argparse.Namespace, num_rows: int) -> float:
     """Of one run of a method in a fresh process, beyond inputs and gradients."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    fresh = {"mp_context": get_context("spawn"), "initializer": give_freed_memory_back}
+    with ProcessPoolExecutor(max_workers=1, **fresh) as pool:
         return pool.submit(measure_peak_gib, name, args, num_rows).result()
 
 

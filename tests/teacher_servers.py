@@ -12,7 +12,27 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
+
 ROOT = Path(__file__).resolve().parents[1]
+TOKEN = "the-token"
+
+
+def make_models(root: Path) -> None:
+    """Folders of two teachers, "teacher" and "other", and of a "student"."""
+    for name, tied, layers, seed in (("teacher", False, 3, 1), ("other", False, 3, 7), ("student", True, 2, 2)):
+        make_tiny_qwen3(root / name, tied=tied, layers=layers, seed=seed, eos_token_id=0, scale=2.0)
+        make_char_tokenizer(root / name, eos_token_id=0)
+
+
+@contextmanager
+def client_token() -> Iterator[None]:
+    """The clients of this process send TOKEN."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPSD_TEACHER_TOKEN", TOKEN)
+        yield
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from opsd.engine_config import EngineConfig
 from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
 from opsd.engines.weights import complete_weights, model_without_weights
-from opsd.errors import ConfigError, StageError
+from opsd.errors import StageError
 from opsd.ops.align import predicting_rows
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
@@ -129,8 +129,6 @@ class VllmEngine:
 
         `candidate_logprobs` is None on CPU. A stop id outside the top-k is not part of the stop event's mass.
         """
-        if any(rollout.mixture is not None for rollout in rollouts):
-            raise ConfigError("mixed inputs need teacher.backend=transformers: a vLLM engine reads token ids")
         self._wake()
         return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))
 

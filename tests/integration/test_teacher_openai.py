@@ -19,12 +19,11 @@ from opsd.remote_config import HttpConfig
 from opsd.teacher.pool import TeacherPool
 from opsd.types import Sampling, Vocabulary
 from tests.opsd.builders import scored_rollouts
-from tests.teacher_servers import running
+from tests.teacher_servers import TOKEN, client_token, running
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 pytestmark = pytest.mark.long
 
-TOKEN = "the-token"
 NUM_IDS = 64
 VOCABULARY = Vocabulary(size=NUM_IDS, stop_ids=(0, 3))
 ROLLOUTS = [item.rollout for item in scored_rollouts([4, 9, 1, 17, 6, 3, 12], VOCABULARY, top_k=5)]
@@ -32,8 +31,7 @@ ROLLOUTS = [item.rollout for item in scored_rollouts([4, 9, 1, 17, 6, 3, 12], VO
 
 @pytest.fixture(scope="module", autouse=True)
 def token():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPSD_TEACHER_TOKEN", TOKEN)
+    with client_token():
         yield
 
 

@@ -9,19 +9,15 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.teacher_servers import ROOT, teacher_server
-from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
+from tests.teacher_servers import ROOT, TOKEN, make_models, teacher_server
 
-TOKEN = "the-token"
 NUM_STEPS = 5
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     root = tmp_path_factory.mktemp("pair")
-    for name, tied, layers, seed in (("teacher", False, 3, 1), ("other", False, 3, 7), ("student", True, 2, 2)):
-        make_tiny_qwen3(root / name, tied=tied, layers=layers, seed=seed, eos_token_id=0, scale=2.0)
-        make_char_tokenizer(root / name, eos_token_id=0)
+    make_models(root)
     rows = [
         {"prompt": f"{a}+{b}=", "answer": str(a + b), "data_source": "odd" if a % 2 else "even"}
         for a in range(9)

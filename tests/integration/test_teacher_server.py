@@ -23,10 +23,9 @@ from opsd.teacher.router import start_teachers
 from opsd.teacher.wire import pack_score_request
 from opsd.types import Sampling, Vocabulary
 from tests.opsd.builders import scored_rollouts
-from tests.teacher_servers import teacher_server
+from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
-TOKEN = "the-token"
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 3))  # the models have 64 ids and stop with 0
 TOP_K = 6
 ROLLOUTS = [item.rollout for item in scored_rollouts([4, 9, 1, 17, 6, 3, 12], VOCABULARY, top_k=5)]
@@ -38,9 +37,7 @@ QUICK = HttpConfig(backoff_s=0.05, max_backoff_s=0.5, give_up_after_s=2.0, start
 def models(tmp_path_factory):
     """Two teachers, a student, and prompts of two sources."""
     root = tmp_path_factory.mktemp("models")
-    for name, tied, layers, seed in (("teacher", False, 3, 1), ("other", False, 3, 7), ("student", True, 2, 2)):
-        make_tiny_qwen3(root / name, tied=tied, layers=layers, seed=seed, eos_token_id=0, scale=2.0)
-        make_char_tokenizer(root / name, eos_token_id=0)
+    make_models(root)
     rows = [{"prompt": f"{a}+{b}=", "data_source": "even" if a % 2 == 0 else "odd"} for a in range(9) for b in range(9)]
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
@@ -48,8 +45,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def token():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPSD_TEACHER_TOKEN", TOKEN)
+    with client_token():
         yield
 
 
