@@ -22,6 +22,7 @@ BLOCK_COLUMNS = {"cpu": 4096, "cuda": 16384}
 ONEDNN_FROM = 2**26  # multiplications, about a millisecond
 # Gathering columns costs far less than multiplying by them: it pays until most are kept.
 COMPACT_BELOW = 0.75
+FIRST_LOOK = 8  # rows: where the student is unsure, they alone need nearly all columns
 
 
 class HeadGradients:
@@ -68,13 +69,19 @@ class HeadGradients:
             grad_hidden_ND.add_(linear(grad_NK, weight_KD.T))
         if self.sum_VD is not None:
             sum_CD = self.sum_VD[columns]
-            if columns.start not in self.begun:  # zeros just before they are needed: the cache still has them
+            empty = columns.start not in self.begun
+            self.begun.add(columns.start)
+            if kept_K is None and sum_CD.dtype == grad_NK.dtype:
+                sum_CD.addmm_(grad_NK.T, hidden_ND, beta=0.0 if empty else 1.0)
+                return
+            # A product of bfloat16 matrices is rounded once before it is added to the float32 sum.
+            product_KD = (grad_NK.T @ hidden_ND).to(sum_CD.dtype)
+            if empty:
                 sum_CD.zero_()
-                self.begun.add(columns.start)
             if kept_K is None:
-                add_product(sum_CD, grad_NK.T, hidden_ND)
+                sum_CD.add_(product_KD)
             else:
-                sum_CD.index_add_(0, kept_K, (grad_NK.T @ hidden_ND).to(sum_CD.dtype))
+                sum_CD.index_add_(0, kept_K, product_KD)
 
     def results(self) -> tuple[Tensor | None, Tensor | None]:
         """Of hidden and weight, in their dtypes; None where not needed."""
@@ -90,9 +97,12 @@ def kept_columns(grad_NC: Tensor, row_sum_N1: Tensor, threshold: float) -> Tenso
     A column that is not a number is kept: a diverged step must be seen. Waits for the device on CUDA.
     """
     scale_N1 = row_sum_N1.clamp_min(torch.finfo(grad_NC.dtype).tiny).reciprocal_()
-    largest_C = (grad_NC * scale_N1).abs_().amax(0)
-    kept_K = (~(largest_C <= threshold)).nonzero()[:, 0]
-    return kept_K if len(kept_K) < COMPACT_BELOW * len(largest_C) else None
+    for rows in (slice(FIRST_LOOK), slice(None)):
+        largest_C = (grad_NC[rows] * scale_N1[rows]).abs_().amax(0)
+        kept_C = ~(largest_C <= threshold)
+        if kept_C.sum() >= COMPACT_BELOW * len(kept_C):
+            return None
+    return kept_C.nonzero()[:, 0]
 
 
 def column_blocks(num_columns: int, device: torch.device) -> list[slice]:
@@ -109,14 +119,6 @@ def linear(left_MK: Tensor, right_NK: Tensor) -> Tensor:
     if not on_cpu or left_MK.numel() * len(right_NK) < ONEDNN_FROM:
         return left_MK @ right_NK.T
     return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right; the product of bfloat16 matrices is rounded once before it is added to a float32 total."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)
 
 
 def softmax_dtype(tensor: Tensor) -> torch.dtype:
