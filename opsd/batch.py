@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opsd.errors import StageError
-from opsd.ops.align import token_stats
+from opsd.ops.align import TokenRows, token_stats
 from opsd.types import BatchStats, Rollout, ScoredRollout, TeacherScores, TokenStats, Vocabulary
 
 
@@ -32,7 +32,7 @@ def drop_unusable(
 
 def rollout_stats(scored: list[ScoredRollout], vocabulary: Vocabulary) -> TokenStats:
     """The statistics of all rollouts' tokens, one after another, from what the engines returned: no forward pass."""
-    return TokenStats.concatenate([token_stats(item.rollout, item.scores, vocabulary) for item in scored])
+    return token_stats(TokenRows.of(scored, vocabulary), vocabulary)
 
 
 def batch_stats(

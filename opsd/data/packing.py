@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from opsd.micro_batch import MicroBatch, TrainSequence
-from opsd.ops.align import predicting_rows, support_buckets
+from opsd.ops.align import TokenRows, predicting_rows, support_buckets
 from opsd.types import Mixture, ScoredRollout, Selection, Vocabulary
 
 
@@ -27,13 +27,14 @@ def build_sequences(
     temperature_N = None if selection.temperature_N is None else selection.temperature_N.numpy()
     inputs = {name: values.numpy() for name, values in selection.inputs.items()}
     ends = np.cumsum([len(item.rollout) for item in scored])
+    kept_rows = TokenRows.of(scored, vocabulary).take(index_N)
+    support_NU, teacher_NB = support_buckets(kept_rows, support, vocabulary)
     bounds = np.searchsorted(index_N, np.concatenate([[0], ends]))
     sequences = []
     for item, start, stop, end in zip(scored, bounds[:-1], bounds[1:], ends, strict=True):
         if start == stop:
             continue
         kept_N = index_N[start:stop] - (end - len(item.rollout))
-        support_TU, teacher_TB = support_buckets(item.rollout, item.scores, support, vocabulary)
         prompt_ids = item.rollout.prompt.token_ids
         row_N = predicting_rows(len(prompt_ids), kept_N)
         length = row_N[-1] + 1
@@ -41,8 +42,8 @@ def build_sequences(
             TrainSequence(
                 token_ids=np.concatenate([prompt_ids, item.rollout.response_ids])[:length],
                 row_N=row_N,
-                support_NU=support_TU[kept_N],
-                teacher_logprobs_NB=teacher_TB[kept_N],
+                support_NU=support_NU[start:stop],
+                teacher_logprobs_NB=teacher_NB[start:stop],
                 weight_N=weight_N[start:stop],
                 index_N=index_N[start:stop],
                 temperature_N=None if temperature_N is None else temperature_N[start:stop],

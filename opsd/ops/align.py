@@ -7,6 +7,8 @@ The shift "row t predicts token t + 1" is made here, in `predicting_rows`, and n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from opsd.ops.entropy import entropy_from_top
 from opsd.ops.signals import hellinger, reverse_kl_grad_norm
-from opsd.types import Rollout, TeacherScores, TokenStats, Vocabulary
+from opsd.types import ScoredRollout, TokenStats, Vocabulary
 
 NUM_COMPATIBLE = 16  # of the student's candidates; arXiv 2605.26844
 MIN_REST_MASS = 1e-6  # below it, 1 - sum of float32 probabilities is rounding noise
@@ -45,10 +47,55 @@ def lookup(query_ids_TC: np.ndarray, ids_TK: np.ndarray, logprobs_TK: np.ndarray
     return logprobs.reshape(query_ids_TC.shape), found.reshape(query_ids_TC.shape)
 
 
-def sampled_events(rollout: Rollout, vocabulary: Vocabulary) -> np.ndarray:
-    """The sampled tokens with every stop id mapped to the one stop event. int64 [T]."""
-    ids = rollout.response_ids.astype(np.int64)
-    return np.where(np.isin(ids, vocabulary.stop_ids), vocabulary.stop_event, ids)
+@dataclass(frozen=True, kw_only=True)
+class TokenRows:
+    """What both engines said of response tokens, those of all rollouts one after another.
+
+    A rollout with fewer candidates than another has empty slots behind them.
+    """
+
+    events_T: np.ndarray  # int64, the sampled tokens with every stop id mapped to the one stop event
+    sampled_logprobs_T: np.ndarray  # float32, the student's, of the sampled event
+    candidate_ids_TC: np.ndarray  # int32 event ids, the student's likeliest; -1 marks an empty slot
+    candidate_logprobs_TC: np.ndarray  # float32; -inf in an empty slot
+    top_ids_TK: np.ndarray  # int32 event ids, the teacher's likeliest
+    top_logprobs_TK: np.ndarray  # float32
+    teacher_sampled_T: np.ndarray  # float32, the teacher's log-probability of the sampled event
+    teacher_candidates_TC: np.ndarray  # float32, at the student's candidates
+    asked_T: np.ndarray  # bool: the teacher scored the candidates; else it knows of those in its top-k
+    attention_T: np.ndarray | None  # float32, that the teacher pays to the token; None: not asked for
+
+    @classmethod
+    def of(cls, scored: Sequence[ScoredRollout], vocabulary: Vocabulary) -> TokenRows:
+        rollouts, scores = [item.rollout for item in scored], [item.scores for item in scored]
+        response_T = np.concatenate([rollout.response_ids for rollout in rollouts]).astype(np.int64)
+        attention = [own.attention for own in scores if own.attention is not None]
+        return cls(
+            events_T=np.where(np.isin(response_T, vocabulary.stop_ids), vocabulary.stop_event, response_T),
+            sampled_logprobs_T=np.concatenate([rollout.sampled_logprobs for rollout in rollouts]),
+            candidate_ids_TC=_stacked([rollout.candidate_ids for rollout in rollouts], empty=-1),
+            candidate_logprobs_TC=_stacked([rollout.candidate_logprobs for rollout in rollouts], empty=-np.inf),
+            top_ids_TK=_stacked([own.top_ids for own in scores], empty=-1),
+            top_logprobs_TK=_stacked([own.top_logprobs for own in scores], empty=-np.inf),
+            teacher_sampled_T=np.concatenate([own.sampled_logprobs for own in scores]),
+            teacher_candidates_TC=_stacked([_at_candidates(item) for item in scored], empty=-np.inf),
+            asked_T=np.repeat([own.candidate_logprobs is not None for own in scores], [len(r) for r in rollouts]),
+            attention_T=np.concatenate(attention) if attention else None,
+        )
+
+    def take(self, index_N: np.ndarray) -> TokenRows:
+        """The tokens at these places, in this order."""
+        return TokenRows(**{name: None if rows is None else rows[index_N] for name, rows in vars(self).items()})
+
+    def teacher_at_candidates(self) -> tuple[np.ndarray, np.ndarray]:
+        """The teacher's log-probabilities at the student's candidates, and where they are known: both [T, C]."""
+        known_TC = self.candidate_ids_TC >= 0
+        if self.asked_T.all():
+            return self.teacher_candidates_TC, known_TC
+        found_logprobs_TC, found_TC = lookup(self.candidate_ids_TC, self.top_ids_TK, self.top_logprobs_TK)
+        asked_T1 = self.asked_T[:, None]
+        logprobs_TC = np.where(asked_T1, self.teacher_candidates_TC, found_logprobs_TC)
+        return logprobs_TC, np.where(asked_T1, known_TC, found_TC)
 
 
 def num_events(vocabulary: Vocabulary) -> int:
@@ -62,7 +109,7 @@ def rest_logprob(logprobs_TU: np.ndarray, num_named_T: np.ndarray, vocabulary: V
     return np.where(num_named_T >= num_events(vocabulary), -np.inf, logprob).astype(np.float32)
 
 
-def token_stats(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary) -> TokenStats:
+def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
     """What the rollout engine and the teacher returned, as statistics of each token, with no forward pass.
 
     What compares the two models is over the sampled token and the student's candidates for which the teacher's
@@ -70,20 +117,18 @@ def token_stats(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary)
     The entropy extrapolates beyond the candidates. All are exact where every event is named. METHODS 1 and 2
     (`stats: rollout`).
     """
-    event_T1 = sampled_events(rollout, vocabulary)[:, None]
-    teacher_TC, known_TC = teacher_at_candidates(rollout, scores)
-    shared_TC = known_TC & (rollout.candidate_ids != event_T1)
+    teacher_TC, known_TC = rows.teacher_at_candidates()
+    shared_TC = known_TC & (rows.candidate_ids_TC != rows.events_T[:, None])
 
-    num_candidates_T = (rollout.candidate_ids >= 0).sum(axis=1)
-    outside_T = rest_logprob(rollout.candidate_logprobs, num_candidates_T, vocabulary)
-    entropy_T = entropy_from_top(rollout.candidate_logprobs, outside_T, num_events(vocabulary))
+    num_candidates_T = (rows.candidate_ids_TC >= 0).sum(axis=1)
+    outside_T = rest_logprob(rows.candidate_logprobs_TC, num_candidates_T, vocabulary)
+    entropy_T = entropy_from_top(rows.candidate_logprobs_TC, outside_T, num_events(vocabulary))
 
-    sampled_T1 = rollout.sampled_logprobs[:, None]
     num_named_T = 1 + shared_TC.sum(axis=1)
-    student_TU = np.concatenate([sampled_T1, np.where(shared_TC, rollout.candidate_logprobs, -np.inf)], axis=1)
-    teacher_TU = np.concatenate([scores.sampled_logprobs[:, None], np.where(shared_TC, teacher_TC, -np.inf)], axis=1)
-    student_TB = _with_rest(student_TU, num_named_T, vocabulary)
-    teacher_TB = _with_rest(teacher_TU, num_named_T, vocabulary)
+    student_TC = np.where(shared_TC, rows.candidate_logprobs_TC, -np.inf)
+    teacher_TC = np.where(shared_TC, teacher_TC, -np.inf)
+    student_TB = _with_rest(np.column_stack([rows.sampled_logprobs_T, student_TC]), num_named_T, vocabulary)
+    teacher_TB = _with_rest(np.column_stack([rows.teacher_sampled_T, teacher_TC]), num_named_T, vocabulary)
     buckets = torch.from_numpy(student_TB), torch.from_numpy(teacher_TB)
     return TokenStats(
         entropy_T=torch.from_numpy(np.clip(entropy_T / math.log(vocabulary.size), 0.0, 1.0).astype(np.float32)),
@@ -91,60 +136,68 @@ def token_stats(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary)
         forward_kl_T=torch.from_numpy(_kl(teacher_TB, student_TB).astype(np.float32)),
         hellinger_T=hellinger(*buckets).float(),
         grad_norm_T=reverse_kl_grad_norm(*buckets).float(),
-        attention_T=None if scores.attention is None else torch.from_numpy(scores.attention),
-        compatibility_T=compatibility(rollout, scores, vocabulary),
-        student_logprob_T=torch.tensor(rollout.sampled_logprobs),
-        teacher_logprob_T=torch.tensor(scores.sampled_logprobs),
+        compatibility_T=compatibility(rows),
+        student_logprob_T=torch.from_numpy(rows.sampled_logprobs_T),
+        teacher_logprob_T=torch.from_numpy(rows.teacher_sampled_T),
+        attention_T=attention(rows),
     )
 
 
-def teacher_at_candidates(rollout: Rollout, scores: TeacherScores) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's log-probabilities at the student's candidates, and where they are known: both [T, C].
-
-    Known at each candidate where the teacher was asked for them, else at those that are in its top-k.
-    """
-    if scores.candidate_logprobs is None:
-        return lookup(rollout.candidate_ids, scores.top_ids, scores.top_logprobs)
-    return scores.candidate_logprobs, rollout.candidate_ids >= 0
-
-
-def compatibility(rollout: Rollout, scores: TeacherScores, vocabulary: Vocabulary) -> Tensor:
+def compatibility(rows: TokenRows) -> Tensor:
     """The teacher's mass on the student's NUM_COMPATIBLE likeliest events, float32 [T] in [0, 1].
 
     On as many as the rollout has where these are fewer. A candidate at which the teacher's log-probability is not known
     counts as 0: a lower bound, short by at most the mass outside the teacher's top-k. Source: arXiv 2605.26844.
     """
-    logprobs_TC, known_TC = teacher_at_candidates(rollout, scores)
-    is_sampled_TC = rollout.candidate_ids == sampled_events(rollout, vocabulary)[:, None]
-    logprobs_TC = np.where(is_sampled_TC, scores.sampled_logprobs[:, None], np.where(known_TC, logprobs_TC, -np.inf))
+    logprobs_TC, known_TC = rows.teacher_at_candidates()
+    is_sampled_TC = rows.candidate_ids_TC == rows.events_T[:, None]
+    known_TC = np.where(known_TC, logprobs_TC, -np.inf)
+    logprobs_TC = np.where(is_sampled_TC, rows.teacher_sampled_T[:, None], known_TC)
     mass_T = np.exp(logprobs_TC[:, :NUM_COMPATIBLE].astype(np.float64)).sum(axis=1)
     return torch.from_numpy(np.minimum(mass_T, 1.0).astype(np.float32))
 
 
-def support_buckets(
-    rollout: Rollout, scores: TeacherScores, support: str, vocabulary: Vocabulary
-) -> tuple[np.ndarray, np.ndarray]:
+def attention(rows: TokenRows) -> Tensor | None:
+    """What the teacher pays to each token, float32 [T]; None where it was not asked for."""
+    return None if rows.attention_T is None else torch.from_numpy(rows.attention_T)
+
+
+def support_buckets(rows: TokenRows, support: str, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """The events that get a bucket of their own in the loss, and the teacher's log-probabilities there.
 
     `support` is teacher (its top-k), student (the student's candidates) or union; the sampled event is always in.
     Returns ids int64 [T, U] (-1 empty) and log-probabilities float32 [T, U + 1], the rest bucket last.
     """
-    event_T1 = sampled_events(rollout, vocabulary)[:, None]
-    ids, logprobs = [event_T1], [scores.sampled_logprobs[:, None]]
+    event_T1 = rows.events_T[:, None]
+    ids, logprobs = [event_T1], [rows.teacher_sampled_T[:, None]]
     if support in ("teacher", "union"):
-        ids.append(np.where(scores.top_ids == event_T1, -1, scores.top_ids))
-        logprobs.append(scores.top_logprobs)
+        ids.append(np.where(rows.top_ids_TK == event_T1, -1, rows.top_ids_TK))
+        logprobs.append(rows.top_logprobs_TK)
     if support in ("student", "union"):
-        assert scores.candidate_logprobs is not None  # preflight refuses the backends that cannot
-        repeated = rollout.candidate_ids == event_T1
+        assert rows.asked_T.all()  # preflight refuses the backends that cannot
+        repeated = rows.candidate_ids_TC == event_T1
         if support == "union":
-            repeated |= lookup(rollout.candidate_ids, scores.top_ids, scores.top_logprobs)[1]
-        ids.append(np.where(repeated, -1, rollout.candidate_ids))
-        logprobs.append(scores.candidate_logprobs)
+            repeated |= lookup(rows.candidate_ids_TC, rows.top_ids_TK, rows.top_logprobs_TK)[1]
+        ids.append(np.where(repeated, -1, rows.candidate_ids_TC))
+        logprobs.append(rows.teacher_candidates_TC)
     ids_TU = np.concatenate(ids, axis=1).astype(np.int64)
     logprobs_TU = np.where(ids_TU >= 0, np.concatenate(logprobs, axis=1), -np.inf).astype(np.float32)
     rest_T = rest_logprob(logprobs_TU, (ids_TU >= 0).sum(axis=1), vocabulary)
     return ids_TU, np.concatenate([logprobs_TU, rest_T[:, None]], axis=1)
+
+
+def _stacked(parts: list[np.ndarray], empty: float) -> np.ndarray:
+    """The rows of all parts, each filled up to the width of the widest."""
+    width = max(part.shape[1] for part in parts)
+    missing = [((0, 0), (0, width - part.shape[1])) for part in parts]
+    wide = [np.pad(p, m, constant_values=empty) if m[1][1] else p for p, m in zip(parts, missing, strict=True)]
+    return np.concatenate(wide)
+
+
+def _at_candidates(item: ScoredRollout) -> np.ndarray:
+    if item.scores.candidate_logprobs is not None:
+        return item.scores.candidate_logprobs
+    return np.full(item.rollout.candidate_ids.shape, -np.inf, np.float32)
 
 
 def _with_rest(logprobs_TU: np.ndarray, num_named_T: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

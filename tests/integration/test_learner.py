@@ -10,7 +10,7 @@ from opsd.config import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.group import LearnerGroup
 from opsd.learner.worker import LearnerWorker
-from opsd.ops.align import support_buckets
+from opsd.ops.align import TokenRows, support_buckets
 from opsd.ops.divergences import DIVERGENCES
 from opsd.placement import ray_cluster, start_actor
 from opsd.types import ScoredRollout, Selection, Vocabulary
@@ -142,9 +142,8 @@ def dense_stats(scored, student_TV):
     """Entropy over the whole vocabulary; both divergences on the loss's buckets, from dense probabilities."""
     probs_TV = student_TV.exp()
     entropy = torch.special.entr(probs_TV).sum(-1) / torch.tensor(float(VOCABULARY.size)).log()
-    buckets = [support_buckets(item.rollout, item.scores, "teacher", VOCABULARY) for item in scored]
-    support = torch.cat([torch.from_numpy(ids) for ids, _ in buckets])
-    teacher = torch.cat([torch.from_numpy(logprobs) for _, logprobs in buckets]).double().exp()
+    buckets = support_buckets(TokenRows.of(scored, VOCABULARY), "teacher", VOCABULARY)
+    support, teacher = torch.from_numpy(buckets[0]), torch.from_numpy(buckets[1]).double().exp()
     named = probs_TV.gather(1, support.clamp_min(0)) * (support >= 0)
     student = torch.cat([named, (1 - named.sum(-1, keepdim=True)).clamp_min(0)], 1)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.ops.align import lookup, predicting_rows, support_buckets, token_stats
+from opsd.ops.align import TokenRows, lookup, predicting_rows, support_buckets, token_stats
 from opsd.ops.divergences import DIVERGENCES
-from opsd.types import Vocabulary
+from opsd.types import ScoredRollout, Vocabulary
 from tests.opsd.builders import make_scored, merge_stops, random_logprobs
 
 VOCAB = 20
@@ -19,6 +19,10 @@ MERGED = Vocabulary(size=VOCAB, stop_ids=(3, 7))
 
 def distributions(vocabulary):
     return tuple(merge_stops(random_logprobs(len(RESPONSE), VOCAB, seed), vocabulary) for seed in (0, 1))
+
+
+def rows_of(*made, vocabulary):
+    return TokenRows.of([ScoredRollout(rollout=rollout, scores=scores) for rollout, scores in made], vocabulary)
 
 
 def dense_kl(of_TV, against_TV):
@@ -46,7 +50,7 @@ def test_stats_equal_the_dense_ones_where_every_event_is_named(vocabulary, score
         student, teacher, RESPONSE, num_candidates=VOCAB, top_k=VOCAB, vocabulary=vocabulary,
         score_candidates=score_candidates,
     )  # fmt: skip
-    stats = token_stats(rollout, scores, vocabulary)
+    stats = token_stats(rows_of((rollout, scores), vocabulary=vocabulary), vocabulary)
     torch.testing.assert_close(stats.reverse_kl_T.double(), dense_kl(student, teacher), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(stats.forward_kl_T.double(), dense_kl(teacher, student), rtol=1e-5, atol=1e-6)
     entropy = -(student.exp() * student.nan_to_num(neginf=0.0)).sum(-1) / math.log(VOCAB)
@@ -63,7 +67,7 @@ def test_stats_equal_the_dense_ones_where_every_event_is_named(vocabulary, score
 def test_the_sampled_events_log_probabilities_are_in_the_stats(vocabulary):
     student, teacher = distributions(vocabulary)
     rollout, scores = make_scored(student, teacher, RESPONSE, num_candidates=2, top_k=2, vocabulary=vocabulary)
-    stats = token_stats(rollout, scores, vocabulary)
+    stats = token_stats(rows_of((rollout, scores), vocabulary=vocabulary), vocabulary)
     for t, token in enumerate(RESPONSE):
         event = vocabulary.stop_event if token in vocabulary.stop_ids else token
         assert stats.student_logprob_T[t].item() == pytest.approx(student[t, event].item())
@@ -80,7 +84,7 @@ def test_compatibility_is_the_teachers_mass_on_the_students_likeliest(vocabulary
         student, teacher, RESPONSE, num_candidates=num_candidates, top_k=4, vocabulary=vocabulary,
         score_candidates=score_candidates,
     )  # fmt: skip
-    found = token_stats(rollout, scores, vocabulary).compatibility_T
+    found = token_stats(rows_of((rollout, scores), vocabulary=vocabulary), vocabulary).compatibility_T
     for t, token in enumerate(RESPONSE):
         likeliest = set(student[t].topk(min(num_candidates, 16)).indices.tolist())
         if not score_candidates:
@@ -96,7 +100,7 @@ def test_stats_of_read_only_arrays_come_without_a_warning(recwarn):
     for array in (*vars(rollout).values(), *vars(scores).values()):
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
-    token_stats(rollout, scores, PLAIN)
+    token_stats(rows_of((rollout, scores), vocabulary=PLAIN), PLAIN)
     assert not recwarn.list
 
 
@@ -110,7 +114,7 @@ def test_stats_are_lower_bounds_that_tighten_with_what_is_known(score_candidates
             student, teacher, RESPONSE, num_candidates=known, top_k=known, vocabulary=PLAIN,
             score_candidates=score_candidates,
         )  # fmt: skip
-        value = token_stats(rollout, scores, PLAIN).reverse_kl_T.double()
+        value = token_stats(rows_of((rollout, scores), vocabulary=PLAIN), PLAIN).reverse_kl_T.double()
         assert (value <= exact + 1e-5).all()
         assert (value >= 0).all()
         assert value.sum() >= earlier.sum() - 1e-6
@@ -120,7 +124,7 @@ def test_stats_are_lower_bounds_that_tighten_with_what_is_known(score_candidates
 def test_equal_models_have_zero_divergence():
     student, _ = distributions(MERGED)
     rollout, scores = make_scored(student, student, RESPONSE, num_candidates=6, top_k=9, vocabulary=MERGED)
-    stats = token_stats(rollout, scores, MERGED)
+    stats = token_stats(rows_of((rollout, scores), vocabulary=MERGED), MERGED)
     assert stats.reverse_kl_T.abs().max() < 1e-6
     assert stats.forward_kl_T.abs().max() < 1e-6
 
@@ -132,7 +136,7 @@ def test_support_names_each_event_once_and_keeps_the_teachers_mass(support, voca
     rollout, scores = make_scored(
         student, teacher, RESPONSE, num_candidates=5, top_k=7, vocabulary=vocabulary, score_candidates=True
     )
-    ids, logprobs = support_buckets(rollout, scores, support, vocabulary)
+    ids, logprobs = support_buckets(rows_of((rollout, scores), vocabulary=vocabulary), support, vocabulary)
     wanted = {"teacher": scores.top_ids, "student": rollout.candidate_ids}
     for row, (row_ids, row_logprobs) in enumerate(zip(ids, logprobs, strict=True)):
         named = row_ids[row_ids >= 0].tolist()
@@ -151,7 +155,7 @@ def test_a_support_of_every_event_has_an_empty_rest(name, vocabulary):
     rollout, scores = make_scored(
         student, teacher, RESPONSE, num_candidates=4, top_k=VOCAB, vocabulary=vocabulary, score_candidates=True
     )
-    ids, teacher_logprobs = support_buckets(rollout, scores, "teacher", vocabulary)
+    ids, teacher_logprobs = support_buckets(rows_of((rollout, scores), vocabulary=vocabulary), "teacher", vocabulary)
     assert np.isneginf(teacher_logprobs[:, -1]).all()
     at_ids = student.gather(1, torch.from_numpy(ids).clamp_min(0)).masked_fill(torch.from_numpy(ids) < 0, -torch.inf)
     student_logprobs = torch.cat([at_ids, torch.full((len(ids), 1), -torch.inf, dtype=torch.float64)], 1)
@@ -159,3 +163,24 @@ def test_a_support_of_every_event_has_an_empty_rest(name, vocabulary):
     assert torch.isfinite(value).all()
     if name == "reverse_kl":
         torch.testing.assert_close(value, dense_kl(student, teacher), rtol=1e-5, atol=1e-6)
+
+
+def test_rollouts_side_by_side_have_the_stats_and_buckets_that_each_has_alone():
+    """Also where one came without candidates, and where one of two teachers was asked for the candidates."""
+    student, teacher = distributions(MERGED)
+    known = {"num_candidates": 5, "top_k": 6, "vocabulary": MERGED}
+    first = make_scored(student, teacher, RESPONSE, **known)
+    second = make_scored(student[:3], teacher[:3], RESPONSE[:3], score_candidates=True, **known)
+    bare = make_scored(student[:2], teacher[:2], RESPONSE[:2], **{**known, "num_candidates": 1})
+    made = [first, second, bare]
+    together = rows_of(*made, vocabulary=MERGED)
+    alone = [rows_of(one, vocabulary=MERGED) for one in made]
+    stats = vars(token_stats(together, MERGED))
+    own = [vars(token_stats(rows, MERGED)) for rows in alone]
+    for name in ("reverse_kl_T", "forward_kl_T", "hellinger_T", "compatibility_T", "teacher_logprob_T"):
+        torch.testing.assert_close(stats[name], torch.cat([part[name] for part in own]), rtol=1e-6, atol=1e-7)
+    whole = len(RESPONSE) + 3  # a power law through one candidate is not the one through five
+    torch.testing.assert_close(stats["entropy_T"][:whole], torch.cat([part["entropy_T"] for part in own])[:whole])
+    buckets = zip(*(support_buckets(rows, "teacher", MERGED) for rows in alone), strict=True)
+    for found, expected in zip(support_buckets(together, "teacher", MERGED), buckets, strict=True):
+        np.testing.assert_array_equal(found, np.concatenate(expected))
