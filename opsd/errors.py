@@ -1,5 +1,11 @@
 """The errors that a user can cause or must act on; everything else is a bug of ours and keeps its traceback."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ConfigError(ValueError):
     """A setting is missing, mistyped, out of range or contradicts another. Raised before a model is loaded."""
@@ -11,3 +17,16 @@ class DataError(ValueError):
 
 class StageError(RuntimeError):
     """A stage of a running step failed (rollout, score, select, learn, sync); names the step and the worker."""
+
+
+@contextmanager
+def reported(*, when_stopped: str = "stopped") -> Iterator[None]:
+    """What a command does: our errors become one line on stderr and exit code 2; so does Ctrl-C, with exit code 130."""
+    try:
+        yield
+    except (ConfigError, DataError, StageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(when_stopped, file=sys.stderr)
+        sys.exit(130)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 
 from opsd.config import compose_config
 from opsd.engines.pool import EnginePool
-from opsd.errors import ConfigError, DataError, StageError
+from opsd.errors import ConfigError, reported
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.generate import answer_problems, grade_problem
 from opsd.evaluation.models import EvaluatedModel, check
@@ -125,12 +124,9 @@ def main() -> None:
 
     @hydra.main(version_base=None, config_path="pkg://opsd.conf", config_name="evaluate")
     def run(hydra_cfg: DictConfig) -> None:
-        try:
+        with reported():
             cfg = compose_config(hydra_cfg, EvaluateConfig)
             print(plan(cfg) if cfg.plan_only else report(evaluate(cfg)))
-        except (ConfigError, DataError, StageError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
 
     run()
 

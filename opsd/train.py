@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from opsd.batch import batch_stats
 from opsd.config import RunConfig, compose_config
 from opsd.data.epochs import with_epochs_as_steps
-from opsd.errors import ConfigError, DataError, StageError
+from opsd.errors import reported
 from opsd.hooks import TrainHooks, load_build_hooks
 from opsd.observe import queue_lengths
 from opsd.run import Run
@@ -53,17 +53,14 @@ def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> di
 
 
 def launch(config_class: type[RunConfig], conf_module: str, config_name: str) -> None:
-    """The command line: Hydra composes `config_name`, our errors become one line on stderr and exit code 2."""
+    """The command line: Hydra composes `config_name`."""
     ConfigStore.instance().store(name="schema", node=config_class)
 
     @hydra.main(version_base=None, config_path=f"pkg://{conf_module}", config_name=config_name)
     def main(hydra_cfg: DictConfig) -> None:
-        try:
+        with reported(when_stopped="stopped: resume=auto goes on from the newest checkpoint in output_dir"):
             cfg = compose_config(hydra_cfg, config_class)
             distil(cfg, load_build_hooks(cfg.hooks))
-        except (ConfigError, DataError, StageError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
 
     sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
     main()

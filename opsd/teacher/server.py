@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
-from opsd.errors import ConfigError, DataError, StageError
+from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
 from opsd.placement import resolve_device
 from opsd.remote_config import read_token
@@ -136,13 +136,8 @@ def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, scores_candida
 @hydra.main(version_base=None, config_path="pkg://opsd.conf", config_name="teacher_server")
 def main(hydra_cfg: DictConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # after uvicorn's own handler: the engine is ended, too
-    try:
+    with reported():
         serve(compose_config(hydra_cfg, ServerConfig))
-    except (ConfigError, DataError, StageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Whole runs with real vLLM engines, Ray actors and FSDP2 ranks, on models that are made in a second."""
 
+import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+import tip.plugin
 from opsd.config import DataConfig
 from opsd.data.grading import math as grade_math
 from opsd.data.prompts import load_prompts
@@ -118,12 +121,30 @@ def test_the_student_loads_in_transformers_and_generates(unbroken):
     assert output.shape[1] > 4
 
 
-def test_stopped_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
+def hooks_of_a_run_that_is_ended(cfg):
+    """The run's scheduler sends SIGTERM in its fourth step, once."""
+    hooks = tip.plugin.build_hooks(cfg)
+    ended = Path(cfg.output_dir) / "ended"
+
+    def select(batch):
+        if batch.step == 3 and not ended.exists():
+            ended.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return hooks.select(batch)
+
+    return dataclasses.replace(hooks, select=select)
+
+
+def test_ended_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
     """Losses and weights, bit for bit; the first part is also the same run again with the same seed."""
     folder = tmp_path / "stopped"
-    finished(pair, folder, "stop_at_step=3")
+    again = ["hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended", "checkpoint.every=1"]
+    process = train(pair, folder, *again)
+    assert process.returncode == 130
+    assert process.stderr.splitlines()[-1] == "stopped: resume=auto goes on from the newest checkpoint in output_dir"
+    assert "Traceback" not in process.stderr
     assert losses(folder) == losses(unbroken)[:3]
-    finished(pair, folder, "resume=auto")
+    finished(pair, folder, *again, "resume=auto")
     assert losses(folder) == losses(unbroken)
     resumed, whole = weights(folder), weights(unbroken)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
