@@ -1,8 +1,8 @@
 """One chunk of rows through the output head: logits -> bucket log-probabilities, and the gradient back.
 
 The vocabulary goes by in blocks of columns, small enough for the processor's cache: a block's logits become shares of
-the block's largest one at once, and wait so in the one big buffer; `logit_gradient` turns block after block of shares
-into dL/dlogits. `opsd.ops.head_gradients` takes those to the head's inputs.
+the block at once, and wait so in the one big buffer; `logit_gradient` turns block after block of shares into
+dL/dlogits. `opsd.ops.head_gradients` takes those to the head's inputs.
 """
 # N rows of a chunk, D width, C columns of a block, M blocks, E stop ids, U support size, B = U + 1 buckets
 
@@ -35,11 +35,8 @@ class Chunk(NamedTuple):
     """The student's distribution on a chunk of rows."""
 
     logprobs_NB: Tensor  # float64
-    shares: list[
-        tuple[slice, Tensor]
-    ]  # columns, exp(z - the block's max) [N, C] of the rest's tokens, 0 of a named one
-    scale_NM: Tensor  # makes the shares of block m those of the largest logit of the whole rest
-    share_sum_N1: Tensor  # of all shares, so scaled: at least 1, or 0 where the rest is empty
+    shares: list[tuple[slice, Tensor]]  # columns, probability [N, C] of each given the block's rest; 0 of a named one
+    scale_NM: Tensor  # probability of each block given the whole rest; 0 where that is empty
     rest_entropy_N: Tensor | None  # of the tokens in the rest, given that it is one of them; None: not asked for
     stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids
 
@@ -65,7 +62,7 @@ def chunk_buckets(
     dtype = softmax_dtype(hidden_ND)
     merged_N, stop_prob_NE = _merged_stops(hidden_ND, weight_VD, events)
     named_NU = torch.full(events.support_NU.shape, -math.inf, dtype=dtype, device=hidden_ND.device)
-    shares, max_N1s, sum_N1s, entropy_N1s = [], [], [], []
+    shares, logsumexp_N1s, entropy_N1s = [], [], []
     for columns in column_blocks(events.vocab_size, hidden_ND.device):
         logits_NC = linear(hidden_ND, weight_VD[columns]).to(dtype)
         if events.temperature_N is not None:
@@ -73,26 +70,25 @@ def chunk_buckets(
         for stop_id in _inside(events.stop_ids, columns):
             logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
         named_NU = _take_named(logits_NC, named_NU, events.support_NU - columns.start)
-        # The bound keeps -inf - max at -inf where the block has no token of the rest.
-        max_N1s.append(logits_NC.amax(1, keepdim=True).clamp_min_(torch.finfo(dtype).min))
-        share_NC = _room(buffer, logits_NC, columns)
-        torch.sub(logits_NC, max_N1s[-1], out=share_NC).exp_()
-        sum_N1s.append(share_NC.sum(1, keepdim=True))
+        max_N1 = logits_NC.amax(1, keepdim=True)
+        share_NC = torch.softmax(logits_NC, 1, out=_room(buffer, logits_NC, columns))
+        if max_N1.isneginf().any():  # a block that a row names from end to end
+            share_NC.masked_fill_(max_N1.isneginf(), 0.0)
+        # The largest share is exp(max - logsumexp); the bound matters where there is none.
+        largest_N1 = share_NC.amax(1, keepdim=True).double().clamp_min_(torch.finfo(dtype).tiny)
+        logsumexp_N1s.append(max_N1.double() - largest_N1.log())
         if with_entropy:
             entropy_N1s.append(torch.special.entr(share_NC).sum(1, keepdim=True))
         if buffer is not None:
             shares.append((columns, share_NC))
-    max_NM, sum_NM = torch.cat(max_N1s, dim=1), torch.cat(sum_N1s, dim=1)
-    max_N1 = max_NM.amax(1, keepdim=True)
-    scale_NM = (max_NM - max_N1).exp()
-    share_sum_N1 = (scale_NM * sum_NM).sum(1, keepdim=True)
-    rest_N1 = share_sum_N1.double().log() + max_N1
+    logsumexp_NM = torch.cat(logsumexp_N1s, dim=1)
+    rest_N1 = logsumexp_NM.logsumexp(1, keepdim=True)
+    scale_NM = (logsumexp_NM - rest_N1).exp().masked_fill_(rest_N1.isneginf(), 0.0).to(dtype)
     return Chunk(
         logprobs_NB=torch.cat([named_NU.double(), rest_N1], dim=1).log_softmax(1),
         shares=shares,
         scale_NM=scale_NM,
-        share_sum_N1=share_sum_N1,
-        rest_entropy_N=_rest_entropy(scale_NM, sum_NM, torch.cat(entropy_N1s, dim=1)) if with_entropy else None,
+        rest_entropy_N=_rest_entropy(scale_NM, torch.cat(entropy_N1s, dim=1)) if with_entropy else None,
         stop_prob_NE=stop_prob_NE,
     )
 
@@ -113,21 +109,17 @@ def logit_gradient(
 
     Each is written over the block's shares.
     """
-    divisor_N1 = chunk.share_sum_N1.clamp_min(1.0)
-    rest_N1 = grad_NB[:, -1:] / divisor_N1
-    if grad_rest_entropy_N is not None:
-        # d rest_entropy / dz_v = -r_v (log r_v + rest_entropy), with r = share / share_sum
-        entropy_N1 = grad_rest_entropy_N[:, None] / divisor_N1
-        mean_N1 = chunk.rest_entropy_N[:, None] - divisor_N1.log()
+    rest_N1 = grad_NB[:, -1:]
     stop_N = None
     blocks = zip(chunk.shares, chunk.scale_NM.split(1, dim=1), strict=True)
     # The block with the stop event's name comes first: the other stop ids get their parts of its gradient.
     for (columns, grad_NC), scale_N1 in sorted(blocks, key=lambda block: not _names_stop(events, block[0][0])):
         if grad_rest_entropy_N is None:
             grad_NC.mul_(rest_N1 * scale_N1)
-        else:
+        else:  # d rest_entropy / dz_v = -r_v (log r_v + rest_entropy), with r the probability given the rest
+            entropy_N1 = grad_rest_entropy_N[:, None]
             entr_NC = torch.special.entr(grad_NC.mul_(scale_N1))
-            grad_NC.mul_(rest_N1 - entropy_N1 * mean_N1).addcmul_(entr_NC, entropy_N1)
+            grad_NC.mul_(rest_N1 - entropy_N1 * chunk.rest_entropy_N[:, None]).addcmul_(entr_NC, entropy_N1)
         at_NU, inside_NU = _places(events.support_NU - columns.start, grad_NC.shape[1])
         grad_NC.scatter_add_(1, at_NU, grad_NB[:, :-1].where(inside_NU, 0.0))
         for stop_id in _inside(events.stop_ids, columns):
@@ -170,10 +162,9 @@ def _places(local_NU: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
     return at_NU, at_NU == local_NU
 
 
-def _rest_entropy(scale_NM: Tensor, sum_NM: Tensor, entropy_NM: Tensor) -> Tensor:
-    """Of the rest's tokens, given that it is one of them, from each block's sum of shares and of -share log share."""
-    sum_N = (scale_NM * sum_NM).sum(1).clamp_min(1.0)
-    return sum_N.log() + (scale_NM * entropy_NM + torch.special.entr(scale_NM) * sum_NM).sum(1) / sum_N
+def _rest_entropy(scale_NM: Tensor, entropy_NM: Tensor) -> Tensor:
+    """Of the rest's tokens, given that it is one of them: that of the block, and that within it."""
+    return (torch.special.entr(scale_NM) + scale_NM * entropy_NM).sum(1)
 
 
 def _names_stop(events: Events, columns: slice) -> bool:
