@@ -57,6 +57,17 @@ def logit_gradients(hidden, weight, teacher_logits, support, head):
     return torch.autograd.grad((token_weight * value).sum(), logits)[0]
 
 
+def test_a_row_may_name_every_token_of_a_block():
+    hidden, weight, teacher = peaked_head()
+    support = torch.arange(10, 20).repeat(N, 1)  # the second block
+    support[::2, 5:] = -1
+    loss, grad_hidden, grad_weight = loss_and_gradients(hidden, weight, teacher, support, filter_threshold=0.0)
+    grad = logit_gradients(hidden, weight, teacher, support, {})
+    assert torch.isfinite(loss)
+    torch.testing.assert_close(grad_hidden, grad @ weight.detach())
+    torch.testing.assert_close(grad_weight, grad.T @ hidden.detach())
+
+
 @EVERY_HEAD
 @pytest.mark.parametrize("threshold", [1e-3, 1e-2])
 @pytest.mark.parametrize("chunk_rows", [1, 4])
