@@ -32,7 +32,7 @@ def drop_unusable(
 
 def rollout_stats(scored: list[ScoredRollout], vocabulary: Vocabulary) -> TokenStats:
     """The statistics of all rollouts' tokens, one after another, from what the engines returned: no forward pass."""
-    return token_stats(TokenRows.of(scored, vocabulary), vocabulary)
+    return TokenStats.concatenate([token_stats(rows, vocabulary) for rows in TokenRows.in_groups(scored, vocabulary)])
 
 
 def batch_stats(

@@ -25,12 +25,13 @@ from transformers import AutoModelForCausalLM
 from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import rollout_stats
 from opsd.config import LearnerConfig, RunConfig
+from opsd.data.packing import kept_buckets
 from opsd.engine_config import RolloutConfig
 from opsd.engines.pool import request_seed
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.learner.group import LearnerGroup
-from opsd.ops.align import TokenRows, predicting_rows, support_buckets
+from opsd.ops.align import predicting_rows
 from opsd.ops.buckets import sparse_head_loss
 from opsd.ops.divergences import forward_kl, reverse_kl
 from opsd.placement import ray_cluster
@@ -181,7 +182,7 @@ def sparse_gradients(
     scored: list[ScoredRollout], support: str, dense: Dense, vocabulary: Vocabulary
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(per token reverse KL [T], gradient of its mean to the hidden states [T, D] and to the head [V, D])."""
-    buckets = support_buckets(TokenRows.of(scored, vocabulary), support, vocabulary)
+    buckets = kept_buckets(scored, np.arange(len(dense.hidden_TD)), support, vocabulary)
     support_TU, teacher_TB = map(torch.from_numpy, buckets)
     hidden_TD, weight_VD = (tensor.clone().requires_grad_() for tensor in (dense.hidden_TD, dense.weight_VD))
     loss, value_T = sparse_head_loss(

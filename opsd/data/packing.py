@@ -27,8 +27,7 @@ def build_sequences(
     temperature_N = None if selection.temperature_N is None else selection.temperature_N.numpy()
     inputs = {name: values.numpy() for name, values in selection.inputs.items()}
     ends = np.cumsum([len(item.rollout) for item in scored])
-    kept_rows = TokenRows.of(scored, vocabulary).take(index_N)
-    support_NU, teacher_NB = support_buckets(kept_rows, support, vocabulary)
+    support_NU, teacher_NB = kept_buckets(scored, index_N, support, vocabulary)
     bounds = np.searchsorted(index_N, np.concatenate([[0], ends]))
     sequences = []
     for item, start, stop, end in zip(scored, bounds[:-1], bounds[1:], ends, strict=True):
@@ -52,6 +51,19 @@ def build_sequences(
             )
         )
     return sequences
+
+
+def kept_buckets(
+    scored: list[ScoredRollout], index_N: np.ndarray, support: str, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    """`support_buckets` of the tokens at `index_N`, ascending places in the batch: [N, U] and [N, U + 1]."""
+    parts, start = [], 0
+    for rows in TokenRows.in_groups(scored, vocabulary):
+        first, last = np.searchsorted(index_N, [start, start + len(rows)])
+        parts.append(support_buckets(rows.take(index_N[first:last] - start), support, vocabulary))
+        start += len(rows)
+    ids, logprobs = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(logprobs)
 
 
 def _cut(mixture: Mixture | None, length: int) -> Mixture | None:

@@ -10,12 +10,12 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from opsd.batch import rollout_stats
 from opsd.config import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker
 from opsd.micro_batch import MicroBatch
-from opsd.ops.align import TokenRows, attention, compatibility
 from opsd.placement import gather, start_actor
 from opsd.seats import Placement
 from opsd.types import ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
@@ -91,9 +91,9 @@ class LearnerGroup:
         refs = [worker.token_stats.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
         index, stats = zip(*gather("stats", refs), strict=True)
         order_T = torch.cat(index).argsort()
-        rows = TokenRows.of(scored, self.vocabulary)
+        engines = rollout_stats(scored, self.vocabulary)
         own = TokenStats.concatenate(stats).take(order_T)
-        return replace(own, compatibility_T=compatibility(rows), attention_T=attention(rows))
+        return replace(own, compatibility_T=engines.compatibility_T, attention_T=engines.attention_T)
 
     def _pack(self, scored: list[ScoredRollout], selection: Selection) -> list[list[MicroBatch]]:
         sequences = build_sequences(scored, selection, self.support, self.vocabulary)

@@ -7,7 +7,7 @@ The shift "row t predicts token t + 1" is made here, in `predicting_rows`, and n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from opsd.ops.signals import hellinger, reverse_kl_grad_norm
 from opsd.types import ScoredRollout, TokenStats, Vocabulary
 
 NUM_COMPATIBLE = 16  # of the student's candidates; arXiv 2605.26844
+GROUP_TOKENS = 8192  # enough that numpy's calls cost nothing; a batch of millions at once would take gigabytes
 MIN_REST_MASS = 1e-6  # below it, 1 - sum of float32 probabilities is rounding noise
 
 
@@ -49,10 +50,7 @@ def lookup(query_ids_TC: np.ndarray, ids_TK: np.ndarray, logprobs_TK: np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRows:
-    """What both engines said of response tokens, those of all rollouts one after another.
-
-    A rollout with fewer candidates than another has empty slots behind them.
-    """
+    """What both engines said of response tokens, those of rollouts one after another."""
 
     events_T: np.ndarray  # int64, the sampled tokens with every stop id mapped to the one stop event
     sampled_logprobs_T: np.ndarray  # float32, the student's, of the sampled event
@@ -66,22 +64,40 @@ class TokenRows:
     attention_T: np.ndarray | None  # float32, that the teacher pays to the token; None: not asked for
 
     @classmethod
-    def of(cls, scored: Sequence[ScoredRollout], vocabulary: Vocabulary) -> TokenRows:
+    def in_groups(cls, scored: Sequence[ScoredRollout], vocabulary: Vocabulary) -> Iterator[TokenRows]:
+        """All tokens in order, in groups of whole rollouts: of GROUP_TOKENS tokens and a rollout at most.
+
+        A rollout with fewer candidates than another has empty slots behind them.
+        """
+        num_candidates = max(item.rollout.candidate_ids.shape[1] for item in scored)
+        group, num_tokens = [], 0
+        for item in scored:
+            group.append(item)
+            num_tokens += len(item.rollout)
+            if num_tokens >= GROUP_TOKENS or item is scored[-1]:
+                yield cls._of(group, num_candidates, vocabulary)
+                group, num_tokens = [], 0
+
+    @classmethod
+    def _of(cls, scored: list[ScoredRollout], num_candidates: int, vocabulary: Vocabulary) -> TokenRows:
         rollouts, scores = [item.rollout for item in scored], [item.scores for item in scored]
         response_T = np.concatenate([rollout.response_ids for rollout in rollouts]).astype(np.int64)
         attention = [own.attention for own in scores if own.attention is not None]
         return cls(
             events_T=np.where(np.isin(response_T, vocabulary.stop_ids), vocabulary.stop_event, response_T),
             sampled_logprobs_T=np.concatenate([rollout.sampled_logprobs for rollout in rollouts]),
-            candidate_ids_TC=_stacked([rollout.candidate_ids for rollout in rollouts], empty=-1),
-            candidate_logprobs_TC=_stacked([rollout.candidate_logprobs for rollout in rollouts], empty=-np.inf),
-            top_ids_TK=_stacked([own.top_ids for own in scores], empty=-1),
-            top_logprobs_TK=_stacked([own.top_logprobs for own in scores], empty=-np.inf),
+            candidate_ids_TC=_stacked([r.candidate_ids for r in rollouts], num_candidates, empty=-1),
+            candidate_logprobs_TC=_stacked([r.candidate_logprobs for r in rollouts], num_candidates, empty=-np.inf),
+            top_ids_TK=np.concatenate([own.top_ids for own in scores]),
+            top_logprobs_TK=np.concatenate([own.top_logprobs for own in scores]),
             teacher_sampled_T=np.concatenate([own.sampled_logprobs for own in scores]),
-            teacher_candidates_TC=_stacked([_at_candidates(item) for item in scored], empty=-np.inf),
+            teacher_candidates_TC=_stacked([_at_candidates(item) for item in scored], num_candidates, empty=-np.inf),
             asked_T=np.repeat([own.candidate_logprobs is not None for own in scores], [len(r) for r in rollouts]),
             attention_T=np.concatenate(attention) if attention else None,
         )
+
+    def __len__(self) -> int:
+        return len(self.events_T)
 
     def take(self, index_N: np.ndarray) -> TokenRows:
         """The tokens at these places, in this order."""
@@ -139,7 +155,7 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
         compatibility_T=compatibility(rows),
         student_logprob_T=torch.from_numpy(rows.sampled_logprobs_T),
         teacher_logprob_T=torch.from_numpy(rows.teacher_sampled_T),
-        attention_T=attention(rows),
+        attention_T=None if rows.attention_T is None else torch.from_numpy(rows.attention_T),
     )
 
 
@@ -155,11 +171,6 @@ def compatibility(rows: TokenRows) -> Tensor:
     logprobs_TC = np.where(is_sampled_TC, rows.teacher_sampled_T[:, None], known_TC)
     mass_T = np.exp(logprobs_TC[:, :NUM_COMPATIBLE].astype(np.float64)).sum(axis=1)
     return torch.from_numpy(np.minimum(mass_T, 1.0).astype(np.float32))
-
-
-def attention(rows: TokenRows) -> Tensor | None:
-    """What the teacher pays to each token, float32 [T]; None where it was not asked for."""
-    return None if rows.attention_T is None else torch.from_numpy(rows.attention_T)
 
 
 def support_buckets(rows: TokenRows, support: str, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -186,9 +197,8 @@ def support_buckets(rows: TokenRows, support: str, vocabulary: Vocabulary) -> tu
     return ids_TU, np.concatenate([logprobs_TU, rest_T[:, None]], axis=1)
 
 
-def _stacked(parts: list[np.ndarray], empty: float) -> np.ndarray:
-    """The rows of all parts, each filled up to the width of the widest."""
-    width = max(part.shape[1] for part in parts)
+def _stacked(parts: list[np.ndarray], width: int, empty: float) -> np.ndarray:
+    """The rows of all parts, each filled up to `width`."""
     missing = [((0, 0), (0, width - part.shape[1])) for part in parts]
     wide = [np.pad(p, m, constant_values=empty) if m[1][1] else p for p, m in zip(parts, missing, strict=True)]
     return np.concatenate(wide)

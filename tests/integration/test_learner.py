@@ -1,5 +1,6 @@
 """FSDP2 ranks on Ray actors (gloo) against a plain model, sequence by sequence, with autograd through full logits."""
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -7,10 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from opsd.batch import rollout_stats
 from opsd.config import LearnerConfig, StudentConfig
-from opsd.data.packing import build_sequences, pack
+from opsd.data.packing import build_sequences, kept_buckets, pack
 from opsd.learner.group import LearnerGroup
 from opsd.learner.worker import LearnerWorker
-from opsd.ops.align import TokenRows, support_buckets
 from opsd.ops.divergences import DIVERGENCES
 from opsd.placement import ray_cluster, start_actor
 from opsd.types import ScoredRollout, Selection, Vocabulary
@@ -142,7 +142,7 @@ def dense_stats(scored, student_TV):
     """Entropy over the whole vocabulary; both divergences on the loss's buckets, from dense probabilities."""
     probs_TV = student_TV.exp()
     entropy = torch.special.entr(probs_TV).sum(-1) / torch.tensor(float(VOCABULARY.size)).log()
-    buckets = support_buckets(TokenRows.of(scored, VOCABULARY), "teacher", VOCABULARY)
+    buckets = kept_buckets(scored, np.arange(len(student_TV)), "teacher", VOCABULARY)
     support, teacher = torch.from_numpy(buckets[0]), torch.from_numpy(buckets[1]).double().exp()
     named = probs_TV.gather(1, support.clamp_min(0)) * (support >= 0)
     student = torch.cat([named, (1 - named.sum(-1, keepdim=True)).clamp_min(0)], 1)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.data.packing import build_sequences, pack
+from opsd.data.packing import build_sequences, kept_buckets, pack
+from opsd.ops import align
 from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts
 
@@ -29,6 +30,15 @@ def kept_rows(micro_batches):
 def every_second(scored):
     index = torch.arange(0, sum(LENGTHS), 2)
     return Selection(index_N=index, weight_N=1.0 + index.float())
+
+
+def test_a_batch_of_many_groups_has_the_buckets_of_one(monkeypatch):
+    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    index = np.array([0, 4, 5, 6, 17, 18, 25])
+    together = kept_buckets(scored, index, "teacher", VOCABULARY)
+    monkeypatch.setattr(align, "GROUP_TOKENS", 6)  # [5, 1], [9], [4, 7]
+    for found, expected in zip(kept_buckets(scored, index, "teacher", VOCABULARY), together, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_each_kept_row_sees_its_own_context_and_support():

@@ -22,7 +22,9 @@ def distributions(vocabulary):
 
 
 def rows_of(*made, vocabulary):
-    return TokenRows.of([ScoredRollout(rollout=rollout, scores=scores) for rollout, scores in made], vocabulary)
+    scored = [ScoredRollout(rollout=rollout, scores=scores) for rollout, scores in made]
+    [rows] = TokenRows.in_groups(scored, vocabulary)
+    return rows
 
 
 def dense_kl(of_TV, against_TV):
