@@ -36,6 +36,7 @@ def joins_cluster() -> bool:
 def ray_cluster(*, dashboard: bool):
     """The Ray session: joins the cluster at RAY_ADDRESS or starts one here. Yields the dashboard's URL, or ''."""
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other process on the machine starves the run
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # a first start from a cold disk takes over 30 s
     local = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     context = ray.init(
         namespace=f"opsd-{uuid.uuid4().hex[:8]}",

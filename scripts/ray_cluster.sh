@@ -26,6 +26,7 @@ start() { # ray start's options
     is_running && fail "this node runs Ray already (process $(<"$state/pid")): scripts/ray_cluster.sh stop ends it"
     mkdir -p "$state"
     rm -f "$state/ray_current_cluster" "$state/pid"
+    export RAY_gcs_server_port_wait_time_s=${RAY_gcs_server_port_wait_time_s:-120} # Ray's own patience is 30 s
     local command=(ray start --block --disable-usage-stats --temp-dir "$state" "$@")
     if [[ ${FOREGROUND:-} == 1 ]]; then
         echo $$ >"$state/pid"
@@ -33,7 +34,7 @@ start() { # ray start's options
     fi
     setsid "${command[@]}" >"$state/log" 2>&1 </dev/null &
     echo $! >"$state/pid"
-    for ((i = 0; i < 240; i++)); do
+    for ((i = 0; i < 600; i++)); do # a first start from a cold disk takes minutes
         [[ -s $state/ray_current_cluster ]] && return
         is_running || break
         sleep 0.5

@@ -39,7 +39,7 @@ class Node:
 
     def run(self, *arguments):
         return subprocess.run(
-            ["bash", SCRIPT, *arguments], env=self.environment, capture_output=True, text=True, timeout=240
+            ["bash", SCRIPT, *arguments], env=self.environment, capture_output=True, text=True, timeout=400
         )
 
     def start(self, *arguments):
