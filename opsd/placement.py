@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ def ray_cluster(*, dashboard: bool):
         **({} if joins_cluster() else local),
     )
     # Ray's own handler prints its C++ stack and aborts: a job that its scheduler ends leaves as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:

@@ -254,8 +254,13 @@ def test_a_ratio_that_follows_the_loss_is_resumed_and_the_same_on_two_ranks(pair
     def kept(folder):
         return [line["kept_ratio"] for line in training_lines(folder)]
 
-    whole = kept(finished(pair, tmp_path / "whole", *adakd))
+    unbroken = finished(pair, tmp_path / "whole", *adakd)
+    whole = kept(unbroken)
     assert whole[0] == 1.0 and whole[-1] < 0.95
     finished(pair, tmp_path / "parts", *adakd, "stop_at_step=4")
-    assert kept(finished(pair, tmp_path / "parts", *adakd, "resume=auto")) == whole
+    parts = finished(pair, tmp_path / "parts", *adakd, "resume=auto")
+    assert kept(parts) == whole
+    assert losses(parts) == losses(unbroken)
+    resumed, expected = weights(parts), weights(unbroken)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     assert kept(finished(pair, tmp_path / "ranks", *adakd, "learner.num_workers=2")) == pytest.approx(whole, abs=0.02)

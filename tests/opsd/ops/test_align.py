@@ -1,6 +1,7 @@
 """What the scores say of a token, against the dense distributions that they were cut from."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,3 +187,25 @@ def test_rollouts_side_by_side_have_the_stats_and_buckets_that_each_has_alone():
     buckets = zip(*(support_buckets(rows, "teacher", MERGED) for rows in alone), strict=True)
     for found, expected in zip(support_buckets(together, "teacher", MERGED), buckets, strict=True):
         np.testing.assert_array_equal(found, np.concatenate(expected))
+
+
+def test_a_union_support_of_rollouts_with_and_without_candidates():
+    """As answers of a file beside the student's: as wide as the widest, the file's slots empty."""
+    student, teacher = distributions(PLAIN)
+    known = {"top_k": 6, "vocabulary": PLAIN, "score_candidates": True}
+    sampled = make_scored(student, teacher, RESPONSE, num_candidates=5, **known)
+    rollout, scores = make_scored(student, teacher, RESPONSE, num_candidates=1, **known)
+    nothing = np.full_like(rollout.candidate_logprobs, -np.inf)
+    bare = (
+        replace(rollout, candidate_ids=np.full_like(rollout.candidate_ids, -1), candidate_logprobs=nothing),
+        replace(scores, candidate_logprobs=nothing),
+    )
+    ids, logprobs = support_buckets(rows_of(sampled, bare, vocabulary=PLAIN), "union", PLAIN)
+    own_ids, own_logprobs = support_buckets(rows_of(sampled, vocabulary=PLAIN), "union", PLAIN)
+    np.testing.assert_array_equal(ids[: len(RESPONSE)], own_ids)
+    np.testing.assert_array_equal(logprobs[: len(RESPONSE)], own_logprobs)
+    teacher_ids, teacher_logprobs = support_buckets(rows_of(bare, vocabulary=PLAIN), "teacher", PLAIN)
+    width = teacher_ids.shape[1]
+    np.testing.assert_array_equal(ids[len(RESPONSE) :, :width], teacher_ids)
+    assert (ids[len(RESPONSE) :, width:] == -1).all()
+    np.testing.assert_array_equal(logprobs[len(RESPONSE) :, -1], teacher_logprobs[:, -1])
