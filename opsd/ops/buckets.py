@@ -21,12 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opsd.ops.chunks import Events, bucket_gradient, chunk_buckets, logit_gradient, shares_buffer
+from opsd.ops.chunks import Events, bucket_gradient, chunk_buckets, logit_gradient, row_chunks
 from opsd.ops.head_gradients import HeadGradients, softmax_dtype
 
-# The logits of a chunk in float32 (207 rows of a 152k vocabulary); the peak is one such buffer, two with the entropy.
-# Every chunk reads the whole head and updates its whole gradient: half as many rows cost a tenth more time.
-CHUNK_BYTES = 120 << 20
 FILTER_THRESHOLD = {torch.float64: 0.0, torch.float32: 1e-7}
 # Of bfloat16. Cut-cross-entropy's 2^-12 is below the rounding of one entry, but thousands of such entries add up in the
 # gradient of a hidden row to many times the rounding of the whole.
@@ -50,14 +47,14 @@ def bucket_logprobs(
     of a chunk anew.
     `support_NU`: int64; a row's ids are distinct (not checked); -1 marks an empty slot, whose log-probability is -inf.
     The rest is -inf where the support names every token.
-    `chunk_rows`: rows whose logits exist at one time; None: as many as fit in CHUNK_BYTES.
+    `chunk_rows`: rows whose logits exist at one time; None: see `opsd.ops.chunks.row_chunks`.
     `temperature_N`: > 0, divides the logits of its row.
     `vocab_size`: rows of the head from there on are padding, no tokens.
     `stop_ids`: one event, named by the first of them; the support must name it by that id.
     Raises ValueError where a shape, `chunk_rows`, `vocab_size` or `stop_ids` does not fit. Source: METHODS section 1.
     """
     events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids)
-    chunks = _row_slices(len(hidden_ND), chunk_rows, events.vocab_size)
+    chunks = row_chunks(len(hidden_ND), weight_VD, events.vocab_size, chunk_rows)
     logprobs_NB, rest_entropy_N = _BucketLogprobs.apply(hidden_ND, weight_VD, events, chunks)
     probs_NB = logprobs_NB.exp()
     entropy_of_buckets_N = -(probs_NB * logprobs_NB.masked_fill(logprobs_NB == -math.inf, 0.0)).sum(1)
@@ -102,7 +99,7 @@ def sparse_head_loss(
     _expect_shape("teacher_logprobs_NB", teacher_logprobs_NB, (num_rows, num_slots + 1))
     _expect_shape("weight_N", weight_N, (num_rows,))
     needs_grad = tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_VD))
-    chunks = _row_slices(num_rows, chunk_rows, events.vocab_size)
+    chunks = row_chunks(num_rows, weight_VD, events.vocab_size, chunk_rows)
     job = _LossJob(
         events=events,
         chunks=chunks,
@@ -140,10 +137,10 @@ class _BucketLogprobs(torch.autograd.Function):
             return None, None, None, None
         hidden_ND, weight_VD = ctx.saved_tensors
         gradients = HeadGradients(hidden_ND, weight_VD, ctx.needs_input_grad[:2])
-        buffer = shares_buffer(hidden_ND, ctx.chunks, ctx.events.vocab_size)
         for rows in ctx.chunks:
             events = ctx.events.of(rows)
-            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events, buffer, with_entropy=True)
+            room = gradients.room(len(events.support_NU) * events.vocab_size)
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events, room, with_entropy=True)
             grad_rest_entropy = None if grad_rest_entropy_N is None else grad_rest_entropy_N[rows]
             grad_NB = bucket_gradient(chunk, grad_logprobs_NB[rows])
             gradients.add(rows, logit_gradient(chunk, events, grad_NB, grad_rest_entropy))
@@ -167,10 +164,10 @@ class _LossJob(NamedTuple):
         per_token_N = hidden_ND.new_empty(len(hidden_ND), dtype=softmax_dtype(hidden_ND))
         gradients = HeadGradients(hidden_ND, weight_VD, self.needs_grad, self.filter_threshold)
         needs_grad = any(self.needs_grad)
-        buffer = shares_buffer(hidden_ND, self.chunks, self.events.vocab_size) if needs_grad else None
         for rows in self.chunks:
             events = self.events.of(rows)
-            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events, buffer)
+            room = gradients.room(len(events.support_NU) * events.vocab_size) if needs_grad else None
+            chunk = chunk_buckets(hidden_ND[rows], weight_VD, events, room)
             with torch.set_grad_enabled(needs_grad):
                 logprobs_NB = chunk.logprobs_NB.requires_grad_(needs_grad)
                 own = {name: values[rows] for name, values in self.row_inputs.items()}
@@ -211,16 +208,6 @@ class _SparseHeadLoss(torch.autograd.Function):
         return *gradients, None
 
 
-def _row_slices(num_rows: int, chunk_rows: int | None, vocab_size: int) -> list[slice]:
-    if chunk_rows is None:
-        most = max(1, CHUNK_BYTES // (4 * vocab_size))
-        num_chunks = max(1, -(-num_rows // most))
-        chunk_rows = max(1, -(-num_rows // num_chunks))  # chunks of one size: a small last one would be slow
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
-    return [slice(start, start + chunk_rows) for start in range(0, num_rows, chunk_rows)]
-
-
 def _filter_threshold(given: float | None, dtype: torch.dtype) -> float:
     threshold = FILTER_THRESHOLD.get(dtype, FILTER_THRESHOLD_16_BIT) if given is None else given
     if not threshold >= 0.0:
@@ -248,7 +235,9 @@ def _events(
         raise ValueError(f"stop_ids must be distinct and in 0..{vocab_size - 1}, got {stop_ids}")
     if support_NU.numel() > 0 and support_NU.max() >= vocab_size:
         raise ValueError(f"support_NU must hold ids below {vocab_size}, got {support_NU.max().item()}")
-    return Events(support_NU, temperature_N, vocab_size, tuple(stop_ids))
+    if stop_ids:
+        support_NU = support_NU.where(support_NU != stop_ids[0], min(stop_ids))
+    return Events(support_NU, temperature_N, vocab_size, tuple(sorted(stop_ids)))
 
 
 def _expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,13 +1,15 @@
 """One chunk of rows through the output head: logits -> bucket log-probabilities, and the gradient back.
 
 The vocabulary goes by in blocks of columns, small enough for the processor's cache: a block's logits become shares of
-the block at once, and wait so in the one big buffer; `logit_gradient` turns block after block of shares into
-dL/dlogits. `opsd.ops.head_gradients` takes those to the head's inputs.
+the block at once, and wait so for the other blocks; then `logit_gradient` makes dL/dlogits of one block of shares after
+the other. `opsd.ops.head_gradients` has room for the shares, and takes the gradients to the head's inputs.
 """
-# N rows of a chunk, D width, C columns of a block, M blocks, E stop ids, U support size, B = U + 1 buckets
+# N rows of a chunk, D width, C columns of a block, M blocks, P named tokens in a block, E stop ids, U support size,
+# B = U + 1 buckets
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opsd.ops.head_gradients import column_blocks, linear, softmax_dtype
+from opsd.ops.head_gradients import BLOCK_COLUMNS, column_blocks, linear, softmax_dtype
+
+# Of the shares of a chunk in float32 (207 rows of a 152k vocabulary), and of the blocks made on the way to them.
+# Every chunk reads the whole head and updates its whole gradient: half as many rows cost a tenth more time.
+CHUNK_BYTES = 120 << 20
+BLOCK_COPIES = 3  # at one time, at most
 
 
 class Events(NamedTuple):
@@ -24,35 +31,59 @@ class Events(NamedTuple):
     support_NU: Tensor
     temperature_N: Tensor | None
     vocab_size: int
-    stop_ids: tuple[int, ...]  # one event, named by the first; fewer than two: nothing to merge
+    stop_ids: tuple[int, ...]  # ascending; one event, named by the lowest; fewer than two: nothing to merge
 
     def of(self, rows: slice) -> Events:
         temperature_N = None if self.temperature_N is None else self.temperature_N[rows]
         return self._replace(support_NU=self.support_NU[rows], temperature_N=temperature_N)
 
 
+class Block(NamedTuple):
+    """Consecutive columns of the vocabulary, and which named tokens are among them."""
+
+    columns: slice
+    slot_P: Tensor  # int64, into support_NU.flatten()
+    place_P: Tensor  # int64, into the block's [N, C], flat
+
+
 class Chunk(NamedTuple):
     """The student's distribution on a chunk of rows."""
 
     logprobs_NB: Tensor  # float64
-    shares: list[tuple[slice, Tensor]]  # columns, probability [N, C] of each given the block's rest; 0 of a named one
+    blocks: list[Block]
+    shares: list[Tensor]  # [N, C] of each block: probability given the block's rest; 0 of a named one
     scale_NM: Tensor  # probability of each block given the whole rest; 0 where that is empty
     rest_entropy_N: Tensor | None  # of the tokens in the rest, given that it is one of them; None: not asked for
     stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids
 
 
-def shares_buffer(hidden_ND: Tensor, chunks: list[slice], vocab_size: int) -> Tensor:
-    """Room for the shares of the largest chunk: one for all of them, as fresh pages cost time."""
-    num_rows = max((len(range(*rows.indices(len(hidden_ND)))) for rows in chunks), default=0)
-    return hidden_ND.new_empty(num_rows * vocab_size, dtype=softmax_dtype(hidden_ND))
+def row_chunks(num_rows: int, weight_VD: Tensor, vocab_size: int, chunk_rows: int | None = None) -> list[slice]:
+    """Splits the rows into chunks of `chunk_rows`. None: as large as there is room for.
+
+    That is CHUNK_BYTES; the first chunk's shares may wait in the weight's gradient, so of it only the blocks count.
+    Raises ValueError where `chunk_rows` is less than 1.
+    """
+    if chunk_rows is not None:
+        if chunk_rows < 1:
+            raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
+        return [slice(start, start + chunk_rows) for start in range(0, num_rows, chunk_rows)]
+    most = max(1, CHUNK_BYTES // (4 * vocab_size))
+    in_gradient = weight_VD.numel() // vocab_size if weight_VD.requires_grad else 0
+    in_blocks = CHUNK_BYTES // (4 * BLOCK_COPIES * BLOCK_COLUMNS[weight_VD.device.type])
+    most_first = max(most, min(in_gradient, in_blocks))
+    num_others = max(0, -(-(num_rows - most_first) // most))
+    # All equally full: a small one at the end would cost as much time as a large one.
+    others = -(-num_rows * most // (most_first + num_others * most))
+    ends = [num_rows - others * left for left in reversed(range(num_others + 1))]
+    return [slice(start, end) for start, end in itertools.pairwise([0, *ends]) if start < end]
 
 
 def chunk_buckets(
-    hidden_ND: Tensor, weight_VD: Tensor, events: Events, buffer: Tensor | None, *, with_entropy: bool = False
+    hidden_ND: Tensor, weight_VD: Tensor, events: Events, room: Tensor | None, *, with_entropy: bool = False
 ) -> Chunk:
-    """The buckets of a chunk, whose shares are written to `buffer`: the Chunk is valid until the next one.
+    """The buckets of a chunk, whose shares are written to `room` [N x V]: the Chunk is valid as long as that is.
 
-    `buffer` None: the shares are not kept, only what becomes of them.
+    `room` None: the shares are not kept, only what becomes of them.
 
     The rest's log-probability comes from the logits of the rest themselves: log(1 - sum) would cancel.
 
@@ -62,16 +93,17 @@ def chunk_buckets(
     dtype = softmax_dtype(hidden_ND)
     merged_N, stop_prob_NE = _merged_stops(hidden_ND, weight_VD, events)
     named_NU = torch.full(events.support_NU.shape, -math.inf, dtype=dtype, device=hidden_ND.device)
-    shares, logsumexp_N1s, entropy_N1s = [], [], []
-    for columns in column_blocks(events.vocab_size, hidden_ND.device):
+    blocks, shares, logsumexp_N1s, entropy_N1s = _blocks(events), [], [], []
+    for columns, slot_P, place_P in blocks:
         logits_NC = linear(hidden_ND, weight_VD[columns]).to(dtype)
         if events.temperature_N is not None:
             logits_NC.div_(events.temperature_N[:, None])
         for stop_id in _inside(events.stop_ids, columns):
             logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
-        named_NU = _take_named(logits_NC, named_NU, events.support_NU - columns.start)
+        named_NU.view(-1)[slot_P] = logits_NC.view(-1)[place_P]
+        logits_NC.view(-1)[place_P] = -math.inf  # out of the rest
         max_N1 = logits_NC.amax(1, keepdim=True)
-        share_NC = torch.softmax(logits_NC, 1, out=_room(buffer, logits_NC, columns))
+        share_NC = torch.softmax(logits_NC, 1, out=_place(room, logits_NC, columns))
         if max_N1.isneginf().any():  # a block that a row names from end to end
             share_NC.masked_fill_(max_N1.isneginf(), 0.0)
         # The largest share is exp(max - logsumexp); the bound matters where there is none.
@@ -79,13 +111,15 @@ def chunk_buckets(
         logsumexp_N1s.append(max_N1.double() - largest_N1.log())
         if with_entropy:
             entropy_N1s.append(torch.special.entr(share_NC).sum(1, keepdim=True))
-        if buffer is not None:
-            shares.append((columns, share_NC))
+        if room is not None:
+            shares.append(share_NC)
+        del logits_NC, share_NC  # the next block's take their place
     logsumexp_NM = torch.cat(logsumexp_N1s, dim=1)
     rest_N1 = logsumexp_NM.logsumexp(1, keepdim=True)
     scale_NM = (logsumexp_NM - rest_N1).exp().masked_fill_(rest_N1.isneginf(), 0.0).to(dtype)
     return Chunk(
         logprobs_NB=torch.cat([named_NU.double(), rest_N1], dim=1).log_softmax(1),
+        blocks=blocks,
         shares=shares,
         scale_NM=scale_NM,
         rest_entropy_N=_rest_entropy(scale_NM, torch.cat(entropy_N1s, dim=1)) if with_entropy else None,
@@ -105,36 +139,42 @@ def bucket_gradient(chunk: Chunk, grad_logprobs_NB: Tensor) -> Tensor:
 def logit_gradient(
     chunk: Chunk, events: Events, grad_NB: Tensor, grad_rest_entropy_N: Tensor | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """dL/dlogits of the plain head, before temperature and merging, [N, C] of one block after another.
+    """dL/dlogits of the plain head, before temperature and merging, [N, C] of one block after another, from the first.
 
-    Each is written over the block's shares.
+    Each is valid until the next one. A block's shares are not read again once its gradient is given.
     """
-    rest_N1 = grad_NB[:, -1:]
-    stop_N = None
-    blocks = zip(chunk.shares, chunk.scale_NM.split(1, dim=1), strict=True)
-    # The block with the stop event's name comes first: the other stop ids get their parts of its gradient.
-    for (columns, grad_NC), scale_N1 in sorted(blocks, key=lambda block: not _names_stop(events, block[0][0])):
+
+    def unnamed(share_NC: Tensor, scale_N1: Tensor) -> Tensor:
+        out = gradient[: share_NC.numel()].view(share_NC.shape)
         if grad_rest_entropy_N is None:
-            grad_NC.mul_(rest_N1 * scale_N1)
-        else:  # d rest_entropy / dz_v = -r_v (log r_v + rest_entropy), with r the probability given the rest
-            entropy_N1 = grad_rest_entropy_N[:, None]
-            entr_NC = torch.special.entr(grad_NC.mul_(scale_N1))
-            grad_NC.mul_(rest_N1 - entropy_N1 * chunk.rest_entropy_N[:, None]).addcmul_(entr_NC, entropy_N1)
-        at_NU, inside_NU = _places(events.support_NU - columns.start, grad_NC.shape[1])
-        grad_NC.scatter_add_(1, at_NU, grad_NB[:, :-1].where(inside_NU, 0.0))
+            return torch.mul(share_NC, rest_N1 * scale_N1, out=out)
+        # d rest_entropy / dz_v = -r_v (log r_v + rest_entropy), with r the probability given the rest
+        entropy_N1 = grad_rest_entropy_N[:, None]
+        probs_NC = torch.mul(share_NC, scale_N1, out=out)
+        entr_NC = torch.special.entr(probs_NC)
+        return probs_NC.mul_(rest_N1 - entropy_N1 * chunk.rest_entropy_N[:, None]).addcmul_(entr_NC, entropy_N1)
+
+    gradient = torch.empty_like(chunk.shares[0]).view(-1)  # the first block is the largest
+    rest_N1 = grad_NB[:, -1:]
+    named_NU = grad_NB[:, :-1].flatten()
+    stop_N = None
+    blocks = zip(chunk.blocks, chunk.shares, chunk.scale_NM.split(1, dim=1), strict=True)
+    for (columns, slot_P, place_P), share_NC, scale_N1 in blocks:
+        grad_NC = unnamed(share_NC, scale_N1)
+        grad_NC.view(-1).index_add_(0, place_P, named_NU[slot_P])
         for stop_id in _inside(events.stop_ids, columns):
             column = stop_id - columns.start
-            stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N
+            stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N  # of the event, the lowest id's
             grad_NC[:, column] = stop_N * chunk.stop_prob_NE[:, events.stop_ids.index(stop_id)]
         yield columns, grad_NC if events.temperature_N is None else grad_NC.div_(events.temperature_N[:, None])
 
 
-def _room(buffer: Tensor | None, logits_NC: Tensor, columns: slice) -> Tensor:
-    """Where the block's shares go: to their place in the buffer, else over the logits."""
-    if buffer is None:
+def _place(room: Tensor | None, logits_NC: Tensor, columns: slice) -> Tensor:
+    """Where the block's shares go: to their place in the room, else over the logits."""
+    if room is None:
         return logits_NC
     num_rows = len(logits_NC)
-    return buffer[num_rows * columns.start : num_rows * columns.stop].view(num_rows, -1)
+    return room[num_rows * columns.start : num_rows * columns.stop].view(num_rows, -1)
 
 
 def _merged_stops(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> tuple[Tensor | None, Tensor | None]:
@@ -147,28 +187,24 @@ def _merged_stops(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> tuple
     return logits_NE.logsumexp(1), logits_NE.softmax(1)
 
 
-def _take_named(logits_NC: Tensor, named_NU: Tensor, local_NU: Tensor) -> Tensor:
-    """`named_NU` with the logits that this block has of them; in the block they become -inf, out of the rest."""
-    at_NU, inside_NU = _places(local_NU, logits_NC.shape[1])
-    named_NU = logits_NC.gather(1, at_NU).where(inside_NU, named_NU)
-    # Adding -inf removes a named token; a slot of another block adds 0 where writing could overwrite.
-    logits_NC.scatter_add_(1, at_NU, torch.zeros_like(named_NU).masked_fill_(inside_NU, -math.inf))
-    return named_NU
-
-
-def _places(local_NU: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
-    """(columns that may be read, whether they are meant): another block's ids and empty slots are not."""
-    at_NU = local_NU.clamp(0, num_columns - 1)
-    return at_NU, at_NU == local_NU
+def _blocks(events: Events) -> list[Block]:
+    """The blocks of the vocabulary, each with its own named tokens: one sort finds those of all."""
+    num_slots = events.support_NU.shape[1]
+    id_S, slot_S = events.support_NU.flatten().sort()
+    row_S = slot_S // max(1, num_slots)
+    all_columns = column_blocks(events.vocab_size, id_S.device)
+    edges = torch.tensor([columns.start for columns in all_columns] + [events.vocab_size], device=id_S.device)
+    bounds = itertools.pairwise(torch.searchsorted(id_S, edges).tolist())  # before the first are the empty slots
+    blocks = []
+    for columns, (first, end) in zip(all_columns, bounds, strict=True):
+        place_P = row_S[first:end] * (columns.stop - columns.start) + id_S[first:end] - columns.start
+        blocks.append(Block(columns, slot_S[first:end], place_P))
+    return blocks
 
 
 def _rest_entropy(scale_NM: Tensor, entropy_NM: Tensor) -> Tensor:
     """Of the rest's tokens, given that it is one of them: that of the block, and that within it."""
     return (torch.special.entr(scale_NM) + scale_NM * entropy_NM).sum(1)
-
-
-def _names_stop(events: Events, columns: slice) -> bool:
-    return len(events.stop_ids) > 0 and columns.start <= events.stop_ids[0] < columns.stop
 
 
 def _inside(ids: tuple[int, ...], columns: slice) -> list[int]:

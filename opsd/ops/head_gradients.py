@@ -38,9 +38,24 @@ class HeadGradients:
         self.inputs = hidden_ND, weight_VD
         self.filter_threshold = filter_threshold
         self.hidden_ND = torch.zeros_like(hidden_ND) if needs_grad[0] else None
-        self.sum_VD = torch.empty_like(weight_VD, dtype=softmax_dtype(weight_VD)) if needs_grad[1] else None
+        dtype = softmax_dtype(weight_VD)
+        self.sum_VD = weight_VD.new_empty(weight_VD.shape, dtype=dtype) if needs_grad[1] else None
+        self.buffer = weight_VD.new_empty(0, dtype=dtype)
         self.begun: set[int] = set()  # first columns of the blocks that hold a sum; the others not even zeros
         self.end = 0  # of the columns of all blocks
+
+    def room(self, size: int) -> Tensor:
+        """Where the `size` shares of a chunk can wait, block after block, until `add` has taken what is made of them.
+
+        The first chunk's wait at the end of the weight's gradient, which holds nothing yet: the gradient of a block is
+        written from the front, and however large the blocks, it ends before the next block's shares begin. The other
+        chunks have one buffer, as fresh pages cost time.
+        """
+        if self.sum_VD is not None and not self.begun and size <= self.sum_VD.numel():
+            return self.sum_VD.view(-1)[self.sum_VD.numel() - size :]
+        if self.buffer.numel() < size:
+            self.buffer = self.buffer.new_empty(size)
+        return self.buffer[:size]
 
     def add(self, rows: slice, grad_blocks: Iterable[tuple[slice, Tensor]], row_sum_N1: Tensor | None = None) -> None:
         """Adds what dL/dlogits of these rows, given in blocks [N, C] of columns, means.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from opsd.config import RunConfig
 from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES
-from opsd.ops.buckets import CHUNK_BYTES
+from opsd.ops.chunks import CHUNK_BYTES
 from opsd.plan.models import BYTES, ModelSizes
 from opsd.plan.traffic import Traffic
 

@@ -238,9 +238,48 @@ def test_a_second_backward_of_a_freed_graph_or_of_changed_weights_is_refused():
         loss.backward()
 
 
-@pytest.mark.parametrize(("num_rows", "expected"), [(0, []), (5, [5]), (10, [10]), (11, [6, 5]), (41, [9, 9, 9, 9, 5])])
-def test_rows_are_divided_evenly_within_the_memory_budget(monkeypatch, num_rows, expected):
-    monkeypatch.setattr("opsd.ops.buckets.CHUNK_BYTES", 10 * 4 * V + 3)
+@pytest.mark.parametrize("vocab_size", [V, V - 20])
+@pytest.mark.parametrize("beyond", [-2, -1, 0, 1])
+@pytest.mark.parametrize("threshold", [0.0, 1e-12])
+def test_shares_that_wait_in_the_gradient_of_the_weight_are_read_before_it_is_written(vocab_size, beyond, threshold):
+    """Of the rows that there is just room for, of fewer, and of one more; then a chunk that adds to the gradient."""
+    chunk_rows = D * V // vocab_size + beyond
+    hidden, weight, teacher = peaked_head(sharpness=2.0)
+    head = {"vocab_size": vocab_size}
+    support = make_support(N, 4, head)
+    arguments = (hidden, weight, teacher[:, :vocab_size], support)
+    _, *grads = loss_and_gradients(*arguments, chunk_rows=chunk_rows, filter_threshold=threshold, **head)
+    dense = torch.zeros(N, V, dtype=torch.float64)
+    dense[:, :vocab_size] = logit_gradients(hidden, weight[:vocab_size], teacher[:, :vocab_size], support, {})
+    torch.testing.assert_close(grads[0], dense @ weight.detach())
+    torch.testing.assert_close(grads[1], dense.T @ hidden.detach())
+
+
+def test_a_transposed_weight_gets_its_gradient():
+    hidden, weight, teacher = peaked_head(sharpness=2.0)
+    support = make_support(N, 4)
+    transposed = weight.detach().T.contiguous().T.requires_grad_()
+    _, *expected = loss_and_gradients(hidden, weight, teacher, support)
+    _, *actual = loss_and_gradients(hidden, transposed, teacher, support)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "num_rows", "expected"),
+    [
+        (True, 0, []),
+        (True, 5, [5]),
+        (True, 10, [10]),
+        (True, 11, [5, 6]),
+        (True, 41, [5, 9, 9, 9, 9]),
+        (False, 0, []),
+        (False, 18, [18]),  # the gradient has room for 18, CHUNK_BYTES for blocks of 21
+        (False, 19, [12, 7]),
+        (False, 41, [14, 9, 9, 9]),
+    ],
+)
+def test_rows_are_divided_evenly_within_the_memory_budget(monkeypatch, frozen, num_rows, expected):
+    monkeypatch.setattr("opsd.ops.chunks.CHUNK_BYTES", 10 * 4 * V + 3)
     seen = []
 
     def divergence(student, teacher):
@@ -249,7 +288,8 @@ def test_rows_are_divided_evenly_within_the_memory_budget(monkeypatch, num_rows,
 
     support, weight_N = torch.zeros(num_rows, 1, dtype=torch.int64), torch.ones(num_rows)
     teacher_logprobs = torch.full((num_rows, 2), math.log(0.5))
-    sparse_head_loss(torch.zeros(num_rows, D), torch.zeros(V, D), support, teacher_logprobs, weight_N, divergence)
+    hidden, weight = torch.zeros(num_rows, 3 * D), torch.zeros(V, 3 * D, requires_grad=not frozen)
+    sparse_head_loss(hidden, weight, support, teacher_logprobs, weight_N, divergence)
     assert seen == expected
 
 
