@@ -20,5 +20,5 @@ start \
     data.train_path="$pair/train.jsonl" data.eval_path="$pair/eval.jsonl" data.grader=final_hash \
     data.max_prompt_tokens=72 data.prompts_per_step=64 \
     rollout.max_response_tokens=48 rollout.num_candidates=8 \
-    learner.learning_rate=2e-3 learner.warmup_steps=10 learner.micro_batch_tokens=512 \
+    learner.learning_rate=2e-3 learner.warmup_steps=10 learner.micro_batch_tokens=4096 \
     "$@"

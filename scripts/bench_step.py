@@ -34,6 +34,7 @@ import opsd.learner.model
 from measure import PeakMemory, clock, give_freed_memory_back, markdown
 from opsd.config import LearnerConfig
 from opsd.data.packing import build_sequences, pack
+from opsd.learner.attention import packed_attention_name
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import train_step
@@ -156,7 +157,11 @@ def build_step(
     torch.manual_seed(0)
     dist.init_process_group("nccl" if args.device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     shape = {**SMOLLM2_135M, "num_hidden_layers": args.layers}
-    causal_lm = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.float32).to(args.device).eval()
+    attention = packed_attention_name(args.device, "float32")
+    causal_lm = AutoModelForCausalLM.from_config(
+        LlamaConfig(**shape), dtype=torch.float32, attn_implementation=attention
+    )
+    causal_lm.to(args.device).eval()
     model = (DenseModel if way == "dense" else DistillationModel)(causal_lm, reverse_kl, VOCABULARY)
     shard(model, device=args.device, num_ranks=1, dtype=args.dtype)
     learner = LearnerConfig(micro_batch_tokens=args.micro_batch_tokens)

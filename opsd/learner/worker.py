@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from opsd.config import LearnerConfig, StudentConfig
+from opsd.learner.attention import packed_attention_name
 from opsd.learner.checkpoint import load_learner, save_learner, save_student
 from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, shard
@@ -60,7 +61,7 @@ class LearnerWorker:
         self.max_grad_norm = learner.max_grad_norm
         # Offloaded weights and gradients are on the CPU, so a GPU rank needs gloo beside NCCL.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-        attention = "flash_attention_2" if device == "cuda" and student.dtype == "bfloat16" else "sdpa"
+        attention = packed_attention_name(device, student.dtype)
         causal_lm = load_student(student.path, attention=attention, trust_remote_code=student.trust_remote_code)
         self.model = DistillationModel(causal_lm.to(self.device), divergence, vocabulary)
         shard(

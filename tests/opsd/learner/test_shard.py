@@ -7,6 +7,7 @@ import torch
 
 from opsd.config import LearnerConfig
 from opsd.data.packing import build_sequences, pack
+from opsd.learner.attention import PACKED
 from opsd.learner.model import DistillationModel, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import train_step
@@ -37,7 +38,7 @@ def path(tmp_path_factory):
 
 
 def sharded(path, **settings):
-    causal_lm = load_student(path, attention="sdpa", trust_remote_code=False)
+    causal_lm = load_student(path, attention=PACKED, trust_remote_code=False)
     model = DistillationModel(causal_lm, reverse_kl, VOCABULARY)
     shard(model, device="cpu", num_ranks=1, **{"dtype": "float32", **settings})
     return model
