@@ -14,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from opsd.errors import ConfigError
+
 PACKED = "packed_sdpa"
 
 
@@ -35,13 +37,14 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention [1, L, A, D] within each sequence; one starts at every position 0.
 
-    With a mask (a sliding window's), the whole row at once, as that says. Raises ValueError where the model does not
+    With a mask (a sliding window's), the whole row at once, as that says. Raises ConfigError where the model does not
     tell its attention the positions.
     """
     if attention_mask is not None:
         return sdpa_attention_forward(module, query_1ALD, key_1ALD, value_1ALD, attention_mask, **kwargs)
     if position_ids is None:
-        raise ValueError(f"{type(module).__name__} does not hand position_ids to its attention: it cannot be packed")
+        name = type(module).__name__
+        raise ConfigError(f"student.path: its {name} gets no position_ids, so it cannot tell packed answers apart")
     starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
     lengths = [end - start for start, end in zip(starts, [*starts[1:], position_ids.shape[1]], strict=True)]
     parts = zip(*(x.split(lengths, dim=2) for x in (query_1ALD, key_1ALD, value_1ALD)), strict=True)

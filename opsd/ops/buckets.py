@@ -235,7 +235,7 @@ def _events(
         raise ValueError(f"stop_ids must be distinct and in 0..{vocab_size - 1}, got {stop_ids}")
     if support_NU.numel() > 0 and support_NU.max() >= vocab_size:
         raise ValueError(f"support_NU must hold ids below {vocab_size}, got {support_NU.max().item()}")
-    if stop_ids:
+    if stop_ids:  # inside, the lowest names the event: its column comes before those that get parts of its gradient
         support_NU = support_NU.where(support_NU != stop_ids[0], min(stop_ids))
     return Events(support_NU, temperature_N, vocab_size, tuple(sorted(stop_ids)))
 

@@ -103,7 +103,7 @@ def chunk_buckets(
         named_NU.view(-1)[slot_P] = logits_NC.view(-1)[place_P]
         logits_NC.view(-1)[place_P] = -math.inf  # out of the rest
         max_N1 = logits_NC.amax(1, keepdim=True)
-        share_NC = torch.softmax(logits_NC, 1, out=_place(room, logits_NC, columns))
+        share_NC = torch.softmax(logits_NC, 1, out=_part_of(room, logits_NC, columns))
         if max_N1.isneginf().any():  # a block that a row names from end to end
             share_NC.masked_fill_(max_N1.isneginf(), 0.0)
         # The largest share is exp(max - logsumexp); the bound matters where there is none.
@@ -169,8 +169,8 @@ def logit_gradient(
         yield columns, grad_NC if events.temperature_N is None else grad_NC.div_(events.temperature_N[:, None])
 
 
-def _place(room: Tensor | None, logits_NC: Tensor, columns: slice) -> Tensor:
-    """Where the block's shares go: to their place in the room, else over the logits."""
+def _part_of(room: Tensor | None, logits_NC: Tensor, columns: slice) -> Tensor:
+    """Where the block's shares go: to their part of the room, else over the logits."""
     if room is None:
         return logits_NC
     num_rows = len(logits_NC)

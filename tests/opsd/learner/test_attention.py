@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig, Qwen3Config
 from transformers.models.auto import AutoModelForCausalLM
 
+from opsd.errors import ConfigError
 from opsd.learner.attention import PACKED, packed_attention
 from opsd.learner.model import checkpoint_layers
 
@@ -59,5 +60,5 @@ def test_a_packed_row_is_its_sequences_one_by_one(name, checkpointing):
 
 def test_a_model_that_keeps_its_positions_to_itself_is_refused():
     query = torch.zeros(1, 2, 5, 8)
-    with pytest.raises(ValueError, match="SimpleNamespace does not hand position_ids"):
+    with pytest.raises(ConfigError, match="SimpleNamespace gets no position_ids"):
         packed_attention(SimpleNamespace(), query, query, query, None)
