@@ -25,7 +25,6 @@ from opsd.ops.divergences import forward_kl, reverse_kl
 from opsd.ops.mixing import mixed_embeddings
 from opsd.ops.objective import Objective
 from opsd.ops.signals import hellinger, reverse_kl_grad_norm
-from opsd.ops.temperature import temper
 from opsd.types import TokenStats, Vocabulary
 
 Divergence = Callable[..., Tensor] | Objective
@@ -50,15 +49,14 @@ class DistillationModel(nn.Module):
         A row's temperature divides both models' logits, and its loss is multiplied by the square (Hinton et al.,
         arXiv 1503.02531), so that gradients keep their size.
         """
-        teacher_NB, weight_N = batch.teacher_logprobs_NB, batch.weight_N
+        weight_N = batch.weight_N
         if batch.temperature_N is not None:
-            teacher_NB = temper(teacher_NB, batch.temperature_N)
             weight_N = weight_N * batch.temperature_N**2
         return sparse_head_loss(
             self._hidden(batch),
             self.causal_lm.get_output_embeddings().weight,
             batch.support_NU,
-            teacher_NB,
+            batch.teacher_logprobs_NB,
             weight_N,
             self.objective,
             temperature_N=batch.temperature_N,

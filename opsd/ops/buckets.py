@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from opsd.ops.chunks import Events, bucket_gradient, chunk_buckets, logit_gradient, row_chunks
 from opsd.ops.head_gradients import HeadGradients, softmax_dtype
+from opsd.ops.temperature import temper
 
 FILTER_THRESHOLD = {torch.float64: 0.0, torch.float32: 1e-7}
 # Of bfloat16. Cut-cross-entropy's 2^-12 is below the rounding of one entry, but thousands of such entries add up in the
@@ -48,7 +49,7 @@ def bucket_logprobs(
     `support_NU`: int64; a row's ids are distinct (not checked); -1 marks an empty slot, whose log-probability is -inf.
     The rest is -inf where the support names every token.
     `chunk_rows`: rows whose logits exist at one time; None: see `opsd.ops.chunks.row_chunks`.
-    `temperature_N`: > 0, divides the logits of its row.
+    `temperature_N`: > 0, divides the logits of its row (of the stop event, once merged).
     `vocab_size`: rows of the head from there on are padding, no tokens.
     `stop_ids`: one event, named by the first of them; the support must name it by that id.
     Raises ValueError where a shape, `chunk_rows`, `vocab_size` or `stop_ids` does not fit. Source: METHODS section 1.
@@ -79,7 +80,8 @@ def sparse_head_loss(
     """sum_n weight_n * divergence(student_n, teacher_n) over the buckets, in nats, with its gradient in the same pass.
 
     `divergence` maps student (float64) and teacher log-probabilities [N, B] to [N], row by row. The other arguments are
-    those of `bucket_logprobs`, in particular `support_NU`, on which the teacher's log-probabilities stand.
+    those of `bucket_logprobs`, in particular `support_NU`, on which the teacher's log-probabilities stand, those of
+    temperature 1: `temperature_N` divides the student's logits and tempers the teacher with them, see `temper`.
     Returns the loss [] and the unweighted divergence of each row [N], detached. The loss is differentiable once, in
     `hidden_ND` and `weight_VD`: the forward pass forms both gradients where they are needed, so that no logits are
     computed twice, and backward only scales them. (A second backward, of a retained graph, does compute them again.)
@@ -171,7 +173,10 @@ class _LossJob(NamedTuple):
             with torch.set_grad_enabled(needs_grad):
                 logprobs_NB = chunk.logprobs_NB.requires_grad_(needs_grad)
                 own = {name: values[rows] for name, values in self.row_inputs.items()}
-                value_N = self.divergence(logprobs_NB, self.teacher_logprobs_NB[rows], **own)
+                teacher_NB = self.teacher_logprobs_NB[rows]
+                if events.temperature_N is not None:
+                    teacher_NB = temper(teacher_NB, events.temperature_N, chunk.rest_tail_N)
+                value_N = self.divergence(logprobs_NB, teacher_NB, **own)
             per_token_N[rows] = value_N.detach()
             if needs_grad:
                 (grad_NB,) = torch.autograd.grad(value_N, logprobs_NB, self.weight_N[rows].to(value_N.dtype))

@@ -55,6 +55,7 @@ class Chunk(NamedTuple):
     scale_NM: Tensor  # probability of each block given the whole rest; 0 where that is empty
     rest_entropy_N: Tensor | None  # of the tokens in the rest, given that it is one of them; None: not asked for
     stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids
+    rest_tail_N: Tensor | None  # float64, what `temper` needs of the rest; None: no temperature
 
 
 def row_chunks(num_rows: int, weight_VD: Tensor, vocab_size: int, chunk_rows: int | None = None) -> list[slice]:
@@ -93,7 +94,7 @@ def chunk_buckets(
     dtype = softmax_dtype(hidden_ND)
     merged_N, stop_prob_NE = _merged_stops(hidden_ND, weight_VD, events)
     named_NU = torch.full(events.support_NU.shape, -math.inf, dtype=dtype, device=hidden_ND.device)
-    blocks, shares, logsumexp_N1s, entropy_N1s = _blocks(events), [], [], []
+    blocks, shares, logsumexp_N1s, entropy_N1s, untempered_N1s = _blocks(events), [], [], [], []
     for columns, slot_P, place_P in blocks:
         logits_NC = linear(hidden_ND, weight_VD[columns]).to(dtype)
         if events.temperature_N is not None:
@@ -103,6 +104,8 @@ def chunk_buckets(
         named_NU.view(-1)[slot_P] = logits_NC.view(-1)[place_P]
         logits_NC.view(-1)[place_P] = -math.inf  # out of the rest
         max_N1 = logits_NC.amax(1, keepdim=True)
+        if events.temperature_N is not None:
+            untempered_N1s.append(_untempered_logsumexp(logits_NC, max_N1, events.temperature_N[:, None]))
         share_NC = torch.softmax(logits_NC, 1, out=_part_of(room, logits_NC, columns))
         if max_N1.isneginf().any():  # a block that a row names from end to end
             share_NC.masked_fill_(max_N1.isneginf(), 0.0)
@@ -124,6 +127,7 @@ def chunk_buckets(
         scale_NM=scale_NM,
         rest_entropy_N=_rest_entropy(scale_NM, torch.cat(entropy_N1s, dim=1)) if with_entropy else None,
         stop_prob_NE=stop_prob_NE,
+        rest_tail_N=_rest_tail(rest_N1, untempered_N1s, events.temperature_N),
     )
 
 
@@ -177,14 +181,37 @@ def _part_of(room: Tensor | None, logits_NC: Tensor, columns: slice) -> Tensor:
     return room[num_rows * columns.start : num_rows * columns.stop].view(num_rows, -1)
 
 
+def _untempered_logsumexp(logits_NC: Tensor, max_N1: Tensor, temperature_N1: Tensor) -> Tensor:
+    """log sum_v exp(temperature * logit_v) [N, 1], float64: at temperature 1, of logits that are already divided."""
+    shift_N1 = max_N1.masked_fill(max_N1 == -math.inf, 0.0)
+    sum_N1 = (logits_NC - shift_N1).mul_(temperature_N1).exp_().sum(1, keepdim=True)
+    return sum_N1.double().log() + temperature_N1.double() * shift_N1.double()
+
+
+def _rest_tail(rest_N1: Tensor, untempered_N1s: list[Tensor], temperature_N: Tensor | None) -> Tensor | None:
+    """logsumexp of the rest at its temperature - (logsumexp at temperature 1) / temperature [N]; see `temper`.
+
+    0 where the rest is empty, and exactly 0 at temperature 1.
+    """
+    if temperature_N is None:
+        return None
+    untempered_N = torch.cat(untempered_N1s, dim=1).logsumexp(1)
+    tail_N = rest_N1[:, 0] - untempered_N / temperature_N.double()
+    return tail_N.masked_fill((temperature_N == 1.0) | (rest_N1[:, 0] == -math.inf), 0.0)
+
+
 def _merged_stops(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> tuple[Tensor | None, Tensor | None]:
-    """The stop event's logit [N], and how its probability divides among the stop ids [N, E]."""
+    """The stop event's logit [N], and how its probability divides among the stop ids [N, E].
+
+    They are one event before a temperature divides its logit, as they are in what is known of the teacher.
+    """
     if len(events.stop_ids) < 2:
         return None, None
     logits_NE = (hidden_ND @ weight_VD[list(events.stop_ids)].T).to(softmax_dtype(hidden_ND))
+    merged_N = logits_NE.logsumexp(1)
     if events.temperature_N is not None:
-        logits_NE.div_(events.temperature_N[:, None])
-    return logits_NE.logsumexp(1), logits_NE.softmax(1)
+        merged_N = merged_N / events.temperature_N
+    return merged_N, logits_NE.softmax(1)
 
 
 def _blocks(events: Events) -> list[Block]:

@@ -10,7 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from opsd.ops import head_gradients
 from opsd.ops.buckets import sparse_head_loss
 from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
-from tests.opsd.ops.test_buckets import EVERY_HEAD, LargestTensor, dense_buckets, head_options, make_support
+from tests.opsd.ops.test_buckets import (
+    EVERY_HEAD,
+    LargestTensor,
+    dense_buckets,
+    head_options,
+    known_of,
+    make_support,
+    tempered_teacher,
+)
 
 N, V, D = 12, 64, 6
 
@@ -42,7 +50,7 @@ def peaked_head(sharpness=8.0, dtype=torch.float64):
 
 def loss_and_gradients(hidden, weight, teacher_logits, support, divergence=reverse_kl, **options):
     head = {key: value for key, value in options.items() if key in ("temperature_N", "vocab_size", "stop_ids")}
-    teacher_logprobs, _ = dense_buckets(teacher_logits, support, head)
+    teacher_logprobs = known_of(teacher_logits, support, head)
     token_weight = torch.linspace(0.5, 1.5, len(hidden), dtype=torch.float64)
     loss, _ = sparse_head_loss(hidden, weight, support, teacher_logprobs, token_weight, divergence, **options)
     return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
@@ -51,7 +59,7 @@ def loss_and_gradients(hidden, weight, teacher_logits, support, divergence=rever
 def logit_gradients(hidden, weight, teacher_logits, support, head):
     """dL/dlogits [N, V] by autograd through the dense float64 buckets."""
     logits = (hidden.double() @ weight.double().T).detach().requires_grad_()
-    teacher_logprobs, _ = dense_buckets(teacher_logits, support, head)
+    teacher_logprobs = tempered_teacher(known_of(teacher_logits, support, head), logits, support, head)
     value = reverse_kl(dense_buckets(logits, support, head)[0], teacher_logprobs)
     token_weight = torch.linspace(0.5, 1.5, len(hidden), dtype=torch.float64)
     return torch.autograd.grad((token_weight * value).sum(), logits)[0]
