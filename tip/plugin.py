@@ -23,6 +23,7 @@ from opsd.errors import ConfigError, StageError
 from opsd.hook_checks import check_selection, check_tokens
 from opsd.hooks import TrainHooks, bind_entry
 from opsd.ops.objective import Objective
+from opsd.ops.policy import WITHOUT_A_VALUE
 from opsd.types import BatchStats, Selection, StepReport
 from tip.adaptive import LossDrivenRatio
 from tip.adjustments import ADJUSTMENTS
@@ -43,6 +44,7 @@ def build_hooks(cfg: TipRunConfig) -> TrainHooks:
     if not hasattr(cfg, "selector"):
         raise ConfigError("hooks=tip.plugin:build_hooks needs the `selector` settings: start with python -m tip.train")
     plain = opsd.hooks.build_hooks(cfg)
+    check_schedule(cfg.selector.schedule, Objective.of(plain.divergence))
     importance = TokenImportance(
         filters=bind_all("filters", FILTERS, cfg.filters),
         score=bind_score(cfg.selector),
@@ -154,6 +156,17 @@ def constant(*, initial: float, num_warmup: int = 0) -> Ratio:
 
 
 SCHEDULES: dict[str, Callable[..., Ratio]] = {"constant": constant, "loss_driven": LossDrivenRatio}
+
+
+def check_schedule(schedule: str, objective: Objective) -> None:
+    """Raises ConfigError where the ratio would follow a loss whose value says nothing: that of a policy gradient."""
+    functions = [getattr(function, "func", function) for _, function in objective.parts]
+    without = [function.__name__ for function in functions if function in WITHOUT_A_VALUE]
+    if schedule == "loss_driven" and without:
+        raise ConfigError(
+            f"selector.schedule=loss_driven follows the loss, and only the gradient of {without[0]} has a meaning, "
+            "not its value: set selector.schedule=constant or another loss"
+        )
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

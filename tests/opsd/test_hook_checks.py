@@ -127,6 +127,16 @@ def test_a_select_of_the_users_own_is_looked_at_at_every_call(selection, error, 
             checked_select(selection, batch)
 
 
+def test_a_threshold_that_no_made_up_token_passes_is_no_reason_to_refuse_the_run():
+    def far(batch):
+        index_N = (batch.tokens.reverse_kl_T > 5.0).nonzero()[:, 0]
+        return Selection(index_N=index_N, weight_N=torch.ones(len(index_N)))
+
+    check_hooks(TrainHooks(divergence=reverse_kl, select=far), RunConfig())
+    with pytest.raises(ConfigError, match="mean_of_all must return one value a row"):
+        check_hooks(TrainHooks(divergence=mean_of_all, select=far), RunConfig())
+
+
 def test_a_temperature_of_zero_is_no_temperature():
     with pytest.raises(ValueError, match="temperature_N must be finite and above 0, got 0.0 at place 1 of 2"):
         Selection(index_N=torch.arange(2), weight_N=torch.ones(2), temperature_N=torch.tensor([1.0, 0.0]))

@@ -237,6 +237,22 @@ def test_options_out_of_range_are_refused_in_words():
         filtered.select(make_batch())
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossConfig(divergence="kdrl"),
+        LossConfig(divergence="policy_gradient"),
+        LossConfig(terms={"policy_gradient": {"weight": 1.0}}),
+    ],
+)
+def test_a_ratio_does_not_follow_a_loss_without_a_value(loss):
+    selector = SelectorConfig(ratio=1.0, schedule="loss_driven")
+    with pytest.raises(ConfigError, match="only the gradient of (kdrl|policy_gradient) has a meaning, not its value"):
+        build_hooks(TipRunConfig(loss=loss, selector=selector))
+    build_hooks(TipRunConfig(loss=loss))
+    build_hooks(TipRunConfig(selector=selector))
+
+
 def test_unknown_names_are_refused_with_the_known_ones():
     known = ", ".join(sorted(SCORES))
     with pytest.raises(ConfigError, match=f"selector.score must be one of {known}, got 'entrpy'"):
