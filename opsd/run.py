@@ -23,10 +23,12 @@ from opsd.config import RunConfig
 from opsd.data.grading import GRADERS
 from opsd.data.prompts import PromptSource
 from opsd.held_out import Evaluation, accuracy, evaluate, grade
+from opsd.hook_checks import checked_source
 from opsd.hooks import TrainHooks
 from opsd.learner.group import LearnerGroup
 from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
 from opsd.observe import step_metrics, token_rows
+from opsd.ops.objective import name_of
 from opsd.placement import ray_cluster
 from opsd.preflight import check
 from opsd.ray_metrics import RayMetrics, metrics_url
@@ -117,7 +119,8 @@ class Run:
             "rollout": partial(rollout_stats, vocabulary=setup.vocabulary),
             "learner": self.learner.token_stats,
         }[cfg.stats]
-        self.sample = self.hooks.rollouts(self.rollout_pool, self.teacher_pool)
+        source = self.hooks.rollouts(self.rollout_pool, self.teacher_pool)
+        self.sample = checked_source(source, name_of(self.hooks.rollouts))
         for part in (self.rollout_pool, self.teacher_pool, self.learner):
             part.wait_ready()
         self.learner.require_folder(self.folder.path)

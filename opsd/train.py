@@ -15,6 +15,7 @@ from opsd.batch import batch_stats
 from opsd.config import RunConfig, compose_config
 from opsd.data.epochs import with_epochs_as_steps
 from opsd.errors import reported
+from opsd.hook_checks import check_hooks, checked_select
 from opsd.hooks import TrainHooks, load_build_hooks
 from opsd.observe import queue_lengths
 from opsd.run import Run
@@ -34,7 +35,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
             run.rest_engines()
         with run.timer.phase("select"):
             batch = batch_stats(step, scored, run.token_stats(scored), run.rewards(scored), num_steps=cfg.num_steps)
-            selection = hooks.select(batch)
+            selection = checked_select(hooks.select, batch)
         with run.timer.phase("learn"):
             report = run.learner.train_step(scored, selection)
         with run.timer.phase("sync"):
@@ -47,6 +48,7 @@ def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> di
     """A whole run. Returns what summary.json holds. Raises ConfigError, DataError or StageError."""
     cfg = with_epochs_as_steps(cfg)
     hooks = build_hooks(cfg)
+    check_hooks(hooks, cfg)
     with Run(cfg, hooks) as run:
         loop(cfg, hooks, run)
         return run.finish()

@@ -235,6 +235,16 @@ class Selection:
             _expect_shape(name, values, tuple(self.index_N.shape))
         if self.index_N.dtype != torch.int64:
             raise ValueError(f"index_N must be int64, got {self.index_N.dtype}")
+        if len(self) and int(self.index_N[0]) < 0:
+            raise ValueError(f"index_N must be places from 0 on, got {int(self.index_N[0])}")
+        unordered = (self.index_N[1:] <= self.index_N[:-1]).nonzero()
+        if len(unordered):
+            place = int(unordered[0])
+            pair = f"{int(self.index_N[place])} before {int(self.index_N[place + 1])}"
+            raise ValueError(f"index_N must be ascending and distinct, got {pair}")
+        _expect_all("weight_N must be finite and at least 0", self.weight_N, self.weight_N >= 0)
+        if self.temperature_N is not None:
+            _expect_all("temperature_N must be finite and above 0", self.temperature_N, self.temperature_N > 0)
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -263,6 +273,13 @@ class StepReport:
 def _expect_shape(name: str, array: np.ndarray | Tensor, shape: tuple[int, ...]) -> None:
     if tuple(array.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+
+
+def _expect_all(wanted: str, values_N: Tensor, holds_N: Tensor) -> None:
+    """Raises ValueError with the first of the values that is not finite or for which `holds_N` is false."""
+    wrong = (~(holds_N & values_N.isfinite())).nonzero()
+    if len(wrong):
+        raise ValueError(f"{wanted}, got {values_N[wrong[0, 0]].item()} at place {int(wrong[0, 0])} of {len(values_N)}")
 
 
 def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor | None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from opsd.config import RunConfig, compose_config
 from opsd.errors import ConfigError, DataError
+from opsd.hook_checks import check_hooks
 from opsd.hooks import load_build_hooks
 from opsd.placement import resolve_device
 from opsd.plan.cluster import ClusterConfig
@@ -32,7 +33,7 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
     def main(hydra_cfg: DictConfig) -> None:
         try:
             cfg = compose_config(hydra_cfg, planned_class)
-            load_build_hooks(cfg.hooks)(cfg)
+            check_hooks(load_build_hooks(cfg.hooks)(cfg), cfg)
             job = planned_job(cfg, cfg.cluster)
         except (ConfigError, DataError) as error:
             problems = [str(error)]
