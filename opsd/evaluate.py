@@ -13,10 +13,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
+from opsd.data.grading import ready_to_judge
 from opsd.engines.pool import EnginePool
 from opsd.errors import ConfigError, reported
 from opsd.evaluation.config import EvaluateConfig
-from opsd.evaluation.generate import answer_problems, grade_problem
+from opsd.evaluation.generate import answer_problems, grade_problems
 from opsd.evaluation.models import EvaluatedModel, check
 from opsd.evaluation.plan import plan
 from opsd.evaluation.results import write_results
@@ -37,7 +38,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     models = check(cfg)
     folder = _claim(cfg)
     evaluated = {}
-    with ray_cluster(dashboard=cfg.dashboard) as dashboard:
+    with ready_to_judge(cfg.data.grader), ray_cluster(dashboard=cfg.dashboard) as dashboard:
         say(f"ray     {dashboard}" if dashboard else "ray     no dashboard")
         for model in models:
             evaluated[model.name] = evaluate_model(model, cfg, device, folder)
@@ -83,13 +84,16 @@ def evaluate_model(model: EvaluatedModel, cfg: EvaluateConfig, device: str, fold
         )
     finally:
         engines.close()
-    results = [grade_problem(rollouts, model.tokenizer, cfg.data.grader) for rollouts in answers]
+    results, gave_up = grade_problems(answers, model.tokenizer, cfg.data.grader)
+    if gave_up:
+        say(f"{model.name}: the grader gave up {gave_up} of {sum(map(len, answers))} answers, which are wrong")
     write_results(folder / f"{model.name}.jsonl", results)
     return {
         "path": model.path,
         "parameters": model.num_parameters,
         "weight_bytes": model.num_bytes,
         "figures": summarise(results),
+        "grader_timeouts": gave_up,
         "speed": asdict(speed),
     }
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from opsd.batch import drop_unusable, rollout_stats
 from opsd.config import RunConfig
-from opsd.data.grading import GRADERS
+from opsd.data.grading import judge_rollouts, ready_to_judge
 from opsd.data.prompts import PromptSource
-from opsd.held_out import Evaluation, accuracy, evaluate, grade
+from opsd.held_out import Evaluation, accuracy, evaluate
 from opsd.hook_checks import checked_source
 from opsd.hooks import TrainHooks
 from opsd.learner.group import LearnerGroup
@@ -49,7 +49,8 @@ class Run:
     def __init__(self, cfg: RunConfig, hooks: TrainHooks) -> None:
         self.cfg = cfg
         self.hooks = hooks
-        self.grader = GRADERS[cfg.data.grader]
+        self.grader = None if cfg.data.grader == "none" else cfg.data.grader
+        self.graded: dict[str, int] = {}  # of the newest step's answers, for the log
         self.timer = PhaseTimer()
         self.first_step = 0
         self.last_step = cfg.stop_at_step or cfg.num_steps
@@ -80,6 +81,7 @@ class Run:
         self.prompt_source = PromptSource(
             setup.train_prompts, cfg.data.prompts_per_step, seed=cfg.seed, shuffle=cfg.data.shuffle
         )
+        self._stack.enter_context(ready_to_judge(cfg.data.grader))
         dashboard = self._stack.enter_context(ray_cluster(dashboard=cfg.log.dashboard))
         say(f"run     {self.folder.path.resolve()}")
         say(f"ray     {dashboard} (its token: ray get-auth-token)" if dashboard else "ray     no dashboard")
@@ -157,7 +159,10 @@ class Run:
         """float32 [R]: 1 for an answer that the grader accepts, else 0. None without a grader."""
         if self.grader is None:
             return None
-        return torch.tensor([float(grade(item.rollout, self.grader, self.tokenizer)) for item in scored])
+        judged = judge_rollouts([item.rollout for item in scored], self.grader, self.tokenizer)
+        self.graded = {"grader_timeouts": sum(answer.gave_up for answer in judged)}
+        self.counts.update(self.graded)
+        return torch.tensor([float(answer.right) for answer in judged])
 
     def usable(self, answered: list[tuple[Rollout, TeacherScores | None]]) -> tuple[list[ScoredRollout], Counter[str]]:
         """The rollouts with scores to learn from; what is dropped is counted by reason."""
@@ -172,7 +177,7 @@ class Run:
         with self.timer.phase("evaluate"):
             if self.grader is not None and self.cfg.eval.teacher and self.cfg.eval.num_problems:
                 answers = self.teacher_pool.greedy(self._problems(), self.cfg.rollout.max_response_tokens)
-                self.teacher_accuracy = accuracy(answers, self.grader, self.tokenizer)
+                self.teacher_accuracy, _ = accuracy(answers, self.grader, self.tokenizer)
         self.before = self.evaluate(0)
 
     def evaluate(self, step: int) -> dict[str, float | None]:
@@ -206,7 +211,7 @@ class Run:
         cfg, done = self.cfg, batch.step + 1
         version = self.rollout_pool.policy_version
         values = step_metrics(batch, scored, selection, report, dropped, self.timer.take(), weight_version=version)
-        self.log.log(done, {**values, **queue})
+        self.log.log(done, {**values, **queue, **self.graded})
         self.bar.update(values)
         self.counts["tokens_trained"] += report.num_kept
         self.counts["rollouts_dropped"] += sum(dropped.values())

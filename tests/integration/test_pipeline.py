@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 import tip.plugin
 from opsd.config import DataConfig
-from opsd.data.grading import math as grade_math
+from opsd.data.grading import GRADERS
 from opsd.data.prompts import load_prompts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
@@ -204,8 +204,8 @@ def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(pair / "student")
     for prompt in load_prompts(str(tmp_path / "sums.parquet"), data, tokenizer, 20):
         first, second = prompt.text.removesuffix("=").split("+")
-        assert grade_math(f"it is {int(first) + int(second)}", prompt.answer)
-        assert not grade_math(f"it is {int(first) + int(second) + 1}", prompt.answer)
+        assert GRADERS["math"](f"it is {int(first) + int(second)}", prompt.answer)
+        assert not GRADERS["math"](f"it is {int(first) + int(second) + 1}", prompt.answer)
 
 
 def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
