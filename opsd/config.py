@@ -7,15 +7,16 @@ of range, an unknown key and a missing path all raise ConfigError there, before 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opsd.checks import at_least, in_range, one_of, positive
 from opsd.engine_config import DTYPES, RolloutConfig, TeacherConfig
 from opsd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+MISSING: Any = "???"  # omegaconf's own; written out, so that the learner's parts import without it
 SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
 GRADERS = ("final_hash", "math", "boxed", "answer_line", "none")
@@ -216,6 +217,9 @@ Config = TypeVar("Config")
 
 def compose_config(hydra_cfg: DictConfig, config_class: type[Config]) -> Config:
     """The typed config of what Hydra composed. Raises ConfigError that names the field."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), hydra_cfg))
     except OmegaConfBaseException as error:
