@@ -29,7 +29,10 @@ def model_tokenizer(setting: str, path: str, trust_remote_code: bool) -> PreTrai
 def stop_ids(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids with which this model ends an answer: generation_config.json, else config.json, else the tokenizer."""
     generation_file = Path(path) / "generation_config.json"
-    generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
+    try:
+        generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{generation_file}: not JSON: {error}") from error
     found: Any = generation.get("eos_token_id", config.eos_token_id)
     if found is None:
         found = tokenizer.eos_token_id

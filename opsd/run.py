@@ -22,6 +22,7 @@ from opsd.batch import drop_unusable, rollout_stats
 from opsd.config import RunConfig
 from opsd.data.grading import judge_rollouts, ready_to_judge
 from opsd.data.prompts import PromptSource
+from opsd.errors import StageError
 from opsd.held_out import Evaluation, accuracy, evaluate
 from opsd.hook_checks import checked_source
 from opsd.hooks import TrainHooks
@@ -248,10 +249,9 @@ class Run:
         return {name: s + self.earlier_phase_s[name] for name, s in self.timer.totals().items()}
 
     def finish(self) -> dict[str, Any]:
-        """Write the student, summary.json and the report."""
+        """Write summary.json, the report and the student, in this order: nothing that fails costs what is known."""
         after = self.after or self.evaluate(self.last_step)  # a resumed run may find every step done
         phase_s = self.phase_s
-        self.learner.save_student(self.folder.student)
         summary = {
             "accuracy_before": self.before["accuracy"],
             "accuracy_after": after["accuracy"],
@@ -275,9 +275,19 @@ class Run:
         self.folder.write_summary(summary)
         report = build_report(self.folder.path)
         self.log.log_report(report)
-        say(f"student {self.folder.student}")
         say(f"report  {report}")
+        self._save_student()
+        say(f"student {self.folder.student}")
         return summary
+
+    def _save_student(self) -> None:
+        try:
+            self.learner.save_student(self.folder.student)
+        except StageError as error:
+            raise StageError(
+                f"{error}; the report and summary.json are written, and {self.folder.newest_checkpoint()} has the "
+                f"weights: python scripts/export.py {self.folder.path} OUT"
+            ) from error
 
 
 def say(line: str) -> None:

@@ -20,10 +20,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from model_card import model_card
-from opsd.engines.weights import complete_weights, model_without_weights
+from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, DataError, StageError
-from opsd.learner.checkpoint import read_weights, save_student
+from opsd.learner.checkpoint import read_weights
+from opsd.model_weights import model_without_weights
 from opsd.run_folder import RunFolder, read_state
+from opsd.student_folder import save_student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # just so
     try:
         export(find_source(given.source), given.out, dtype=given.dtype, base=given.base)
-    except (ConfigError, DataError, StageError) as error:
+    except (ConfigError, DataError, StageError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from opsd.engine_config import EngineConfig
 from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
-from opsd.engines.weights import complete_weights, model_without_weights
+from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
+from opsd.model_weights import as_stored, model_without_weights, unties_head
 from opsd.ops.align import predicting_rows
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
@@ -66,6 +67,9 @@ class VllmEngine:
         self.max_batch_tokens = max_batch_tokens or sys.maxsize
         self.policy_version: int | None = None  # None: the weights of `path`
         self.rests = False
+        # vLLM would read `tie_word_embeddings` and pass over a head in the files.
+        has_own_head = unties_head(path, self.skeleton, trust_remote_code=trust_remote_code)
+        untied = {"tie_word_embeddings": False}
         max_model_len = max_model_tokens + 1  # scoring samples one token after the response
         settings = _cpu_settings(config) if device == "cpu" else _gpu_settings(config)
         if max_batch_tokens is not None:  # vLLM does not budget for a scoring step's float32 logits [tokens, V]
@@ -84,6 +88,7 @@ class VllmEngine:
             seed=0,
             use_tqdm_on_load=False,
             enable_sleep_mode=shares_gpu,
+            hf_overrides={**untied, "text_config": untied} if has_own_head else {},
             worker_extension_cls="opsd.engines.vllm_extension.WeightUpdateExtension",
             **settings,
         )
@@ -138,7 +143,8 @@ class VllmEngine:
         Raises StageError, with the model unchanged, where the names are not this model's.
         """
         self._wake()
-        self.llm.collective_rpc("replace_weights", args=(complete_weights(self.skeleton, named),))
+        stored = as_stored(self.skeleton, complete_weights(self.skeleton, named))  # vLLM knows the files' names
+        self.llm.collective_rpc("replace_weights", args=(stored,))
         self.policy_version = policy_version
 
     def rest(self) -> None:

@@ -20,5 +20,8 @@ class WeightUpdateExtension:
         self.reload_weights(weights_iterator=iter(named.items()))
         if current_platform.is_cpu():
             from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+            from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-            dispatch_cpu_unquantized_gemm(self.model_runner.get_model().lm_head, remove_weight=False)
+            for module in self.model_runner.get_model().modules():  # the head may lie within a multimodal wrapper
+                if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
+                    dispatch_cpu_unquantized_gemm(module, remove_weight=False)

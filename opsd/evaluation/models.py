@@ -10,10 +10,10 @@ import yaml
 
 from opsd.data.prompts import student_prompts
 from opsd.data.rows import Row, read_rows
-from opsd.engines.weights import model_without_weights
 from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
 from opsd.model_folder import model_config, model_tokenizer, stop_ids, weight_bytes
+from opsd.model_weights import model_without_weights
 from opsd.types import Prompt, Vocabulary
 
 

@@ -1,22 +1,19 @@
-"""Saving and loading the learner's state, and writing the student as a Hugging Face folder."""
+"""Saving and loading the learner's state."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from opsd.errors import DataError
 from opsd.learner.mean import WeightMean
@@ -77,28 +74,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     except (OSError, CheckpointException) as error:
         raise DataError(f"{folder}: cannot read this learner's checkpoint: {error}") from error
     return {name.removeprefix(prefix): weight for name, weight in weights.items()}
-
-
-def save_student(
-    folder: Path, weights: dict[str, Tensor], source: str, *, trust_remote_code: bool, dtype: torch.dtype | None = None
-) -> None:
-    """A folder that transformers and vLLM load: the trained weights, and the source's config and tokenizer.
-
-    `dtype`: of the weights; None: the source's.
-    """
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    dtype = dtype or config.dtype or torch.float32
-    config.dtype = dtype
-    folder.mkdir(parents=True, exist_ok=True)
-    # Copies: a weight that ranks share unevenly comes as a view of a padded one, which safetensors refuses.
-    save_torch_state_dict({name: w.to("cpu", dtype, copy=True) for name, w in weights.items()}, folder)
-    config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
-    has_own = (Path(source) / "generation_config.json").is_file()
-    generation = GenerationConfig.from_pretrained(source) if has_own else GenerationConfig.from_model_config(config)
-    generation.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", file)  # safetensors writes files that only their owner may read
 
 
 def _sharded_state(

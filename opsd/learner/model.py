@@ -167,3 +167,9 @@ def full_weights(shards: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Te
     """
     for name, shard in shards:
         yield name.removeprefix("causal_lm."), shard.full_tensor().detach()
+
+
+def saved_buffers(model: DistillationModel) -> list[tuple[str, Tensor]]:
+    """What of the model's state is no parameter, under its Hugging Face name. Every rank holds it whole."""
+    saved = model.state_dict().keys()
+    return [(name.removeprefix("causal_lm."), value) for name, value in model.named_buffers() if name in saved]

@@ -20,12 +20,15 @@ from vllm.distributed.weight_transfer import (
 )
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from opsd.learner.model import DistillationModel, full_weights
+from opsd.learner.model import DistillationModel, full_weights, saved_buffers
 from opsd.placement import gather
 
 
 class TrainedWeights(WeightSource):
-    """What is sent: every weight once (a tied head as the embedding), whole, in the engines' dtype, in one order."""
+    """What is sent: every weight once (a tied head as the embedding), whole, in the engines' dtype, in one order.
+
+    Then the model's buffers, in their own dtype.
+    """
 
     def __init__(self, model: DistillationModel, dtype: torch.dtype, device: torch.device) -> None:
         self.model = model
@@ -36,11 +39,13 @@ class TrainedWeights(WeightSource):
         return [
             ParamMeta(name.removeprefix("causal_lm."), self.dtype, tuple(shard.shape))
             for name, shard in self.model.named_parameters()
-        ]
+        ] + [ParamMeta(name, value.dtype, tuple(value.shape)) for name, value in saved_buffers(self.model)]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in full_weights(self.model.named_parameters()):
             yield name, weight.to(self.device, self.dtype)
+        for name, value in saved_buffers(self.model):
+            yield name, value.to(self.device)
 
 
 class EngineGroup:

@@ -13,14 +13,17 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from opsd.config import LearnerConfig, StudentConfig
+from opsd.errors import ConfigError, StageError
 from opsd.learner.attention import packed_attention_name
-from opsd.learner.checkpoint import load_learner, save_learner, save_student
+from opsd.learner.checkpoint import load_learner, save_learner
 from opsd.learner.mean import WeightMean
-from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, shard
+from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, saved_buffers, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
 from opsd.micro_batch import MicroBatch
+from opsd.model_weights import model_without_weights, names_differ
 from opsd.placement import require_here
+from opsd.student_folder import save_student
 from opsd.types import StepReport, TokenStats, Vocabulary
 
 
@@ -98,9 +101,15 @@ class LearnerWorker:
         return token_stats(self.model, micro_batches, device=self.device)
 
     def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
-        """All weights, or their running mean, on the CPU in `dtype`, on rank 0; None elsewhere."""
+        """All weights, or their running mean, on the CPU in `dtype`, on rank 0; None elsewhere.
+
+        With the model's buffers (a router's correction, say), in their own dtype: no step changes them, but a model
+        is not whole without.
+        """
         shards = self.mean.shards.items() if mean else self.model.named_parameters()
         found, first = {}, dist.get_rank() == 0
+        if first:
+            found = {name: buffer.to("cpu", copy=True) for name, buffer in saved_buffers(self.model)}
         for name, weight in full_weights(shards):
             if first:
                 found[name] = weight.to("cpu", getattr(torch, dtype))
@@ -109,8 +118,14 @@ class LearnerWorker:
     def connect_engines(
         self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str
     ) -> None:
+        """Raises ConfigError for a model whose weights would go out, one by one, by names that vLLM does not know."""
         from opsd.learner.nccl_sender import TrainedWeights, nccl_sender  # imports vLLM
 
+        if names_differ(model_without_weights(self.student.path, trust_remote_code=self.student.trust_remote_code)):
+            raise ConfigError(
+                f"rollout.weight_transfer=nccl: {self.student.path} holds its weights by other names than transformers "
+                "(fused experts, or a part of a multimodal model): set rollout.weight_transfer=object_store"
+            )
         weights = TrainedWeights(self.model, getattr(torch, dtype), self.device)
         self.sender = nccl_sender(
             weights, rank=dist.get_rank(), address=address, workers=engines, ranks_each=ranks_each
@@ -128,7 +143,11 @@ class LearnerWorker:
     def save_student(self, folder: Path) -> None:
         weights = self.gather_weights("float32")
         if weights is not None:
-            save_student(folder, weights, self.student.path, trust_remote_code=self.student.trust_remote_code)
+            try:
+                save_student(folder, weights, self.student.path, trust_remote_code=self.student.trust_remote_code)
+            except Exception as error:  # whatever it is, a run's end says it in one line
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise StageError(f"export: the student could not be written to {folder}: {reason}") from error
         dist.barrier()
 
     def stop(self) -> None:

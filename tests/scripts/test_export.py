@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import export as export_script
 from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.engine_config import TeacherConfig
-from opsd.learner.checkpoint import save_learner, save_student
+from opsd.learner.checkpoint import save_learner
 from opsd.learner.model import DistillationModel, load_student, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.ops.divergences import reverse_kl
+from opsd.student_folder import save_student
 from opsd.types import Vocabulary
 from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

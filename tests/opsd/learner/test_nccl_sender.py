@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from opsd.engines.weights import complete_weights, model_without_weights
+from opsd.engines.weights import complete_weights
 from opsd.learner.model import DistillationModel, load_student, shard
+from opsd.model_weights import model_without_weights
 from opsd.ops.divergences import reverse_kl
 from opsd.types import Vocabulary
 from tests.opsd.process_group import one_rank

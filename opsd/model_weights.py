@@ -1,0 +1,176 @@
+"""A folder's weights by name: what its files hold, how transformers names them in memory, and the way back.
+
+transformers renames and fuses weights as it loads them (the experts of a mixture lie in one tensor, a multimodal
+folder's text part has another prefix). Other tools know the names of the files only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging
+
+from opsd.errors import ConfigError
+
+FORMATS = ("model.safetensors", "pytorch_model.bin")  # as transformers looks for them
+ROWS_AT_ONCE = 8192  # of two heads that are compared
+
+
+def model_without_weights(path: str, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The model of a folder on the meta device: its names and shapes, no memory.
+
+    It ties its head only where the files do: a head of their own beside `tie_word_embeddings=true` is a head of its
+    own, as transformers has it. Raises ConfigError where the files lack weights, which would be random.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    stored = weight_files(path)
+    if not stored or getattr(config, "quantization_config", None):  # names of other formats, or of packed numbers
+        return model
+    model_class, config = type(model), model.config
+    model, missing = _load_names(model_class, config, stored)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise ConfigError(
+            f"{path}: its weight files lack {len(missing)} of the model's weights, which would be random: {some}"
+            + (", ..." if len(missing) > 3 else "")
+        )
+    if _has_own_head(model, stored):
+        for part in {id(each): each for each in (config, config.get_text_config())}.values():
+            part.tie_word_embeddings = False
+        model, _ = _load_names(model_class, config, stored)
+    return model
+
+
+def unties_head(path: str, model: PreTrainedModel, *, trust_remote_code: bool) -> bool:
+    """Whether `model`, from `model_without_weights`, has a head of its own against the folder's config.json."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    ties = [getattr(part, "tie_word_embeddings", False) for part in (config, config.get_text_config())]
+    return any(ties) and not model.config.tie_word_embeddings
+
+
+def weight_files(path: str) -> dict[str, Path]:
+    """The file of each weight by the name that it has there; empty where there are none that transformers reads."""
+    for folder, name in ((Path(path), name) for name in FORMATS):
+        index, single = folder / f"{name}.index.json", folder / name
+        if single.is_file():
+            with _opened(single) as (names, _):
+                return dict.fromkeys(names, single)
+        if index.is_file():
+            return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    return {}
+
+
+def as_stored(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` by the names and in the layout of the folder's files. `model`: from `model_without_weights`."""
+    return revert_weight_conversion(model, weights)
+
+
+def stored_beside(path: str, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights of a folder's files that are none of `model`, from `model_without_weights`: a vision tower, say."""
+    stored = weight_files(path)
+    empty = {name: torch.empty(weight.shape, device="meta") for name, weight in model.state_dict().items()}
+    own = as_stored(model, empty).keys()
+    needed = as_stored(model, {name: empty[name] for name in empty.keys() - tied_names(model)}).keys()
+    if not needed <= stored.keys():  # names of other formats: what else is there cannot be told apart
+        return {}
+    found = {}
+    for file, names in _by_file({name: file for name, file in stored.items() if name not in own}).items():
+        with _opened(file) as (_, weight):
+            found.update({name: weight(name)[...] for name in names})
+    return found
+
+
+def names_differ(model: PreTrainedModel) -> bool:
+    """Whether the files have other names than the model in memory. `model`: from `model_without_weights`."""
+    names = model.state_dict().keys() - tied_names(model)
+    return as_stored(model, {name: model.state_dict()[name] for name in names}).keys() != names
+
+
+def tied_names(model: PreTrainedModel) -> set[str]:
+    """The weights that are other weights of this model, as a tied `lm_head.weight`."""
+    return set(model.all_tied_weights_keys)
+
+
+def _load_names(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, stored: dict[str, Path]
+) -> tuple[PreTrainedModel, set[str]]:
+    """(the model as transformers makes it of weights of these names and shapes, the names that it misses)."""
+    state = {}
+    for file, names in _by_file(stored).items():
+        with _opened(file) as (_, weight):
+            state.update({name: torch.empty(_shape(weight(name)), device="meta") for name in names})
+    with _quiet():
+        model, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            device_map="meta",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    return model.eval(), set(info["missing_keys"])
+
+
+def _has_own_head(model: PreTrainedModel, stored: dict[str, Path]) -> bool:
+    """Whether a weight that the config ties to another stands in the files beside it, with other values."""
+    for pair in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        names = [next(iter(as_stored(model, {name: torch.empty(0, device="meta")}))) for name in pair]
+        if all(name in stored for name in names) and not _equal(*((stored[name], name) for name in names)):
+            return True
+    return False
+
+
+def _equal(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
+    with _opened(one[0]) as (_, first), _opened(other[0]) as (_, second):
+        pair = first(one[1]), second(other[1])
+        if _shape(pair[0]) != _shape(pair[1]):
+            return False
+        starts = range(0, _shape(pair[0])[0], ROWS_AT_ONCE)
+        return all(torch.equal(*(each[start : start + ROWS_AT_ONCE] for each in pair)) for start in starts)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Iterable[str], Callable[[str], Any]]]:
+    """(the names in it, a name's weight, which is read where it is sliced)."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as weights:
+            yield weights.keys(), weights.get_slice
+    else:
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        yield weights.keys(), weights.__getitem__
+
+
+def _shape(weight: Any) -> tuple[int, ...]:
+    return tuple(weight.get_shape() if hasattr(weight, "get_shape") else weight.shape)
+
+
+def _by_file(stored: dict[str, Path]) -> dict[Path, list[str]]:
+    names: dict[Path, list[str]] = {}
+    for name, file in stored.items():
+        names.setdefault(file, []).append(name)
+    return names
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report of missing weights: the caller says what matters in a line of its own."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
