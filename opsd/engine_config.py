@@ -20,9 +20,9 @@ class EngineConfig:
     backend: str = "vllm"  # vllm | transformers
     num_workers: int = 1  # Ray actors, each a whole engine
     dtype: str = "float32"
-    tensor_parallel_size: int = 1  # GPU only
+    tensor_parallel_size: int = 1  # vllm only: GPUs (on the CPU, processes) that share every layer of one engine
     gpu_memory_utilization: float = 0.7  # GPU only
-    kv_cache_gib: float = 0.25  # CPU only
+    kv_cache_gib: float = 0.25  # CPU only; of a whole engine
     max_num_seqs: int = 256  # sequences in flight in one engine
     cpu_threads: int = 1  # CPU only; more than one slows a tiny model down
 
@@ -36,6 +36,11 @@ class EngineConfig:
         positive(f"{self.section}.kv_cache_gib", self.kv_cache_gib)
         for name in ("num_workers", "tensor_parallel_size", "max_num_seqs", "cpu_threads"):
             at_least(f"{self.section}.{name}", getattr(self, name), 1)
+        if self.backend == "transformers" and self.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"{self.section}.tensor_parallel_size={self.tensor_parallel_size} needs {self.section}.backend=vllm: a "
+                "transformers engine is one process"
+            )
 
 
 @dataclass

@@ -9,12 +9,14 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config import RunConfig
 from opsd.data.prompts import load_prompts
+from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
 from opsd.placement import resolve_device
 from opsd.teacher.facts import TeacherFacts, teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
+from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Prompt, Vocabulary
 
 # Heads that multiply or squash the logits after lm_head; the sparse loss computes them from lm_head alone.
@@ -47,8 +49,10 @@ def check(cfg: RunConfig) -> Setup:
     _check_head(cfg.student.path, student_config)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
+    check_engine_heads("rollout", cfg.rollout, cfg.student.path, student_config)
     configs = teachers_by_source(cfg.teacher)
     teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
+    _check_teacher_heads(configs)
     vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
     check_counts(cfg, vocabulary.size, device)
     support = _support(cfg.loss.support, teachers)
@@ -74,6 +78,14 @@ def _check_head(path: str, config: PreTrainedConfig) -> None:
             raise ConfigError(
                 f"student.path={path}: {name}={getattr(config, name)} in its config.json is not supported"
             )
+
+
+def _check_teacher_heads(configs: dict[str, TeacherConfig]) -> None:
+    for source, each in configs.items():
+        if each.tensor_parallel_size > 1 and not each.remote:
+            section = section_of(source)
+            config = model_config(f"{section}.path", each.path, each.trust_remote_code)
+            check_engine_heads(section, each, each.path, config)
 
 
 def _shared_vocabulary(student: ModelFacts, teachers: dict[str, ModelFacts]) -> Vocabulary:
@@ -115,8 +127,6 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
         )
     if cfg.placement.mode == "colocated":
         _check_colocated(cfg, device)
-    if device == "cpu" and max(cfg.rollout.tensor_parallel_size, cfg.teacher.tensor_parallel_size) > 1:
-        raise ConfigError("tensor_parallel_size above 1 needs GPUs; this run is on the CPU")
 
 
 def _support(wanted: str, teachers: dict[str, TeacherFacts]) -> str:

@@ -10,6 +10,7 @@ memory the peak comes out too small.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import sys
@@ -41,15 +42,20 @@ def main() -> None:
     with Run(cfg, hooks) as run:
         loop(cfg, hooks, run)
         run.finish()
-        peaks = {"driver": peak_bytes(os.getpid())} | {name: peak_bytes(pid) for name, pid in actor_processes().items()}
+        peaks = {name: sum(map(peak_bytes, pids)) for name, pids in actor_processes().items()}
+        peaks = {"driver": peak_bytes(os.getpid())} | peaks
     print(markdown(rows(peaks, planned)))
 
 
-def actor_processes() -> dict[str, int]:
-    """Process ids of the run's actors by their names on the dashboard."""
+def actor_processes() -> dict[str, list[int]]:
+    """Process ids of the run's actors, and of those that they started, by the actors' names on the dashboard."""
     names = sorted(ray.util.list_named_actors())
-    pids = [ray.get_actor(name).__ray_call__.remote(lambda actor: os.getpid()) for name in names]
+    pids = [ray.get_actor(name).__ray_call__.remote(lambda actor: own_processes()) for name in names]
     return dict(zip(names, ray.get(pids), strict=True))
+
+
+def own_processes() -> list[int]:
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
 
 
 def peak_bytes(pid: int) -> int:

@@ -1,7 +1,7 @@
 """A vLLM engine in this process: samples rollouts, scores them, takes new weights while it runs.
 
-Measured on CPU only. The GPU settings (tensor parallelism, CUDA graphs, the memory share) and the teacher's scores at
-named ids follow vLLM 0.32's documentation and have not been run here.
+Measured on CPU only. What a GPU alone can do (sleep, the teacher's scores at named ids) follows vLLM 0.32's
+documentation and has not been run on one.
 """
 # T response tokens, C student candidates, S stop ids
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from opsd.engine_config import EngineConfig
 from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
+from opsd.engines.vllm_settings import llm_arguments
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.model_weights import as_stored, model_without_weights, unties_head
@@ -70,27 +71,17 @@ class VllmEngine:
         # vLLM would read `tie_word_embeddings` and pass over a head in the files.
         has_own_head = unties_head(path, self.skeleton, trust_remote_code=trust_remote_code)
         untied = {"tie_word_embeddings": False}
-        max_model_len = max_model_tokens + 1  # scoring samples one token after the response
-        settings = _cpu_settings(config) if device == "cpu" else _gpu_settings(config)
-        if max_batch_tokens is not None:  # vLLM does not budget for a scoring step's float32 logits [tokens, V]
-            settings["max_num_batched_tokens"] = max(max_batch_tokens, config.max_num_seqs, max_model_len)
         self.llm = LLM(
             model=path,
-            skip_tokenizer_init=True,
             trust_remote_code=trust_remote_code,
-            dtype=config.dtype,
-            max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_logprobs=-1,
-            # Little to save where answers are longer than prompts; scoring needs every prefill, and a cached block
-            # would outlive a weight update.
-            enable_prefix_caching=False,
-            seed=0,
-            use_tqdm_on_load=False,
-            enable_sleep_mode=shares_gpu,
             hf_overrides={**untied, "text_config": untied} if has_own_head else {},
-            worker_extension_cls="opsd.engines.vllm_extension.WeightUpdateExtension",
-            **settings,
+            **llm_arguments(
+                config,
+                device,
+                max_model_tokens=max_model_tokens,
+                max_batch_tokens=max_batch_tokens,
+                shares_gpu=shares_gpu,
+            ),
         )
         self.vocab_size = self.llm.model_config.get_vocab_size()
         self.scores_named_ids = device == "cuda" and self.llm.llm_engine.vllm_config.use_v2_model_runner
@@ -238,24 +229,6 @@ class VllmEngine:
     def _num_logprobs(self, num_events: int) -> int:
         """Enough ids for `num_events` events even where all stop ids are among them."""
         return min(num_events + len(self.vocabulary.stop_ids) - 1, self.vocab_size)
-
-
-def _cpu_settings(config: EngineConfig) -> dict:
-    return {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),  # without it vLLM claims nearly all memory
-        # A prompt that is prefilled in parts and has a seed crashes vLLM 0.32 on CPU, whose generators cannot rewind.
-        "enable_chunked_prefill": False,
-    }
-
-
-def _gpu_settings(config: EngineConfig) -> dict:
-    over_nccl = getattr(config, "weight_transfer", None) == "nccl"  # a teacher has no such setting
-    return {
-        "weight_transfer_config": {"backend": "nccl"} if over_nccl else None,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-    }
 
 
 def _rollout(

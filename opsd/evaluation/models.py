@@ -14,6 +14,7 @@ from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
 from opsd.model_folder import model_config, model_tokenizer, stop_ids, weight_bytes
 from opsd.model_weights import model_without_weights
+from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Prompt, Vocabulary
 
 
@@ -69,6 +70,7 @@ def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: Evaluate
     setting = f"models.{name}"
     config = model_config(setting, path, cfg.trust_remote_code)
     tokenizer = model_tokenizer(setting, path, cfg.trust_remote_code)
+    check_engine_heads("engine", cfg.engine, path, config)
     room = config.max_position_embeddings - cfg.max_response_tokens
     if room < 1:
         raise ConfigError(

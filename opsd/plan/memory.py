@@ -91,12 +91,14 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
 def rollout_memory(
     cfg: RunConfig, engine: RolloutConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float
 ) -> Memory:
-    """One rollout engine, on each GPU of its tensor parallel group. `gpu_bytes`: of a whole GPU."""
+    """One rollout engine: on each GPU of its tensor parallel group, on the CPU in all of its processes together.
+
+    `gpu_bytes`: of a whole GPU.
+    """
     in_flight = min(engine.max_num_seqs, traffic.rollouts_an_engine)
     step_tokens = min(VLLM_STEP_TOKENS[device], engine.max_num_seqs * cfg.data.max_prompt_tokens)
     sampling = in_flight * model.vocab_size * (BYTES[engine.dtype] + SAMPLING_BYTES_A_LOGIT)
-    # New weights: in the object store, and a copy of them.
-    arriving = 2 * BYTES[engine.dtype] * model.num_parameters if device == "cpu" else 0.0
+    arriving = _arriving_bytes(engine, model) if device == "cpu" else 0.0
     if engine.backend == "transformers":
         cache = in_flight * traffic.longest_sequence * model.cache_bytes_a_token(engine.dtype)
         step_tokens = in_flight * cfg.data.max_prompt_tokens
@@ -107,8 +109,9 @@ def rollout_memory(
 def teacher_memory(
     cfg: RunConfig, engine: TeacherConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float
 ) -> Memory:
-    """One teacher engine, on each GPU of its tensor parallel group. `gpu_bytes`: of a whole GPU.
+    """One teacher engine: on each GPU of its tensor parallel group, on the CPU in all of its processes together.
 
+    `gpu_bytes`: of a whole GPU.
     The logits of a scoring step come on top of vLLM's share: it does not budget for them.
     """
     step_tokens = max(engine.max_batch_tokens, traffic.longest_sequence)
@@ -118,7 +121,7 @@ def teacher_memory(
     rows = traffic.longest_sequence if device == "cpu" else VLLM_SCORING_ROWS_GPU
     scoring = rows * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)  # logits, log-probabilities, a comparison
     follows = device == "cpu" and engine.follow_decay is not None
-    arriving = 2 * BYTES[engine.dtype] * model.num_parameters if follows else 0.0
+    arriving = _arriving_bytes(engine, model) if follows else 0.0
     return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=0.0, beside=scoring + arriving)
 
 
@@ -141,9 +144,9 @@ def _vllm_engine(
 ) -> Memory:
     """`in_share`: buffers within gpu_memory_utilization, which leave less for the cache; `beside`: those on top."""
     weights = _held_weights(engine, model, device)
-    activations = _passing_bytes(engine, model, step_tokens)
+    activations = _passing_bytes(engine, model, step_tokens, device)
     if device == "cpu":
-        runtime, cache = RUNTIME_CPU["vllm"], engine.kv_cache_gib * GIB
+        runtime, cache = RUNTIME_CPU["vllm"] * _cpu_processes(engine), engine.kv_cache_gib * GIB
     else:
         runtime = RUNTIME_GPU["vllm"]
         share = engine.gpu_memory_utilization * gpu_bytes
@@ -157,7 +160,7 @@ def _plain_engine(
     runtime = RUNTIME_CPU if device == "cpu" else RUNTIME_GPU
     return Memory(
         weights=BYTES[engine.dtype] * model.num_parameters,
-        activations=_passing_bytes(engine, model, step_tokens),
+        activations=_passing_bytes(engine, model, step_tokens, device),
         cache=cache,
         buffers=buffers,
         runtime=runtime["transformers"],
@@ -166,12 +169,25 @@ def _plain_engine(
 
 def _held_weights(engine: EngineConfig, model: ModelSizes, device: str) -> float:
     """vLLM on CPU keeps a packed copy of a tied head beside the embedding."""
-    copies = model.num_embedding_parameters if device == "cpu" and model.tied else 0
-    return BYTES[engine.dtype] * (model.num_parameters + copies) / engine.tensor_parallel_size
+    if device == "cpu":
+        copies = model.num_embedding_parameters if model.tied else 0
+        return BYTES[engine.dtype] * (model.num_parameters + copies)
+    return BYTES[engine.dtype] * model.num_parameters / engine.tensor_parallel_size
 
 
-def _passing_bytes(engine: EngineConfig, model: ModelSizes, tokens: int) -> float:
+def _arriving_bytes(engine: EngineConfig, model: ModelSizes) -> float:
+    """New weights: in the object store, and a copy of them in each process that takes its share."""
+    return (1 + engine.tensor_parallel_size) * BYTES[engine.dtype] * model.num_parameters
+
+
+def _cpu_processes(engine: EngineConfig) -> int:
+    """The actor holds the model itself, or starts a process for each part of it."""
+    return 1 if engine.tensor_parallel_size == 1 else 1 + engine.tensor_parallel_size
+
+
+def _passing_bytes(engine: EngineConfig, model: ModelSizes, tokens: int, device: str) -> float:
     """What a forward pass without a backward holds at once: the residual stream, and one layer's attention or MLP."""
     attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim
-    widest = max(3 * model.intermediate_size, attention) / engine.tensor_parallel_size
-    return tokens * BYTES[engine.dtype] * (4 * model.hidden_size + widest)
+    of_one_part = 4 * model.hidden_size + max(3 * model.intermediate_size, attention) / engine.tensor_parallel_size
+    parts = engine.tensor_parallel_size if device == "cpu" else 1
+    return tokens * BYTES[engine.dtype] * parts * of_one_part

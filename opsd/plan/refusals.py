@@ -10,6 +10,7 @@ from opsd.plan.memory import GIB
 from opsd.plan.models import ModelSizes
 from opsd.plan.roles import Engine, Job, engine_role, learner_role, plan_roles
 from opsd.preflight import check_counts, prompt_limit
+from opsd.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 
 MOST_RANKS = 512  # where the search for a number of learners that fits ends
 
@@ -21,9 +22,11 @@ def refusals(job: Job) -> list[str]:
         *_refused(lambda: check_counts(job.cfg, min(model.vocab_size for model in models), job.device)),
         *_refused(lambda: prompt_limit(job.cfg, *models)),
     ]
+    of_heads = {engine.section: _heads(engine) for engine in job.engines}
+    found += [problem for problems in of_heads.values() for problem in problems]
     if job.device == "cpu":
         return [*found, *_host_memory(job)]
-    of_engines = [problem for engine in job.engines for problem in _engine(job, engine)]
+    of_engines = [problem for engine in job.engines if not of_heads[engine.section] for problem in _engine(job, engine)]
     shared = _shared_gpus(job) if job.cfg.placement.mode == "colocated" else []
     return [*found, *of_engines, *_gpu_count(job), *_learner(job), *shared]
 
@@ -37,13 +40,8 @@ def _refused(check: Callable[[], object]) -> list[str]:
 
 
 def _engine(job: Job, engine: Engine) -> list[str]:
-    """What is wrong with its GPUs: heads that they cannot share, a node that is too small, memory."""
-    size, model, sizes = engine.config.tensor_parallel_size, engine.model, _tensor_parallel_sizes(engine.model)
-    if size not in sizes:
-        return [
-            f"{engine.section}.tensor_parallel_size={size} does not divide the {model.num_attention_heads} attention "
-            f"heads ({model.num_key_value_heads} of keys) of {model.path}: use one of {', '.join(map(str, sizes))}"
-        ]
+    """What is wrong with its GPUs: a node that has too few, memory."""
+    size, sizes = engine.config.tensor_parallel_size, _tensor_parallel_sizes(engine.model)
     if size > job.cluster.gpus_per_node:
         return [
             f"{engine.section}.tensor_parallel_size={size} is more than a node's {job.cluster.gpus_per_node} GPUs "
@@ -59,10 +57,14 @@ def _engine(job: Job, engine: Engine) -> list[str]:
     return [_memory_sentence(job, engine, way)]
 
 
+def _heads(engine: Engine) -> list[str]:
+    size, model = engine.config.tensor_parallel_size, engine.model
+    heads = (model.num_attention_heads, model.num_key_value_heads)
+    return _refused(lambda: check_tensor_parallel(engine.section, size, model.path, *heads))
+
+
 def _tensor_parallel_sizes(model: ModelSizes) -> list[int]:
-    """vLLM gives each GPU whole heads; heads of keys are repeated where they are fewer than GPUs."""
-    heads, key_heads = model.num_attention_heads, model.num_key_value_heads
-    return [n for n in range(1, heads + 1) if heads % n == 0 and (key_heads % n == 0 or n % key_heads == 0)]
+    return tensor_parallel_sizes(model.num_attention_heads, model.num_key_value_heads)
 
 
 def _with_tensor_parallel(engine: Engine, size: int) -> Engine:

@@ -24,7 +24,7 @@ def plan_text(job: Job) -> str:
         *_cache(job),
         ("steps", _steps(job)),
     ]
-    unit = "GPU" if job.device == "cuda" else "process"
+    unit = "GPU" if job.device == "cuda" else "process, with those that it starts,"
     lines = [f"{name:<10}{text}" for name, text in facts]
     return "\n".join([*lines, "", f"GiB a {unit} at the peak, estimated", *_table(job)])
 

@@ -6,11 +6,10 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import threading
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import connection
 
 from opsd.engine_config import TeacherConfig
+from opsd.engines.lifetime import end_with_parent
 from opsd.engines.rows import in_order
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker
@@ -52,7 +51,7 @@ _worker = EngineWorker()  # the child's; the server's own stays empty
 
 def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_tokens: int) -> bool:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _worker.start(
         path=cfg.path,
         config=cfg,
@@ -74,10 +73,3 @@ def _generate(request: GenerateRequest) -> list[Rollout]:
     _worker.engine.vocabulary = request.vocabulary
     samples = [0] * len(request.prompts)
     return in_order(_worker.generate(request.prompts, samples, request.seeds, request.sampling, 0, None))
-
-
-def _end_with_parent() -> None:
-    """A killed server must not leave its engine, and the memory that it holds, behind."""
-    parent = multiprocessing.parent_process()
-    connection.wait([parent.sentinel])
-    os._exit(1)

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from opsd.config import compose_config
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
+from opsd.model_folder import model_config
 from opsd.placement import resolve_device
 from opsd.remote_config import read_token
 from opsd.teacher.admission import Limits
@@ -31,6 +32,7 @@ from opsd.teacher.engine_process import EngineProcess
 from opsd.teacher.frames import PROTOCOL
 from opsd.teacher.server_config import ServerConfig
 from opsd.teacher.server_metrics import ServerMetrics
+from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Vocabulary
 
 GRACE_S = 20  # for requests under way when the server is told to end
@@ -41,6 +43,8 @@ def serve(cfg: ServerConfig) -> None:
     token = read_token("", cfg.token_file, cfg.token_env)
     cfg.check_token(token)
     facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
     limits = limits_of(cfg, facts)
     engine = EngineProcess(cfg.teacher, resolve_device(cfg.device))
     metrics = ServerMetrics()

@@ -73,6 +73,19 @@ def test_a_prompt_longer_than_the_context_is_refused_with_its_line(models, tmp_p
         check(config(models, tmp_path, prompts=("1+2=", "1" * 600)))
 
 
+def test_engines_of_several_processes_are_for_any_device_but_need_heads_for_each(models, tmp_path):
+    """The tiny models have two heads."""
+    two, three = ({"top_k": 8, "tensor_parallel_size": n} for n in (2, 3))
+    assert check(config(models, tmp_path, device="cpu", teacher_options=two)).device == "cpu"
+    with pytest.raises(ConfigError, match=r"teacher\.tensor_parallel_size=3 does not divide the 2 attention heads"):
+        check(config(models, tmp_path, teacher_options=three))
+    with pytest.raises(ConfigError, match=r"rollout\.tensor_parallel_size=4 does not divide the 2 attention heads"):
+        check(config(models, tmp_path, rollout=RolloutConfig(tensor_parallel_size=4)))
+    by_source = {"a": {"path": str(models / "padded"), "tensor_parallel_size": 3}}
+    with pytest.raises(ConfigError, match=r"teacher\.by_source\.a\.tensor_parallel_size=3 does not divide"):
+        check(config(models, tmp_path, teacher_options={"top_k": 8, "by_source": by_source}))
+
+
 def test_a_response_longer_than_the_context_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="max_response_tokens=2000 leaves no room"):
         check(config(models, tmp_path, rollout=RolloutConfig(max_response_tokens=2000)))

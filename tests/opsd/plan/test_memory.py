@@ -90,6 +90,18 @@ def test_tensor_parallel_divides_the_weights():
     assert (four.num_gpus, four.actors) == (8, "teacher-0..1")
 
 
+def test_an_engine_of_two_processes_on_a_cpu_is_counted_whole():
+    """The actor starts two more, each with half of the layers and a copy of the new weights on their way."""
+    one, two = (
+        role_of(replace(gpu_job(rollout={"tensor_parallel_size": n}), device="cpu"), "rollout") for n in (1, 2)
+    )
+    assert (two.processes, two.num_gpus) == (one.processes, 0)
+    assert (two.memory.weights, two.memory.cache) == (one.memory.weights, one.memory.cache)
+    assert two.memory.runtime == 3 * one.memory.runtime
+    assert two.memory.buffers - one.memory.buffers == 2 * gpu_job().student.num_parameters
+    assert one.memory.activations < two.memory.activations < 2 * one.memory.activations
+
+
 def test_payload_is_the_bytes_of_the_arrays():
     """K ids and log-probabilities and the sampled one's; the same for C candidates, and the answer's ids."""
     traffic = gpu_job(teacher={"top_k": 64}, rollout={"num_candidates": 16}).traffic

@@ -38,6 +38,16 @@ def test_an_impossible_setting_is_named(sections, said):
     assert re.search(said, problem)
 
 
+def test_heads_that_processes_cannot_share_are_refused_on_a_cpu_too():
+    def problems(size):
+        job = gpu_job(rollout={"tensor_parallel_size": size}, cluster=ClusterConfig(host_gib=1e6))
+        return refusals(replace(job, device="cpu"))
+
+    assert problems(2) == []
+    [problem] = problems(3)
+    assert problem.startswith("rollout.tensor_parallel_size=3 does not divide the 32 attention heads")
+
+
 def test_an_engine_does_not_reach_over_nodes():
     job = gpu_job(
         teacher={"tensor_parallel_size": 8, "num_workers": 1}, cluster=ClusterConfig(nodes=4, gpus_per_node=4)
