@@ -73,6 +73,9 @@ class TeacherConfig(EngineConfig):
     http: HttpConfig = field(default_factory=HttpConfig)
     by_source: dict[str, Any] = field(default_factory=dict)  # teachers by data_source, see opsd.teacher.sources
     top_k: int = 64  # K: log-probabilities returned for each token
+    # Also score the student's candidates, see loss.support. None: where the engines can, which is with transformers,
+    # and with vLLM on a GPU; false: never, which saves their part of the scoring.
+    score_candidates: bool | None = None
     trust_remote_code: bool = False
     attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
     follow_decay: float | None = None  # d: the teacher is a running mean of the student, d old + (1 - d) new a step

@@ -14,7 +14,8 @@ from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
 from opsd.placement import resolve_device
-from opsd.teacher.facts import TeacherFacts, teacher_facts
+from opsd.support import decide_support
+from opsd.teacher.facts import teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
 from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Prompt, Vocabulary
@@ -51,11 +52,11 @@ def check(cfg: RunConfig) -> Setup:
     student = facts_of(cfg.student.path, student_config, tokenizer)
     check_engine_heads("rollout", cfg.rollout, cfg.student.path, student_config)
     configs = teachers_by_source(cfg.teacher)
-    teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
+    teachers = {section_of(source): teacher_facts(each, section_of(source), device) for source, each in configs.items()}
     _check_teacher_heads(configs)
     vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
     check_counts(cfg, vocabulary.size, device)
-    support = _support(cfg.loss.support, teachers)
+    support = decide_support(cfg.loss.support, {name: facts.scores_candidates for name, facts in teachers.items()})
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
     eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
@@ -110,11 +111,6 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
     for name, value in (("teacher.top_k", cfg.teacher.top_k), ("rollout.num_candidates", cfg.rollout.num_candidates)):
         if value > vocab_size:
             raise ConfigError(f"{name} must be at most the shared vocabulary's {vocab_size} tokens, got {value}")
-    if cfg.loss.support in ("student", "union") and cfg.teacher.backend == "vllm":
-        raise ConfigError(
-            f"loss.support={cfg.loss.support} needs the teacher's scores at the student's candidates, which the vLLM "
-            "backend does not give: set teacher.backend=transformers or loss.support=teacher"
-        )
     if cfg.rollout.max_response_tokens > cfg.learner.micro_batch_tokens:
         raise ConfigError(
             f"learner.micro_batch_tokens ({cfg.learner.micro_batch_tokens}) must hold at least one response "
@@ -127,20 +123,6 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
         )
     if cfg.placement.mode == "colocated":
         _check_colocated(cfg, device)
-
-
-def _support(wanted: str, teachers: dict[str, TeacherFacts]) -> str:
-    """`wanted` with auto decided. Whether candidates are scored only a server knows of itself, of several each."""
-    without = [section for section, facts in teachers.items() if not facts.scores_candidates]
-    if wanted == "auto":
-        return "teacher" if without else "union"
-    if wanted != "teacher" and without:
-        raise ConfigError(
-            f"loss.support={wanted} needs the teacher's scores at the student's candidates, which {without[0]} does "
-            "not give: take a teacher with backend=transformers, in this run or in its server, or set "
-            "loss.support=teacher"
-        )
-    return wanted
 
 
 def _check_colocated(cfg: RunConfig, device: str) -> None:

@@ -19,6 +19,7 @@ from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
 from opsd.ops.mixing import mixed_embeddings
+from opsd.support import scores_candidates
 from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits [R, V] that the head makes at once
@@ -47,6 +48,7 @@ class TransformersEngine:
         self.max_batch_tokens = max_batch_tokens or sys.maxsize
         self.policy_version: int | None = None  # None: the weights of `path`
         self.device = torch.device(device)
+        self.scores_candidates = scores_candidates(config, device)
         self.returns_attention = isinstance(config, TeacherConfig) and config.attention
         self.model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -205,7 +207,10 @@ class TransformersEngine:
             parts.append((*_top_events(events_RV, top_k), actual, candidate_RC))
         top_ids, top_logprobs, actual, candidates = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         return TeacherScores(
-            top_ids=top_ids, top_logprobs=top_logprobs, sampled_logprobs=actual, candidate_logprobs=candidates
+            top_ids=top_ids,
+            top_logprobs=top_logprobs,
+            sampled_logprobs=actual,
+            candidate_logprobs=candidates if self.scores_candidates else None,
         )
 
     def _events(self, token_ids: Tensor) -> Tensor:

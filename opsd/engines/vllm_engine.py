@@ -22,6 +22,7 @@ from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.model_weights import as_stored, model_without_weights, unties_head
 from opsd.ops.align import predicting_rows
+from opsd.support import scores_candidates
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
@@ -84,7 +85,12 @@ class VllmEngine:
             ),
         )
         self.vocab_size = self.llm.model_config.get_vocab_size()
-        self.scores_named_ids = device == "cuda" and self.llm.llm_engine.vllm_config.use_v2_model_runner
+        self.scores_candidates = scores_candidates(config, device)
+        if self.scores_candidates and not self.llm.llm_engine.vllm_config.use_v2_model_runner:
+            raise StageError(
+                f"{config.section}: vLLM does not run {path} with its V2 model runner, which alone scores the "
+                f"student's candidates: unset VLLM_USE_V2_MODEL_RUNNER, or set {config.section}.score_candidates=false"
+            )
 
     def generate(
         self,
@@ -123,7 +129,8 @@ class VllmEngine:
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """This model's log-probabilities on the response rows, in the order of `rollouts`.
 
-        `candidate_logprobs` is None on CPU. A stop id outside the top-k is not part of the stop event's mass.
+        `candidate_logprobs` is None where the engine does not score them (opsd.support). A stop id outside the top-k is
+        not part of the stop event's mass.
         """
         self._wake()
         return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))
@@ -165,7 +172,7 @@ class VllmEngine:
                 candidate_logprobs=candidate_events(
                     output.prompt_token_id_logprobs, rollout.candidate_ids, part, self.vocabulary
                 )
-                if self.scores_named_ids
+                if self.scores_candidates
                 else None,
             )
             for rollout, output, part in zip(rollouts, outputs, parts, strict=True)
@@ -210,7 +217,7 @@ class VllmEngine:
         from vllm import SamplingParams
 
         named = {}
-        if self.scores_named_ids:
+        if self.scores_candidates:
             stop_ids_TS = np.tile(np.array(self.vocabulary.stop_ids, np.int32), (len(rollout), 1))
             named = {
                 "prompt_logprob_token_ids": np.concatenate([rollout.candidate_ids, stop_ids_TS], axis=1),

@@ -20,6 +20,7 @@ from opsd.plan.models import read_model
 from opsd.plan.refusals import refusals
 from opsd.plan.roles import Engine, Job
 from opsd.plan.table import plan_text
+from opsd.plan.traffic import candidates_scored
 from opsd.teacher.sources import section_of, teachers_by_source
 
 
@@ -51,10 +52,12 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
 def planned_job(cfg: RunConfig, cluster: ClusterConfig) -> Job:
     """Raises ConfigError where a model's sizes are not to be had. device=cuda is planned for without a GPU here."""
     teachers = {section_of(source): teacher for source, teacher in teachers_by_source(cfg.teacher).items()}
+    device = cfg.device if cfg.device == "cuda" else resolve_device(cfg.device)
+    candidates_scored(cfg, device)  # refuses what a teacher cannot do, before it is counted
     return Job(
         cfg=cfg,
         cluster=cluster,
-        device=cfg.device if cfg.device == "cuda" else resolve_device(cfg.device),
+        device=device,
         student=read_model("student", cfg.student.path, trust_remote_code=cfg.student.trust_remote_code),
         teachers=tuple(
             Engine(

@@ -9,7 +9,9 @@ from opsd.errors import ConfigError
 from opsd.plan.memory import GIB
 from opsd.plan.models import ModelSizes
 from opsd.plan.roles import Engine, Job, engine_role, learner_role, plan_roles
+from opsd.plan.traffic import candidates_scored
 from opsd.preflight import check_counts, prompt_limit
+from opsd.support import decide_support
 from opsd.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 
 MOST_RANKS = 512  # where the search for a number of learners that fits ends
@@ -21,6 +23,7 @@ def refusals(job: Job) -> list[str]:
     found = [
         *_refused(lambda: check_counts(job.cfg, min(model.vocab_size for model in models), job.device)),
         *_refused(lambda: prompt_limit(job.cfg, *models)),
+        *_refused(lambda: decide_support(job.cfg.loss.support, candidates_scored(job.cfg, job.device))),
     ]
     of_heads = {engine.section: _heads(engine) for engine in job.engines}
     found += [problem for problems in of_heads.values() for problem in problems]

@@ -42,7 +42,7 @@ class Job:
 
     @property
     def traffic(self) -> Traffic:
-        return step_traffic(self.cfg, self.student)
+        return step_traffic(self.cfg, self.student, self.device)
 
     @property
     def gpu_bytes(self) -> float:

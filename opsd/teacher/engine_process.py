@@ -25,10 +25,10 @@ class EngineProcess:
         self.device = device
         self._executor = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
-    async def start(self, vocabulary: Vocabulary, max_model_tokens: int) -> bool:
-        """Loads the model. Returns whether it scores ids that the client names."""
+    async def start(self, vocabulary: Vocabulary, max_model_tokens: int) -> None:
+        """Loads the model."""
         os.environ.update(engine_environment(self.device, self.cfg.cpu_threads))  # the child's, before it imports torch
-        return await self._run(_start, self.cfg, self.device, vocabulary, max_model_tokens)
+        await self._run(_start, self.cfg, self.device, vocabulary, max_model_tokens)
 
     async def score(self, request: ScoreRequest) -> list[TeacherScores]:
         return await self._run(_score, request)
@@ -49,7 +49,7 @@ class EngineProcess:
 _worker = EngineWorker()  # the child's; the server's own stays empty
 
 
-def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_tokens: int) -> bool:
+def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_tokens: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     end_with_parent()
     _worker.start(
@@ -61,7 +61,6 @@ def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_to
         trust_remote_code=cfg.trust_remote_code,
         max_batch_tokens=cfg.max_batch_tokens,
     )
-    return cfg.backend == "transformers" or _worker.engine.scores_named_ids
 
 
 def _score(request: ScoreRequest) -> list[TeacherScores]:

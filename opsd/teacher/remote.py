@@ -44,7 +44,7 @@ class RemoteEngines:
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[PendingPart]:
         """An even part for each server, in as few requests as its limits allow. Does not wait."""
-        with_candidates = self.info["scores_candidates"]
+        with_candidates = self.info["scores_candidates"] and self.cfg.score_candidates is not False
         pending = []
         for share in split_evenly(rollouts, len(self.cfg.urls)):
             costs = [(1, _num_tokens(r), 4 * (_num_tokens(r) + r.candidate_ids.size)) for r in share]

@@ -25,6 +25,7 @@ from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fing
 from opsd.model_folder import model_config
 from opsd.placement import resolve_device
 from opsd.remote_config import read_token
+from opsd.support import scores_candidates
 from opsd.teacher.admission import Limits
 from opsd.teacher.app import Service, make_app
 from opsd.teacher.batcher import Batcher
@@ -46,7 +47,9 @@ def serve(cfg: ServerConfig) -> None:
     config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
     limits = limits_of(cfg, facts)
-    engine = EngineProcess(cfg.teacher, resolve_device(cfg.device))
+    device = resolve_device(cfg.device)
+    scores_candidates(cfg.teacher, device)  # refuses what this device cannot do
+    engine = EngineProcess(cfg.teacher, device)
     metrics = ServerMetrics()
     batcher = Batcher(
         engine.score,
@@ -75,8 +78,8 @@ async def run(
 
     async def load_and_work() -> None:
         vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(sorted(set(facts.stop_ids))))
-        scores_candidates = await engine.start(vocabulary, service.limits.model_tokens)
-        service.info = info_of(cfg, facts, service.limits, scores_candidates)
+        await engine.start(vocabulary, service.limits.model_tokens)
+        service.info = info_of(cfg, facts, service.limits, engine.device)
         service.metrics.ready.set(1)
         print(f"ready {address(listener)}", file=sys.stderr, flush=True)
         await service.batcher.run()
@@ -118,7 +121,7 @@ def limits_of(cfg: ServerConfig, facts: ModelFacts) -> Limits:
     )
 
 
-def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, scores_candidates: bool) -> dict:
+def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, device: str) -> dict:
     """What a client must know; servers of one run must agree in all of it."""
     return {
         "protocol": PROTOCOL,
@@ -128,7 +131,7 @@ def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, scores_candida
         "stop_ids": list(facts.stop_ids),
         "tokens_sha256": tokens_digest(facts.tokens),
         "weights_sha256": weights_fingerprint(cfg.teacher.path),
-        "scores_candidates": scores_candidates,
+        "scores_candidates": scores_candidates(cfg.teacher, device),
         "max_model_tokens": limits.model_tokens,
         "max_top_k": limits.top_k,
         "max_rollouts": limits.rollouts,

@@ -107,7 +107,7 @@ def test_the_support_is_the_best_that_the_teacher_can_score(models, tmp_path):
 
 
 def test_a_support_that_the_teacher_cannot_score_is_refused(models, tmp_path):
-    with pytest.raises(ConfigError, match="loss.support=union needs .* set teacher.backend=transformers"):
+    with pytest.raises(ConfigError, match="loss.support=union needs .*, which teacher does not give: take a"):
         check(config(models, tmp_path, loss=LossConfig(support="union")))
 
 

@@ -92,9 +92,7 @@ def test_tensor_parallel_divides_the_weights():
 
 def test_an_engine_of_two_processes_on_a_cpu_is_counted_whole():
     """The actor starts two more, each with half of the layers and a copy of the new weights on their way."""
-    one, two = (
-        role_of(replace(gpu_job(rollout={"tensor_parallel_size": n}), device="cpu"), "rollout") for n in (1, 2)
-    )
+    one, two = (role_of(replace(gpu_job(rollout={"tensor_parallel_size": n}), device="cpu"), "rollout") for n in (1, 2))
     assert (two.processes, two.num_gpus) == (one.processes, 0)
     assert (two.memory.weights, two.memory.cache) == (one.memory.weights, one.memory.cache)
     assert two.memory.runtime == 3 * one.memory.runtime
@@ -107,7 +105,7 @@ def test_payload_is_the_bytes_of_the_arrays():
     traffic = gpu_job(teacher={"top_k": 64}, rollout={"num_candidates": 16}).traffic
     tokens = 16 * 16 * 8192
     assert traffic.response_tokens == tokens
-    assert traffic.score_bytes == tokens * (64 * 8 + 4)
+    assert traffic.score_bytes == tokens * (64 * 8 + 4 + 16 * 4)
     assert traffic.rollout_bytes == tokens * (16 * 8 + 8)
     assert traffic.weight_bytes == 2 * 4_022_468_096
 
@@ -123,7 +121,7 @@ def test_teachers_by_source_are_roles_and_one_behind_http_is_not():
 
 def test_teachers_that_score_candidates_send_and_train_on_more():
     """loss.support=auto is the union of both models' tokens there."""
-    top = gpu_job().traffic
-    both = gpu_job(teacher={"backend": "transformers"}).traffic
+    top = gpu_job(teacher={"score_candidates": False}).traffic
+    both = gpu_job().traffic
     assert both.score_bytes - top.score_bytes == 4 * 32 * both.response_tokens
     assert both.batch_bytes - top.batch_bytes == 12 * 32 * both.response_tokens
