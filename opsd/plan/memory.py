@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from opsd.config import RunConfig
 from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES
-from opsd.ops.chunks import CHUNK_BYTES
+from opsd.ops.head_plan import PLANS
 from opsd.plan.models import BYTES, ModelSizes
 from opsd.plan.traffic import Traffic
 
@@ -71,7 +71,10 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
     else:
         activations = tokens * layers * saved
     gathered = size * (model.num_root_parameters + 2 * model.num_layer_parameters)
-    logits = min(CHUNK_BYTES, 4 * tokens * model.vocab_size)
+    # Of a chunk: the shares in float32; on a GPU their gradient, in a product's dtype, beside them.
+    logits = min(PLANS[device].chunk_bytes, 4 * tokens * model.vocab_size)
+    if device == "cuda" and size < 4:
+        logits *= 1 + size / 4
     head = logits + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32
     # On the CPU the engines' weights are gathered in rank 0's own memory, when gradients are gone, and then lie in the
     # object store, whose pages count as its own.

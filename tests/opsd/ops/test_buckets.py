@@ -409,3 +409,33 @@ def test_arguments_that_do_not_fit_are_refused_by_name(field, changed):
     }
     with pytest.raises(ValueError, match=field):
         sparse_head_loss(**arguments | {field: changed})
+
+
+@pytest.mark.parametrize(
+    ("row", "stop_ids", "message"),
+    [
+        ([4, 7, 4], (), "support_NU must name a token once a row, got 4 twice in row 2"),
+        ([-1, 0, 0], (), "support_NU must name a token once a row, got 0 twice in row 2"),
+        ([3, 9, 3], (3, 9), "support_NU must name a token once a row, got 3 twice in row 2"),
+        ([3, 5, 9], (3, 9), "support_NU must name the stop event by its first id, 3, got 9 in row 2"),
+        ([5, 9, 4], (12, 3, 9), "support_NU must name the stop event by its first id, 12, got 9 in row 2"),
+        ([5, -2, 4], (), "support_NU must hold ids below 16, or -1 for an empty slot, got -2"),
+        ([5, 16, 4], (), "support_NU must hold ids below 16, or -1 for an empty slot, got 16"),
+    ],
+)
+def test_a_support_that_would_count_a_mass_twice_is_refused_with_its_row(row, stop_ids, message):
+    hidden, weight, _ = make_head()
+    support = torch.tensor([4, 5, -1]).repeat(7, 1)
+    support[2] = torch.tensor(row)
+    with pytest.raises(ValueError, match=message):
+        bucket_logprobs(hidden, weight, support, stop_ids=stop_ids)
+    arguments = (support, torch.zeros(7, 4), torch.ones(7), reverse_kl)
+    with pytest.raises(ValueError, match=message):
+        sparse_head_loss(hidden, weight, *arguments, stop_ids=stop_ids)
+
+
+def test_empty_slots_and_the_name_of_the_stop_event_are_no_mistakes():
+    hidden, weight, _ = make_head()
+    support = torch.tensor([-1, 9, -1]).repeat(7, 1)
+    logprobs, _ = bucket_logprobs(hidden, weight, support, stop_ids=(9, 3))
+    torch.testing.assert_close(logprobs.exp().sum(1), torch.ones(7))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opsd.ops import head_gradients
+from opsd.ops import head_gradients, head_plan
 from opsd.ops.buckets import sparse_head_loss
 from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
 from tests.opsd.ops.test_buckets import (
@@ -26,7 +26,7 @@ N, V, D = 12, 64, 6
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setitem(head_gradients.BLOCK_COLUMNS, "cpu", 10)
+    monkeypatch.setitem(head_plan.PLANS, "cpu", head_plan.PLANS["cpu"]._replace(block_columns=10))
 
 
 class Products(TorchDispatchMode):
@@ -281,13 +281,14 @@ def test_a_transposed_weight_gets_its_gradient():
         (True, 11, [5, 6]),
         (True, 41, [5, 9, 9, 9, 9]),
         (False, 0, []),
-        (False, 18, [18]),  # the gradient has room for 18, CHUNK_BYTES for blocks of 21
+        (False, 18, [18]),  # the gradient has room for 18, chunk_bytes for blocks of 21
         (False, 19, [12, 7]),
         (False, 41, [14, 9, 9, 9]),
     ],
 )
 def test_rows_are_divided_evenly_within_the_memory_budget(monkeypatch, frozen, num_rows, expected):
-    monkeypatch.setattr("opsd.ops.chunks.CHUNK_BYTES", 10 * 4 * V + 3)
+    small = head_plan.PLANS["cpu"]._replace(chunk_bytes=10 * 4 * V + 3)
+    monkeypatch.setitem(head_plan.PLANS, "cpu", small)
     seen = []
 
     def divergence(student, teacher):
