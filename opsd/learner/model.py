@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +138,9 @@ def shard(
         checkpoint_layers(model.causal_lm)
     for layer in decoder_layers(model.causal_lm):
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
-    fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    # FSDP2 would look into the batch and round the teacher's log-probabilities, weights and temperatures to bfloat16.
+    as_given = replace(precision, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, mp_policy=as_given, offload_policy=offload)
     register_fsdp_forward_method(model, "token_stats")
     for module in model.modules():
         if isinstance(module, FSDPModule):
