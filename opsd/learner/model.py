@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -146,7 +147,9 @@ def shard(
         bring(layer, names[layer], missing, torch.device(device))
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
     bring(model, "", missing, torch.device(device))
-    fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    # FSDP2 would look into the batch and round the teacher's log-probabilities, weights and temperatures to bfloat16.
+    as_given = replace(precision, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, mp_policy=as_given, offload_policy=offload)
     for name in ("token_stats", "measure", "hidden"):
         register_fsdp_forward_method(model, name)
     for module in model.modules():

@@ -1,6 +1,7 @@
 """FSDP2's settings on one rank: what they may change is memory, never a gradient."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,3 +112,24 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_updates_that_bfloat16_would_los
     large = before[name].abs() > 0.01  # half a unit in bfloat16's last place is 2e-5 there, Adam's three steps 3e-6
     assert (after[name] != before[name])[large].float().mean() > 0.9
     assert torch.equal(after[name].bfloat16()[large], before[name].bfloat16()[large])
+
+
+@pytest.mark.parametrize("call", ["forward", "token_stats"])
+def test_a_bfloat16_student_gets_the_teachers_figures_as_they_were_given(path, call):
+    """Rounded to bfloat16 a log-probability of -10 errs by up to 0.03 nats."""
+    seen = {}
+    model = sharded(path, dtype="bfloat16")
+    hidden = model._hidden
+
+    def watched(batch):
+        seen.update({name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)})
+        return hidden(batch)
+
+    model._hidden = watched
+    batch = micro_batches()[0]
+    temperature_N = torch.linspace(0.51, 1.93, len(batch.row_N))
+    batch = replace(batch, temperature_N=temperature_N)
+    getattr(model, "__call__" if call == "forward" else call)(batch)
+    for name in ("teacher_logprobs_NB", "weight_N", "temperature_N"):
+        assert torch.equal(seen[name], getattr(batch, name)), name
+    assert seen["teacher_logprobs_NB"].dtype == torch.float32
