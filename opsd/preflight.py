@@ -12,6 +12,7 @@ from opsd.data.prompts import load_prompts
 from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
+from opsd.model_weights import check_weights
 from opsd.placement import resolve_device
 from opsd.teacher.facts import TeacherFacts, teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
@@ -44,11 +45,15 @@ def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
-    _check_head(cfg.student.path, student_config)
+    check_head(cfg.student.path, student_config)
+    check_weights("student.path", cfg.student.path, cfg.student.trust_remote_code)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
     configs = teachers_by_source(cfg.teacher)
     teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
+    for section, teacher in ((section_of(source), each) for source, each in configs.items()):
+        if not teacher.remote and teacher.path != cfg.student.path:
+            check_weights(f"{section}.path", teacher.path, teacher.trust_remote_code)
     vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
     check_counts(cfg, vocabulary.size, device)
     support = _support(cfg.loss.support, teachers)
@@ -68,12 +73,11 @@ def check(cfg: RunConfig) -> Setup:
     )
 
 
-def _check_head(path: str, config: PreTrainedConfig) -> None:
+def check_head(path: str, config: PreTrainedConfig) -> None:
+    text = config.get_text_config()
     for name in LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ConfigError(
-                f"student.path={path}: {name}={getattr(config, name)} in its config.json is not supported"
-            )
+        if getattr(text, name, None) not in (None, 1, 1.0):
+            raise ConfigError(f"student.path={path}: {name}={getattr(text, name)} in its config.json is not supported")
 
 
 def _shared_vocabulary(student: ModelFacts, teachers: dict[str, ModelFacts]) -> Vocabulary:

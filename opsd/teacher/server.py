@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from opsd.config import compose_config
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
+from opsd.model_weights import check_weights
 from opsd.placement import resolve_device
 from opsd.remote_config import read_token
 from opsd.teacher.admission import Limits
@@ -41,6 +42,7 @@ def serve(cfg: ServerConfig) -> None:
     token = read_token("", cfg.token_file, cfg.token_env)
     cfg.check_token(token)
     facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    check_weights("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
     engine = EngineProcess(cfg.teacher, resolve_device(cfg.device))
     metrics = ServerMetrics()
