@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from opsd.model_folder import model_config, model_tokenizer, stop_ids
+from opsd.model_folder import model_config, model_tokenizer, stop_ids, text_setting
 
 FINGERPRINT_BYTES = 65536  # read at the end of each weight file: fine-tuned models differ there, and 140 GB stay unread
 
@@ -31,11 +31,12 @@ def read_facts(setting: str, path: str, trust_remote_code: bool) -> ModelFacts:
 
 
 def facts_of(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
+    """Raises ConfigError where the config lacks what a run must know."""
     return ModelFacts(
         tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
-        vocab_size=config.vocab_size,
+        vocab_size=text_setting(path, config, "vocab_size"),
         stop_ids=tuple(stop_ids(path, config, tokenizer)),
-        max_position_embeddings=config.max_position_embeddings,
+        max_position_embeddings=text_setting(path, config, "max_position_embeddings"),
     )
 
 

@@ -18,6 +18,14 @@ def model_config(setting: str, path: str, trust_remote_code: bool) -> PreTrained
     return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
+def text_setting(path: str, config: PreTrainedConfig, name: str) -> Any:
+    """A number of the language model's config, which may lie within a multimodal one. Raises ConfigError for none."""
+    found = getattr(config.get_text_config(), name, None)
+    if found is None:
+        raise ConfigError(f"{path}: its config.json does not say {name}")
+    return found
+
+
 def model_tokenizer(setting: str, path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Raises ConfigError where it cannot be loaded."""
     try:
@@ -33,7 +41,8 @@ def stop_ids(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizer
         generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
     except json.JSONDecodeError as error:
         raise ConfigError(f"{generation_file}: not JSON: {error}") from error
-    found: Any = generation.get("eos_token_id", config.eos_token_id)
+    own = getattr(config, "eos_token_id", None)  # a multimodal config may have it here or in its text part
+    found: Any = generation.get("eos_token_id", config.get_text_config().eos_token_id if own is None else own)
     if found is None:
         found = tokenizer.eos_token_id
     if found is None:

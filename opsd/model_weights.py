@@ -52,6 +52,14 @@ def model_without_weights(path: str, *, trust_remote_code: bool) -> PreTrainedMo
     return model
 
 
+def check_weights(setting: str, path: str, trust_remote_code: bool) -> None:
+    """Raises ConfigError where the weight files that are here lack some of the model's weights."""
+    try:
+        model_without_weights(path, trust_remote_code=trust_remote_code)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}={error}") from error
+
+
 def unties_head(path: str, model: PreTrainedModel, *, trust_remote_code: bool) -> bool:
     """Whether `model`, from `model_without_weights`, has a head of its own against the folder's config.json."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

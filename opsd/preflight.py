@@ -13,6 +13,7 @@ from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
+from opsd.model_weights import check_weights
 from opsd.placement import resolve_device
 from opsd.support import decide_support
 from opsd.teacher.facts import teacher_facts
@@ -47,13 +48,17 @@ def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
-    _check_head(cfg.student.path, student_config)
+    check_head(cfg.student.path, student_config)
+    check_weights("student.path", cfg.student.path, cfg.student.trust_remote_code)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
     check_engine_heads("rollout", cfg.rollout, cfg.student.path, student_config)
     configs = teachers_by_source(cfg.teacher)
     teachers = {section_of(source): teacher_facts(each, section_of(source), device) for source, each in configs.items()}
     _check_teacher_heads(configs)
+    for section, teacher in ((section_of(source), each) for source, each in configs.items()):
+        if not teacher.remote and teacher.path != cfg.student.path:
+            check_weights(f"{section}.path", teacher.path, teacher.trust_remote_code)
     vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
     check_counts(cfg, vocabulary.size, device)
     support = decide_support(cfg.loss.support, {name: facts.scores_candidates for name, facts in teachers.items()})
@@ -73,12 +78,11 @@ def check(cfg: RunConfig) -> Setup:
     )
 
 
-def _check_head(path: str, config: PreTrainedConfig) -> None:
+def check_head(path: str, config: PreTrainedConfig) -> None:
+    text = config.get_text_config()
     for name in LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ConfigError(
-                f"student.path={path}: {name}={getattr(config, name)} in its config.json is not supported"
-            )
+        if getattr(text, name, None) not in (None, 1, 1.0):
+            raise ConfigError(f"student.path={path}: {name}={getattr(text, name)} in its config.json is not supported")
 
 
 def _check_teacher_heads(configs: dict[str, TeacherConfig]) -> None:

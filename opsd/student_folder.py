@@ -51,8 +51,14 @@ def _stored(model: PreTrainedModel, weights: dict[str, Tensor], source: str, dty
         name: weight.to("cpu", weight.dtype if name in buffers else dtype, copy=True)
         for name, weight in weights.items()
     }
-    trained = {name: weight.contiguous() for name, weight in as_stored(model, cast).items()}
+    trained = {name: _whole(weight) for name, weight in as_stored(model, cast).items()}
     return {**stored_beside(source, model), **trained}
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """In memory of its own: safetensors refuses a part of another tensor, as one of fused experts is."""
+    alone = weight.is_contiguous() and weight.untyped_storage().nbytes() == weight.nbytes
+    return weight if alone else weight.clone(memory_format=torch.contiguous_format)
 
 
 def _copy_files(source: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from opsd.data.prompts import student_prompts
 from opsd.data.rows import Row, read_rows
 from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
-from opsd.model_folder import model_config, model_tokenizer, stop_ids, weight_bytes
+from opsd.model_folder import model_config, model_tokenizer, stop_ids, text_setting, weight_bytes
 from opsd.model_weights import model_without_weights
 from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Prompt, Vocabulary
@@ -71,11 +71,12 @@ def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: Evaluate
     config = model_config(setting, path, cfg.trust_remote_code)
     tokenizer = model_tokenizer(setting, path, cfg.trust_remote_code)
     check_engine_heads("engine", cfg.engine, path, config)
-    room = config.max_position_embeddings - cfg.max_response_tokens
+    context = text_setting(path, config, "max_position_embeddings")
+    room = context - cfg.max_response_tokens
     if room < 1:
         raise ConfigError(
             f"max_response_tokens={cfg.max_response_tokens} leaves no room for a prompt in {setting}'s context of "
-            f"{config.max_position_embeddings} tokens"
+            f"{context} tokens"
         )
     limit = min(room, cfg.data.max_prompt_tokens)
     prompts = [
@@ -83,7 +84,7 @@ def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: Evaluate
         for file, file_rows in rows.items()
         for prompt in student_prompts(file, file_rows, cfg.data, tokenizer, limit)
     ]
-    size = min(len(tokenizer), config.vocab_size)
+    size = min(len(tokenizer), text_setting(path, config, "vocab_size"))
     ends = sorted({index for index in stop_ids(path, config, tokenizer) if index < size})
     skeleton = model_without_weights(path, trust_remote_code=cfg.trust_remote_code)
     return EvaluatedModel(

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from opsd.errors import ConfigError
 from opsd.learner.model import decoder_layers
+from opsd.model_weights import model_without_weights, tied_names
 
 BYTES = {"float32": 4, "bfloat16": 2}
 SHAPE_FIELDS = (
@@ -98,8 +99,11 @@ def _kept_config(path: str) -> PreTrainedConfig | None:
 
 
 def _sizes(path: str, config: PreTrainedConfig, shape: PreTrainedConfig, trust_remote_code: bool) -> ModelSizes:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    if (Path(path) / "config.json").is_file():
+        model = model_without_weights(path, trust_remote_code=trust_remote_code)
+    else:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
     heads = shape.num_attention_heads
     names = [name for name, _ in model.named_parameters()]
     return ModelSizes(
@@ -110,5 +114,5 @@ def _sizes(path: str, config: PreTrainedConfig, shape: PreTrainedConfig, trust_r
         num_key_value_heads=getattr(shape, "num_key_value_heads", None) or heads,
         head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
         has_head_norms=any(name.endswith("q_norm.weight") for name in names),
-        tied=bool(config.tie_word_embeddings),
+        tied=bool(tied_names(model)),
     )

@@ -23,6 +23,7 @@ from opsd.config import compose_config
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
 from opsd.model_folder import model_config
+from opsd.model_weights import check_weights
 from opsd.placement import resolve_device
 from opsd.remote_config import read_token
 from opsd.support import scores_candidates
@@ -46,6 +47,7 @@ def serve(cfg: ServerConfig) -> None:
     facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
+    check_weights("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
     device = resolve_device(cfg.device)
     scores_candidates(cfg.teacher, device)  # refuses what this device cannot do

@@ -95,6 +95,7 @@ def test_an_odd_folder_gives_a_student(odd, tmp_path):
 
 def test_another_dtype_is_written_into_the_config_under_its_name_there(tmp_path):
     source = make_tiny_qwen3(tmp_path / "source", tied=False, layers=1, seed=3, eos_token_id=0)
+    make_char_tokenizer(source, eos_token_id=0)
     of_another_version(source)
     trained = AutoModelForCausalLM.from_pretrained(source).state_dict()
     save_student(tmp_path / "student", trained, str(source), trust_remote_code=False, dtype=torch.bfloat16)
