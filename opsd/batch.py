@@ -46,6 +46,7 @@ def batch_stats(
         lengths=tuple(len(rollout) for rollout in rollouts),
         tokens=tokens,
         prompt_R=torch.tensor([rollout.prompt.index for rollout in rollouts]),
+        sample_R=torch.tensor([rollout.sample for rollout in rollouts]),
         on_policy_R=torch.tensor([rollout.policy_version >= 0 for rollout in rollouts]),
         reward_R=reward_R,
     )

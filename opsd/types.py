@@ -83,7 +83,7 @@ class Rollout:
     """One answer that the student sampled. Log-probabilities are natural and at temperature 1."""
 
     prompt: Prompt
-    sample: int  # 0 .. samples_per_prompt-1
+    sample: int  # 0 .. samples_per_prompt-1, and on where the prompt is in the step's batch again
     response_ids: np.ndarray  # int32 [T], as generated, the stop token included; fed to the models as it is
     sampled_logprobs: np.ndarray  # float32 [T], of the sampled event
     candidate_ids: np.ndarray  # int32 [T, C] event ids, the student's likeliest; -1 marks an empty slot
@@ -198,6 +198,7 @@ class BatchStats:
     tokens: TokenStats
     progress: float = 0.0  # share of the run's steps that are done, [0, 1)
     prompt_R: Tensor | None = None  # int64 [R], the prompt of each rollout: those of one prompt are a group
+    sample_R: Tensor | None = None  # int64 [R], the number of each among the answers to its prompt
     on_policy_R: Tensor | None = None  # bool [R], sampled by the current student
     reward_R: Tensor | None = None  # float32 [R], 1 right, 0 wrong; None: the run has no grader
 

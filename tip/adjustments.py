@@ -63,17 +63,19 @@ def preference(batch: BatchStats, selection: Selection, *, beta: float = 0.1) ->
     log_ratio_T = known(batch.tokens, "student_logprob_T") - known(batch.tokens, "teacher_logprob_T")
     mean_R = mean_per_rollout(batch, log_ratio_T)
     sign_R = torch.where(batch.on_policy_R, -1.0, 1.0).double()
-    prompts, group_R, count_G = batch.prompt_R.unique(return_inverse=True, return_counts=True)
-    balance_G = torch.zeros(len(prompts), dtype=torch.float64).index_add(0, group_R, sign_R)
+    # A prompt that is in the batch several times has as many pairs.
+    pair_R2 = torch.stack([batch.prompt_R, batch.sample_R], dim=1)
+    pairs, group_R, count_G = pair_R2.unique(dim=0, return_inverse=True, return_counts=True)
+    balance_G = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, group_R, sign_R)
     if (count_G != 2).any() or balance_G.any():
         raise ConfigError(
             "adjust.preference needs one answer of the teacher and one of the student a prompt: set "
             "answers=teacher_pairs and data.samples_per_prompt=1"
         )
-    margin_G = beta * torch.zeros(len(prompts), dtype=torch.float64).index_add(0, group_R, sign_R * mean_R)
+    margin_G = beta * torch.zeros(len(pairs), dtype=torch.float64).index_add(0, group_R, sign_R * mean_R)
     push_R = torch.sigmoid(-margin_G)[group_R] * beta * sign_R / torch.tensor(batch.lengths)
-    # The learner averages over all kept tokens; this is to be a mean over prompts.
-    scale = len(selection) / len(prompts)
+    # The learner averages over all kept tokens; this is to be a mean over pairs.
+    scale = len(selection) / len(pairs)
     return with_input(selection, "advantage_N", (scale * push_R)[batch.rollout_T[selection.index_N]].float())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import ray
@@ -113,6 +114,22 @@ class EnginePool:
     def rest(self) -> None:
         """Free the engines' GPUs until their next call."""
         gather(self.role, [worker.rest.remote() for worker in self.workers])
+
+
+def occurrences(prompts: Sequence[Prompt]) -> list[int]:
+    """How often each prompt has stood before its place: 0 throughout, unless some are there twice."""
+    seen: Counter[tuple[str, int]] = Counter()
+    numbers = []
+    for prompt in prompts:
+        numbers.append(seen[prompt.source, prompt.index])
+        seen[prompt.source, prompt.index] += 1
+    return numbers
+
+
+def sample_seed(run_seed: int, step: int, prompt: Prompt, sample: int, occurrence: int) -> int:
+    """The seed of one answer of a step; `sample` counts those of one occurrence of the prompt in the step's batch."""
+    key = (run_seed, step + 1, prompt.index, sample)
+    return request_seed(*key, occurrence) if occurrence else request_seed(*key)
 
 
 def request_seed(*key: int) -> int:

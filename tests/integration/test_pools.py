@@ -52,6 +52,12 @@ def test_every_request_is_answered_once_at_its_place(groups):
     assert [(r.prompt.index, r.sample) for r in in_order(groups)] == requested
 
 
+def test_the_same_prompt_twice_in_a_batch_gives_two_answers(pools):
+    prompts = [Prompt(index=0, token_ids=np.arange(1, 4, dtype=np.int32), text="", answer=None, source="")] * 2
+    first, second = in_order(pools[0].sample(prompts, samples_per_prompt=1, step=0))
+    assert first.response_ids.tolist() != second.response_ids.tolist()
+
+
 def test_scores_come_back_by_place_in_whatever_order_the_groups_came(pools, groups):
     """The teacher is the student, so its scores show which rollout they belong to."""
     for order in (groups, groups[::-1]):

@@ -17,6 +17,7 @@ from tip.plugin import build_hooks
 LENGTHS = (3, 2, 4, 1)  # two prompts with two answers each
 GROUPS = {
     "prompt_R": torch.tensor([7, 7, 2, 2]),
+    "sample_R": torch.tensor([0, 0, 0, 0]),
     "reward_R": torch.tensor([1.0, 0.0, 0.0, 0.0]),
     "on_policy_R": torch.tensor([False, True, False, True]),
 }
@@ -64,9 +65,13 @@ def test_advantages_compare_answers_of_one_prompt():
     assert torch.equal(selection.inputs["wrong_N"], per_token([0, 1, 1, 1]).bool())
 
 
-def test_preference_has_the_gradient_of_the_loss_over_pairs():
+TWICE = {"prompt_R": torch.tensor([7, 7, 7, 7]), "sample_R": torch.tensor([0, 0, 1, 1])}
+
+
+@pytest.mark.parametrize("pairs", [{}, TWICE], ids=["two prompts", "one prompt twice in the batch"])
+def test_preference_has_the_gradient_of_the_loss_over_pairs(pairs):
     """The surrogate's gradient in every log-probability equals autograd's through -log sigmoid."""
-    batch = make_batch(LENGTHS, **GROUPS)
+    batch = make_batch(LENGTHS, **{**GROUPS, **pairs})
     selection = ADJUSTMENTS["preference"](batch, keep_all(batch), beta=0.7)
     student = batch.tokens.student_logprob_T.double().requires_grad_()
     ratio = (student - batch.tokens.teacher_logprob_T.double()).split(LENGTHS)
@@ -76,6 +81,17 @@ def test_preference_has_the_gradient_of_the_loss_over_pairs():
     surrogate = -(selection.inputs["advantage_N"].double() * student).mean()  # what the learner does with weights of 1
     (found,) = torch.autograd.grad(surrogate, student)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_prompt_that_is_in_the_batch_twice_is_one_group_of_all_its_answers():
+    """Its pass rate, and what an answer's reward is measured against, are known the better."""
+    batch = make_batch(LENGTHS, **{**GROUPS, **TWICE})  # rewards 1, 0, 0, 0
+    rollout_N = batch.rollout_T
+    advantage = ADJUSTMENTS["advantage"](batch, keep_all(batch)).inputs["advantage_N"]
+    expected = torch.tensor([3.0, -1.0, -1.0, -1.0]) / 3.0**0.5
+    torch.testing.assert_close(advantage, expected[rollout_N])
+    paced = ADJUSTMENTS["paced"](batch, keep_all(batch)).weight_N
+    torch.testing.assert_close(paced, torch.full_like(paced, 4 * 0.25 * 0.75))
 
 
 def test_what_an_adjustment_lacks_is_said():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opsd.engines.pool import occurrences, request_seed
 from opsd.errors import ConfigError
 from opsd.types import Prompt, Rollout
 from tip.answers import ANSWERS, NOT_SAMPLED, mixed_with
@@ -43,13 +44,18 @@ class StudentPool:
     """Answers in groups of two, the last first."""
 
     def sample(self, prompts, *, samples_per_prompt, step):
-        made = [rollout_of(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
+        made = [
+            rollout_of(prompt, number * samples_per_prompt + sample)
+            for prompt, number in zip(prompts, occurrences(prompts), strict=True)
+            for sample in range(samples_per_prompt)
+        ]
         for start in reversed(range(0, len(made), 2)):
             yield dict(enumerate(made[start : start + 2], start))
 
 
 class AnsweringTeacher:
     def sample(self, prompts, seeds, max_tokens):
+        self.seeds = seeds
         assert len(set(seeds)) == len(prompts)
         yield {place: rollout_of(prompt, 0, version=0) for place, prompt in enumerate(prompts)}
 
@@ -89,6 +95,14 @@ def test_pairs_put_the_teacher_before_the_student_for_each_prompt():
     assert [a.prompt.index for a in answers] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert [a.policy_version for a in answers] == [NOT_SAMPLED, 4] * 5
     assert all((a.candidate_ids == -1).all() and (a.sampled_logprobs == 0).all() for a in answers[::2])
+
+
+def test_a_prompt_that_is_there_twice_has_two_pairs_of_different_answers():
+    teacher, prompts = AnsweringTeacher(), make_prompts(2)
+    source = ANSWERS["teacher_pairs"](StudentPool(), teacher, seed=0, max_tokens=8)
+    answers = gather(source, [*prompts, prompts[0]], step=2, samples_per_prompt=1)
+    assert [(a.prompt.index, a.sample) for a in answers] == [(0, 0), (0, 0), (1, 0), (1, 0), (0, 1), (0, 1)]
+    assert teacher.seeds[:2] == [request_seed(0, 3, index, 1) for index in (0, 1)]
 
 
 def test_a_mixture_stands_beside_every_answer():

@@ -17,6 +17,7 @@ METHODS = sorted(path.name.removesuffix(".yaml") for path in (files("tip.conf") 
 LENGTHS = (30, 20, 44, 10)
 FACTS = {
     "prompt_R": torch.tensor([7, 7, 2, 2]),
+    "sample_R": torch.tensor([0, 0, 0, 0]),
     "reward_R": torch.tensor([1.0, 0.0, 0.0, 1.0]),
     "on_policy_R": torch.tensor([False, True, False, True]),
 }
