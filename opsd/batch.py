@@ -43,6 +43,7 @@ def batch_stats(
     return BatchStats(
         step=step,
         progress=step / num_steps,
+        num_steps=num_steps,
         lengths=tuple(len(rollout) for rollout in rollouts),
         tokens=tokens,
         prompt_R=torch.tensor([rollout.prompt.index for rollout in rollouts]),

@@ -182,7 +182,9 @@ class RunConfig:
     hook_options: dict[str, Any] = field(default_factory=dict)  # free for a user's own hooks
     resume: str = "never"  # never | auto: go on from the newest checkpoint in output_dir
     overwrite: bool = False  # delete an earlier run in output_dir
-    stats: str = "rollout"  # rollout | learner: whose log-probabilities entropy and divergence of a token come from
+    # rollout | learner: whose log-probabilities entropy and divergence of a token come from. A further forward pass of
+    # the student (learner) makes the entropy exact; the divergences stay on the tokens that the teacher scored.
+    stats: str = "rollout"
     stop_at_step: int = 0  # save a checkpoint and stop there, for a queue with a time limit; 0: run to num_steps
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 LENGTHS = (2, 2, 2, 2)  # of the made-up rollouts: two prompts with two answers each
 NUM_BUCKETS = 5
-FIELDS_IN_UNIT_RANGE = ("entropy_T", "reverse_kl_T", "forward_kl_T", "hellinger_T", "grad_norm_T", "compatibility_T")
+FIELDS_IN_UNIT_RANGE = (
+    "entropy_T",
+    "reverse_kl_T",
+    "forward_kl_T",
+    "hellinger_T",
+    "grad_norm_T",
+    "compatibility_T",
+    "teacher_entropy_T",
+)
 
 
 def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
@@ -128,12 +136,13 @@ def made_up_batch(cfg: RunConfig) -> BatchStats:
     """Statistics of four rollouts, with all that a run of this config has; half off-policy where it may have such."""
     values = torch.linspace(0.1, 0.9, sum(LENGTHS))
     known = {name: values.roll(shift) for shift, name in enumerate(FIELDS_IN_UNIT_RANGE)}
-    known.update(student_logprob_T=-values, teacher_logprob_T=-values.flip(0))
+    known.update(student_logprob_T=-values, teacher_logprob_T=-values.flip(0), named_mass_T=torch.ones(len(values)))
     if cfg.teacher.attention:
         known["attention_T"] = values
     off_policy = cfg.stats == "learner"
     return BatchStats(
         step=0,
+        num_steps=cfg.num_steps,
         lengths=LENGTHS,
         tokens=TokenStats(**known),
         prompt_R=torch.tensor([0, 0, 1, 1]),

@@ -145,6 +145,10 @@ class TokenStats:
     compatibility_T: Tensor | None = None  # float32 [T], the teacher's mass on the student's 16 likeliest events
     student_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
     teacher_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
+    teacher_entropy_T: Tensor | None = None  # float32 [T], H(teacher) / log V, in [0, 1]
+    # float32 [T], the student's mass on the tokens that have a bucket of their own in what compares the two models; the
+    # rest of it is one bucket, in which they cannot be told apart.
+    named_mass_T: Tensor | None = None
     attention_T: Tensor | None = None  # float32 [T], that the teacher pays to the token; only with teacher.attention
 
     def __post_init__(self) -> None:
@@ -197,6 +201,7 @@ class BatchStats:
     lengths: tuple[int, ...]  # response tokens of each rollout; sums to len(tokens)
     tokens: TokenStats
     progress: float = 0.0  # share of the run's steps that are done, [0, 1)
+    num_steps: int = 1  # of the whole run
     prompt_R: Tensor | None = None  # int64 [R], the prompt of each rollout: those of one prompt are a group
     sample_R: Tensor | None = None  # int64 [R], the number of each among the answers to its prompt
     on_policy_R: Tensor | None = None  # bool [R], sampled by the current student
@@ -222,13 +227,18 @@ class Selection:
     """Which tokens of the global batch are trained on, and with what weight relative to each other."""
 
     index_N: Tensor  # int64 [N], ascending and distinct, into the batch's tokens
-    weight_N: Tensor  # float32 [N], >= 0, at least one > 0; the learner divides by their sum over the global batch
+    weight_N: Tensor  # float32 [N], >= 0, at least one > 0; the learner divides by `denominator`
     temperature_N: Tensor | None = (
         None  # float32 [N], > 0, divides both models' logits; the loss is scaled by its square
     )
     inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each: what the objective takes by these names
+    # What the weighted sum over the global batch is divided by, > 0; None: the sum of the weights. Infinite: a step of
+    # loss 0, for a method that finds nothing to learn.
+    denominator: float | None = None
 
     def __post_init__(self) -> None:
+        if self.denominator is not None and not self.denominator > 0:
+            raise ValueError(f"denominator must be greater than 0, got {self.denominator}")
         rows = {"weight_N": self.weight_N, **self.inputs}
         if self.temperature_N is not None:
             rows["temperature_N"] = self.temperature_N
@@ -257,6 +267,7 @@ class Selection:
             weight_N=self.weight_N[place_M],
             temperature_N=None if self.temperature_N is None else self.temperature_N[place_M],
             inputs={name: values[place_M] for name, values in self.inputs.items()},
+            denominator=self.denominator,
         )
 
 

@@ -80,7 +80,7 @@ def mixtures(
     """Beside every answer of the student the same answer mixed with another of the step. MixKD, arXiv 2011.00593.
 
     Both models read share * own embedding + (1 - share) * the other's, prompt and answer alike; the share is drawn from
-    Beta(concentration, concentration), the paper's alpha, and the larger part stays the answer's own.
+    Beta(concentration, concentration), the paper's alpha, as it comes: the larger part may be the other's.
     """
     if not concentration > 0:
         raise ConfigError(f"answer_options.concentration must be greater than 0, got {concentration}")
@@ -91,7 +91,7 @@ def mixtures(
         shares = rng.beta(concentration, concentration, len(own))
         others = [own[place] for place in rng.permutation(len(own))]
         for place, (rollout, other, share) in enumerate(zip(own, others, shares, strict=True)):
-            mixed_one = mixed_with(rollout, other, max(share, 1.0 - share))
+            mixed_one = mixed_with(rollout, other, share)
             yield {2 * place: rollout, 2 * place + 1: mixed_one}
 
     return answers

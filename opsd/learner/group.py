@@ -91,8 +91,8 @@ class LearnerGroup:
     def token_stats(self, scored: list[ScoredRollout]) -> TokenStats:
         """A pass of the current student over all rollouts: the statistics of their tokens, one after another.
 
-        The entropy is exact; the divergences are on the buckets that the loss has. What needs the rollouts' candidates
-        or the teacher comes from the engines. METHODS 2 (`stats: learner`).
+        Exact is the entropy only: the divergences are on the buckets that the loss has, as far as `named_mass_T` says.
+        What needs the rollouts' candidates or the teacher comes from the engines. METHODS 2 (`stats: learner`).
         """
         num_tokens = sum(len(item.rollout) for item in scored)
         everything = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
@@ -102,7 +102,8 @@ class LearnerGroup:
         order_T = torch.cat(index).argsort()
         engines = rollout_stats(scored, self.vocabulary)
         own = TokenStats.concatenate(stats).take(order_T)
-        return replace(own, compatibility_T=engines.compatibility_T, attention_T=engines.attention_T)
+        names = ("compatibility_T", "teacher_entropy_T", "attention_T")
+        return replace(own, **{name: getattr(engines, name) for name in names})
 
     def _pack(self, scored: list[ScoredRollout], selection: Selection) -> list[list[MicroBatch]]:
         sequences = build_sequences(scored, selection, self.support, self.vocabulary)

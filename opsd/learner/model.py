@@ -73,7 +73,8 @@ class DistillationModel(nn.Module):
     def token_stats(self, batch: MicroBatch) -> TokenStats:
         """Of the batch's N rows: the exact entropy, and what compares the two models on their buckets (METHODS 1).
 
-        Without the compatibility: the student's candidates are no part of a batch.
+        So the latter is no more exact than the buckets: see `named_mass_T`. Without the compatibility and the teacher's
+        entropy: neither the student's candidates nor the teacher's order are part of a batch.
         """
         student_NB, entropy_N = bucket_logprobs(
             self._hidden(batch),
@@ -92,6 +93,7 @@ class DistillationModel(nn.Module):
             grad_norm_T=reverse_kl_grad_norm(student_NB, teacher_NB),
             student_logprob_T=student_NB[:, 0],  # the sampled event is first in every support
             teacher_logprob_T=teacher_NB[:, 0],
+            named_mass_T=1.0 - student_NB[:, -1].exp(),
         )
 
     def measure(self, function: Callable[[PreTrainedModel], Result]) -> Result:

@@ -106,7 +106,7 @@ def test_a_prompt_that_is_there_twice_has_two_pairs_of_different_answers():
 
 
 def test_a_mixture_stands_beside_every_answer():
-    """Its inputs are another answer's up to that one's end, then its own; its own share is the larger."""
+    """Its inputs are another answer's up to that one's end, then its own; either share may be the larger."""
     prompts = make_prompts(60)
     answers = gather(
         ANSWERS["mixtures"](StudentPool(), None, seed=0, max_tokens=8), prompts, step=2, samples_per_prompt=1
@@ -116,7 +116,7 @@ def test_a_mixture_stands_beside_every_answer():
     mixed = answers[1::2]
     assert all(a.policy_version == NOT_SAMPLED and (a.candidate_ids == -1).all() for a in mixed)
     shares = [a.mixture.own_share for a in mixed]
-    assert min(shares) >= 0.5 and max(shares) <= 1.0 and len(set(shares)) > 50
+    assert min(shares) < 0.5 < max(shares) <= 1.0 and min(shares) >= 0.0 and len(set(shares)) > 50
     one, other = rollout_of(prompts[0], 0), rollout_of(replace(prompts[1], token_ids=np.array([9], np.int32)), 0)
     assert mixed_with(one, other, 0.7).mixture.other_ids.tolist() == [9, 8, 1, 1]
     assert mixed_with(other, one, 0.7).mixture.other_ids.tolist() == [2, 3, 8]

@@ -27,6 +27,7 @@ def train_line(step):
     phases = {f"phase_s/{name}": 0.5 for name in ("rollout", "score", "select", "learn", "sync", "evaluate")}
     return {
         "step": step, "loss": 1.0 / step, "kept_ratio": 0.5, "reverse_kl": 0.6, "entropy": 0.2, "response_length": 30.0,
+        "named_mass": 0.7,
         "truncated": 0.1, "accuracy_train": None, "grad_norm": 1.0, "learning_rate": 1e-3, "num_tokens": 100,
         "num_kept": 50, "dropped": 0, "tokens_per_s": 900.0, **quadrants, **phases,
     }  # fmt: skip
@@ -178,7 +179,7 @@ def test_the_page_asks_for_nothing_outside_itself(report_path, page):
 def test_curves_take_the_colours_of_the_page_so_that_dark_mode_reaches_them(report_path):
     source = report_path.read_text(encoding="utf-8")
     charts = re.findall(r'<svg class="chart".*?</svg>', source, re.DOTALL)
-    assert len(charts) == 12
+    assert len(charts) == 13
     assert all("var(--" in chart for chart in charts)
     fixed = [colour for chart in charts for colour in re.findall(r"(?:fill|stroke): (#\w+)", chart)]
     assert fixed == []
