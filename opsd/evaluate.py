@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from opsd.config import compose_config
 from opsd.data.grading import ready_to_judge
 from opsd.engines.pool import EnginePool
-from opsd.errors import ConfigError, reported
+from opsd.errors import ConfigError, reported, say
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.generate import answer_problems, grade_problems
 from opsd.evaluation.models import EvaluatedModel, check
@@ -24,7 +24,7 @@ from opsd.evaluation.results import write_results
 from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
 from opsd.placement import ray_cluster, resolve_device
-from opsd.run import git_commit, installed_versions, say
+from opsd.run_summary import git_commit, installed_versions
 from opsd.types import Sampling
 
 

@@ -131,6 +131,14 @@ class TeacherScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoScores:
+    """Why the teacher has none for a rollout, in place of TeacherScores."""
+
+    reason: str  # under which metrics count it: foreign_token | teacher_refused | teacher_error
+    said: str = ""  # by the teacher, in a line
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenStats:
     """What is known of every response token before selection: of one rollout, or of rollouts one after another.
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,22 +138,48 @@ def hooks_of_a_run_that_is_ended(cfg):
 
 
 def test_ended_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
-    """Losses and weights, bit for bit; the first part is also the same run again with the same seed."""
+    """Losses and weights, bit for bit; the first part is also the same run again with the same seed.
+
+    checkpoint.every is 0, as by default: what there is to go on from was saved when the run was told to stop.
+    """
     folder = tmp_path / "stopped"
-    again = ["hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended", "checkpoint.every=1"]
+    again = ["hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended"]
     process = train(pair, folder, *again)
     assert process.returncode == 130
-    assert process.stderr.splitlines()[-1] == "stopped: resume=auto goes on from the newest checkpoint in output_dir"
+    assert process.stderr.splitlines()[-1] == (
+        f"stopped after step 4 of {NUM_STEPS}: {folder} has a checkpoint after step 4, from which resume=auto goes on"
+    )
     assert "Traceback" not in process.stderr
-    assert losses(folder) == losses(unbroken)[:3]
+    assert losses(folder) == losses(unbroken)[:4]
+    assert "has not finished" in (folder / "report.html").read_text()
+    assert not (folder / "summary.json").exists()
     finished(pair, folder, *again, "resume=auto")
     assert losses(folder) == losses(unbroken)
+    assert not list(folder.glob("*.replaced_*"))
     resumed, whole = weights(folder), weights(unbroken)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     first, second = (json.loads((run / "summary.json").read_text()) for run in (folder, unbroken))
     assert {k: first[k] for k in ("tokens_generated", "tokens_trained", "reverse_kl_before", "reverse_kl_after")} == {
         k: second[k] for k in ("tokens_generated", "tokens_trained", "reverse_kl_before", "reverse_kl_after")
     }
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_for_longer_on_two_ranks(pair, unbroken, tmp_path):
+    """The steps that are there stay; the next ones have the learning rates of a run of eight steps from the start."""
+    folder = tmp_path / "longer"
+    shutil.copytree(unbroken, folder)
+    wider = ["learner.num_workers=2", "rollout.num_workers=2", "rollout.group_size=2", "learner.micro_batch_tokens=96"]
+    process = train(pair, folder, "num_steps=8", "resume=auto", *wider)
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert losses(folder)[:NUM_STEPS] == losses(unbroken) and len(losses(folder)) == 8
+    rates = [line["learning_rate"] for line in training_lines(folder)[NUM_STEPS:]]
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / 8)) / 2 for step in (6, 7)])
+    assert "resume  learner.num_workers=2, it was 1\n" in process.stderr
+    assert (
+        "resume  num_steps=8, it was 6: the learning rate follows the longer run's cosine, at the next step 0.000146 "
+        "and not 0\n"
+    ) in process.stderr
 
 
 def test_selector_all_equals_no_tip_and_more_workers_give_the_same_run(pair, tmp_path):

@@ -11,7 +11,7 @@ from opsd.engines.rows import in_order
 from opsd.placement import ray_cluster
 from opsd.rollout.pool import RolloutPool
 from opsd.teacher.pool import TeacherPool
-from opsd.types import Prompt, Vocabulary
+from opsd.types import NoScores, Prompt, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0,))  # the models have 64 ids
@@ -74,5 +74,5 @@ def test_a_rollout_with_a_foreign_token_is_left_unscored(pools, groups):
     [place, *_] = groups[0]
     foreign = replace(groups[0][place], response_ids=np.full_like(groups[0][place].response_ids, 61))
     answered = pools[1].finish(pools[1].begin([{**groups[0], place: foreign}, *groups[1:]]))
-    assert [i for i, (_, scores) in enumerate(answered) if scores is None] == [place]
+    assert [i for i, (_, scores) in enumerate(answered) if isinstance(scores, NoScores)] == [place]
     assert answered[place][0] is foreign
