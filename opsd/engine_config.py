@@ -11,6 +11,9 @@ from opsd.remote_config import REMOTE_BACKENDS, HttpConfig, check_url
 
 DTYPES = ("float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
+TRANSFERS = ("auto", "object_store", "nccl", "ipc")
+GPU_SHARE = 0.9  # of a GPU that an engine has to itself
+COLOCATED_GPU_SHARE = 0.35  # of a GPU that student's engine, teacher's engine and learner share
 
 
 @dataclass
@@ -21,10 +24,17 @@ class EngineConfig:
     num_workers: int = 1  # Ray actors, each a whole engine
     dtype: str = "float32"
     tensor_parallel_size: int = 1  # vllm only: GPUs (on the CPU, processes) that share every layer of one engine
-    gpu_memory_utilization: float = 0.7  # GPU only
+    # GPU only: the share of a GPU that vLLM fills. None: 0.9, or 0.35 where placement.mode=colocated
+    gpu_memory_utilization: float | None = None
     kv_cache_gib: float = 0.25  # CPU only; of a whole engine
     max_num_seqs: int = 256  # sequences in flight in one engine
     cpu_threads: int = 1  # CPU only; more than one slows a tiny model down
+    # vllm and GPU only: equal tokens and log-probabilities in any batch (VLLM_BATCH_INVARIANT), at some cost of speed.
+    # On the CPU in float32 they are equal anyway, to rounding.
+    batch_invariant: bool = False
+    # vllm only: further arguments of its LLM by their own names, such as {quantization: fp8, kv_cache_dtype: fp8}; what
+    # a setting of this section decides is refused here.
+    engine_args: dict[str, Any] = field(default_factory=dict)
 
     section = "engine"
     backends = ENGINES
@@ -32,7 +42,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         one_of(f"{self.section}.backend", self.backend, self.backends)
         one_of(f"{self.section}.dtype", self.dtype, DTYPES)
-        in_range(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
+        if self.gpu_memory_utilization is not None:
+            in_range(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
         positive(f"{self.section}.kv_cache_gib", self.kv_cache_gib)
         for name in ("num_workers", "tensor_parallel_size", "max_num_seqs", "cpu_threads"):
             at_least(f"{self.section}.{name}", getattr(self, name), 1)
@@ -41,6 +52,14 @@ class EngineConfig:
                 f"{self.section}.tensor_parallel_size={self.tensor_parallel_size} needs {self.section}.backend=vllm: a "
                 "transformers engine is one process"
             )
+        if self.engine_args and self.backend != "vllm":
+            raise ConfigError(f"{self.section}.engine_args are vLLM's; {self.section}.backend is {self.backend}")
+
+    def gpu_share(self, *, colocated: bool) -> float:
+        """The share of a GPU that vLLM fills."""
+        if self.gpu_memory_utilization is not None:
+            return self.gpu_memory_utilization
+        return COLOCATED_GPU_SHARE if colocated else GPU_SHARE
 
 
 @dataclass
@@ -49,14 +68,16 @@ class RolloutConfig(EngineConfig):
     temperature: float = 1.0
     top_p: float = 1.0
     num_candidates: int = 32  # C: the student's own likeliest tokens that travel with each token
-    weight_transfer: str = "object_store"  # object_store | nccl (GPU only): how new weights reach the engines
+    # How new weights reach the engines: object_store | nccl (vLLM with GPUs of its own) | ipc (vLLM on the learner's,
+    # placement.mode=colocated) | auto: nccl or ipc where they are possible, else object_store.
+    weight_transfer: str = "auto"
     group_size: int = 32  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("rollout.weight_transfer", self.weight_transfer, ("object_store", "nccl"))
+        one_of("rollout.weight_transfer", self.weight_transfer, TRANSFERS)
         positive("rollout.temperature", self.temperature)
         in_range("rollout.top_p", self.top_p, 0.0, 1.0)
         at_least("rollout.max_response_tokens", self.max_response_tokens, 1)

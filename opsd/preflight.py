@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config import RunConfig
 from opsd.data.prompts import load_prompts
-from opsd.engine_config import TeacherConfig
+from opsd.engine_config import EngineConfig, TeacherConfig
+from opsd.engines.vllm_settings import llm_arguments
 from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
@@ -120,13 +121,41 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
             f"learner.micro_batch_tokens ({cfg.learner.micro_batch_tokens}) must hold at least one response "
             f"(rollout.max_response_tokens={cfg.rollout.max_response_tokens})"
         )
-    if cfg.rollout.weight_transfer == "nccl" and (device == "cpu" or cfg.rollout.backend != "vllm"):
-        raise ConfigError(
-            "rollout.weight_transfer=nccl needs GPUs and rollout.backend=vllm, this run has "
-            f"{device} and {cfg.rollout.backend}: set rollout.weight_transfer=object_store"
-        )
+    _check_transfer(cfg, device)
+    for role in _local_engines(cfg):
+        if role.backend == "vllm":  # refuses what engine_args must not say
+            bound = role.max_batch_tokens if isinstance(role, TeacherConfig) else None
+            colocated = cfg.placement.mode == "colocated"
+            llm_arguments(role, device, max_model_tokens=1, max_batch_tokens=bound, shares_gpu=colocated)
     if cfg.placement.mode == "colocated":
         _check_colocated(cfg, device)
+
+
+def _local_engines(cfg: RunConfig) -> list[EngineConfig]:
+    """The sections of this run's own engines; a server's GPUs are its own."""
+    return [cfg.rollout] if cfg.teacher.remote else [cfg.rollout, cfg.teacher]
+
+
+def _check_transfer(cfg: RunConfig, device: str) -> None:
+    """Refuses a way for the weights that GPUs or their sharing do not allow."""
+    transfer = f"rollout.weight_transfer={cfg.rollout.weight_transfer}"
+    way_out = "set rollout.weight_transfer=auto"
+    if cfg.rollout.weight_transfer not in ("nccl", "ipc"):
+        return
+    if device == "cpu" or cfg.rollout.backend != "vllm":
+        raise ConfigError(
+            f"{transfer} needs GPUs and rollout.backend=vllm, this run has {device} and {cfg.rollout.backend}: "
+            f"{way_out}"
+        )
+    if cfg.rollout.weight_transfer == "nccl" and cfg.placement.mode == "colocated":
+        raise ConfigError(f"placement.mode=colocated: NCCL joins no two processes on one GPU: {way_out}")
+    if cfg.rollout.weight_transfer == "ipc" and cfg.placement.mode != "colocated":
+        raise ConfigError(f"{transfer} is for engines on the learner's GPUs, placement.mode=colocated: {way_out}")
+    if cfg.rollout.weight_transfer == "ipc" and cfg.rollout.num_workers > cfg.learner.num_workers:
+        raise ConfigError(
+            f"{transfer}: an engine takes the weights from the learner on its GPU, so rollout.num_workers must be at "
+            f"most learner.num_workers={cfg.learner.num_workers}, got {cfg.rollout.num_workers}: {way_out}"
+        )
 
 
 def _check_colocated(cfg: RunConfig, device: str) -> None:
@@ -134,7 +163,7 @@ def _check_colocated(cfg: RunConfig, device: str) -> None:
     mode = "placement.mode=colocated"
     if device == "cpu":
         raise ConfigError(f"{mode} shares GPUs; this run is on the CPU: set placement.mode=separate")
-    roles = [cfg.rollout] if cfg.teacher.remote else [cfg.rollout, cfg.teacher]  # a server's GPUs are its own
+    roles = _local_engines(cfg)
     for role in roles:
         if role.tensor_parallel_size > 1:
             raise ConfigError(
@@ -145,9 +174,7 @@ def _check_colocated(cfg: RunConfig, device: str) -> None:
             raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend=vllm, got {role.backend}")
     if cfg.teacher.by_source:
         raise ConfigError(f"{mode} has room for one teacher: teacher.by_source must be empty")
-    if cfg.rollout.weight_transfer == "nccl":
-        raise ConfigError(f"{mode}: NCCL joins no two processes on one GPU: set rollout.weight_transfer=object_store")
-    both = sum(role.gpu_memory_utilization for role in roles)
+    both = sum(role.gpu_share(colocated=True) for role in roles)
     if both > 0.95:
         raise ConfigError(
             f"{mode}: rollout and teacher engines are awake together, so their gpu_memory_utilization must not sum to "

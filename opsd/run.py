@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,7 @@ from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
 from opsd.observe import step_metrics, token_rows
 from opsd.ops.objective import name_of
 from opsd.placement import ray_cluster
+from opsd.plan.sharing import require_shared_room
 from opsd.preflight import check
 from opsd.ray_metrics import RayMetrics, metrics_url
 from opsd.report.build import build_report
@@ -38,7 +39,7 @@ from opsd.seats import Placement
 from opsd.stopping import stop_signals
 from opsd.teacher.router import Answered, start_teachers
 from opsd.types import BatchStats, NoScores, ScoredRollout, Selection, StepReport
-from opsd.weight_sync import weight_sync
+from opsd.weight_sync import weight_sync, weight_transfer
 
 
 class Run:
@@ -83,6 +84,7 @@ class Run:
     def _start(self) -> None:
         cfg = self.cfg
         setup = check(cfg)
+        require_shared_room(cfg)
         self.setup, self.tokenizer, self.vocabulary = setup, setup.tokenizer, setup.vocabulary
         self.folder = RunFolder(cfg.output_dir)
         self.changed = self.folder.claim(cfg)
@@ -123,9 +125,10 @@ class Run:
         for name, model in loaded_models(cfg).items():
             say(f"load    {name}: {model}")
         placement = Placement(cfg, setup.device)
+        rollout = replace(cfg.rollout, weight_transfer=weight_transfer(cfg, setup.device))
         shared = {"vocabulary": setup.vocabulary, "device": setup.device, "placement": placement}
         self.rollout_pool = RolloutPool(
-            cfg.student, cfg.rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
+            cfg.student, rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
         )
         placement.settle(self.rollout_pool)
         self.teacher_pool = start_teachers(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
@@ -150,7 +153,7 @@ class Run:
             part.wait_ready()
             say(f"loaded  {name}, after {time.perf_counter() - self._began:.0f} s")
         self.learner.require_folder(self.folder.path)
-        self.push_weights = weight_sync(cfg.rollout, self.learner, self.rollout_pool)
+        self.push_weights = weight_sync(rollout, self.learner, self.rollout_pool)
 
     def steps(self) -> Iterator[int]:
         """The steps to do. Where the run is told to stop, they end after a whole one, with a checkpoint of it."""

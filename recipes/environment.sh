@@ -101,7 +101,7 @@ read_environment() {
         "data.max_prompt_tokens=${MAX_PROMPT_LENGTH:-2048}"
         "rollout.max_response_tokens=${MAX_RESPONSE_LENGTH:-8192}" rollout.dtype=bfloat16
         "rollout.temperature=${TEMPERATURE:-1.0}" "rollout.top_p=${TOP_P:-1.0}"
-        "rollout.tensor_parallel_size=${TP_SIZE:-1}" "rollout.gpu_memory_utilization=${GPU_MEMORY_UTIL:-0.7}"
+        "rollout.tensor_parallel_size=${TP_SIZE:-1}"
         "learner.learning_rate=${LEARNING_RATE:-1e-6}" learner.weight_decay=0.1 learner.activation_checkpointing=true
         "checkpoint.every=${SAVE_FREQ:-20}" "eval.every=${TEST_FREQ:-50}"
     )
@@ -110,6 +110,7 @@ read_environment() {
     else
         settings+=("num_epochs=${TOTAL_EPOCHS:-1}")
     fi
+    if [[ -n ${GPU_MEMORY_UTIL:-} ]]; then settings+=("rollout.gpu_memory_utilization=$GPU_MEMORY_UTIL"); fi
     if [[ -n ${OPD_LOSS_TYPE:-} ]]; then settings+=("loss.divergence=$OPD_LOSS_TYPE"); fi
     if [[ -n ${OPD_REWARD_BETA:-} ]]; then settings+=("++adjust.reward.beta=$OPD_REWARD_BETA"); fi
     if [[ -n ${ENABLE_THINKING:-} ]]; then settings+=("++data.template_options.enable_thinking=${ENABLE_THINKING,,}"); fi

@@ -10,7 +10,7 @@
 #   VAL_N 16   VAL_TEMPERATURE 1.0   VAL_TOP_P 1.0   VAL_TOP_K -1 (all)   MAX_RESPONSE_LENGTH 8192   MAX_PROMPT_LENGTH 2048
 #   REWARD_FUNCTION math_reward (last \boxed{}) | math_dapo (line "Answer:"); else any way of writing the answer counts
 #   ENABLE_THINKING true | false, for chat templates that know it       DEVICE cuda (default) | cpu
-#   DTYPE bfloat16   TP_SIZE 1   NUM_ENGINES 1   GPU_MEMORY_UTIL 0.7
+#   DTYPE bfloat16   TP_SIZE 1   NUM_ENGINES 1   GPU_MEMORY_UTIL 0.9
 #   OUTPUT_ROOT outputs   RUN_ID evaluation: the folder is OUTPUT_ROOT/RUN_ID
 # Untested on GPUs.
 set -euo pipefail
@@ -59,5 +59,5 @@ start \
     samples_per_problem="${VAL_N:-16}" temperature="${VAL_TEMPERATURE:-1.0}" top_p="${VAL_TOP_P:-1.0}" \
     top_k="$((top_k < 0 ? 0 : top_k))" \
     engine.dtype="${DTYPE:-bfloat16}" engine.tensor_parallel_size="${TP_SIZE:-1}" \
-    engine.num_workers="${NUM_ENGINES:-1}" engine.gpu_memory_utilization="${GPU_MEMORY_UTIL:-0.7}" \
+    engine.num_workers="${NUM_ENGINES:-1}" ${GPU_MEMORY_UTIL:+engine.gpu_memory_utilization="$GPU_MEMORY_UTIL"} \
     "$@"

@@ -37,7 +37,7 @@ class EnginePool:
         self.role = role
         num_gpus = config.tensor_parallel_size if device == "cuda" else 0
         seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
-        environment = engine_environment(device, config.cpu_threads)
+        environment = engine_environment(device, config.cpu_threads, config.batch_invariant)
         self.workers = [
             start_actor(EngineWorker, f"{role}-{index}", num_gpus=num_gpus, environment=environment, seat=seat)
             for index, seat in enumerate(seats)
@@ -106,6 +106,10 @@ class EnginePool:
     def update_weights(self, weights: ray.ObjectRef, policy_version: int) -> None:
         """The same weights into every engine; returns when all of them run on these."""
         gather("sync", [worker.update_weights.remote(weights, policy_version) for worker in self.workers])
+
+    def expect_weights(self) -> None:
+        """Weights are about to come another way."""
+        gather("sync", [worker.expect_weights.remote() for worker in self.workers])
 
     def received_weights(self, policy_version: int) -> None:
         """Names the weights that came to the engines another way."""

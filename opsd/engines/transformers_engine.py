@@ -68,7 +68,9 @@ class TransformersEngine:
         policy_version: int,
         group_size: int | None = None,
     ) -> Iterator[dict[int, Rollout]]:
-        """One rollout for each (prompt, sample number, seed), by its place; a seed draws the same tokens in any batch.
+        """One rollout for each (prompt, sample number, seed), by its place.
+
+        A seed draws the same tokens in any batch on the CPU; on a GPU a batch of another size rounds otherwise.
 
         A batch of max_num_seqs finishes as one group, whatever `group_size` says. Raises StageError where the engine
         holds the weights of another policy version.

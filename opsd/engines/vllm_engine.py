@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opsd.engine_config import EngineConfig
 from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
-from opsd.engines.vllm_settings import llm_arguments
+from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.model_weights import as_stored, model_without_weights, unties_head
@@ -26,7 +26,7 @@ from opsd.support import scores_candidates
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
-def engine_environment(device: str, cpu_threads: int) -> dict[str, str]:
+def engine_environment(device: str, cpu_threads: int, batch_invariant: bool = False) -> dict[str, str]:
     """Environment variables of an engine's process, to be set before it imports torch or vLLM."""
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core stays in the actor: weights reach it without a copy
@@ -40,6 +40,8 @@ def engine_environment(device: str, cpu_threads: int) -> dict[str, str]:
         environment["OMP_NUM_THREADS"] = str(cpu_threads)
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several engines share the cores
         environment["TORCH_COMPILE_DISABLE"] = "1"  # else the first call compiles a one-line ranking kernel for 15 s
+    elif batch_invariant:
+        environment["VLLM_BATCH_INVARIANT"] = "1"
     return environment
 
 
@@ -64,11 +66,14 @@ class VllmEngine:
         """
         from vllm import LLM
 
+        check_engine_args(config)
         self.skeleton = model_without_weights(path, trust_remote_code=trust_remote_code)
         self.vocabulary = vocabulary
         self.max_batch_tokens = max_batch_tokens or sys.maxsize
         self.policy_version: int | None = None  # None: the weights of `path`
-        self.rests = False
+        self.sleep_level = sleep_level(config)
+        self.caches_prefixes = caches_prefixes(config, device)
+        self.asleep: set[str] = set()  # of "weights" and "kv_cache"
         # vLLM would read `tie_word_embeddings` and pass over a head in the files.
         has_own_head = unties_head(path, self.skeleton, trust_remote_code=trust_remote_code)
         untied = {"tie_word_embeddings": False}
@@ -101,7 +106,10 @@ class VllmEngine:
         policy_version: int,
         group_size: int | None = None,
     ) -> Iterator[dict[int, Rollout]]:
-        """One rollout for each (prompt, sample number, seed), by its place; a seed draws the same tokens in any batch.
+        """One rollout for each (prompt, sample number, seed), by its place.
+
+        A seed draws the same tokens in any batch on the CPU, on a GPU only with `batch_invariant`: its kernels round
+        otherwise in a batch of another size.
 
         They come in groups of at least `group_size` (the last may be smaller; None: one group), as they finish. Which
         group a rollout is in depends on the engine's steps, not on the clock.
@@ -140,21 +148,40 @@ class VllmEngine:
 
         Raises StageError, with the model unchanged, where the names are not this model's.
         """
-        self._wake()
         stored = as_stored(self.skeleton, complete_weights(self.skeleton, named))  # vLLM knows the files' names
+        self.expect_weights()
         self.llm.collective_rpc("replace_weights", args=(stored,))
+        self.received_weights(policy_version)
+
+    def expect_weights(self) -> None:
+        """New weights are on their way: makes room for them, and for nothing else yet. Then `received_weights`."""
+        if "weights" in self.asleep:
+            self.llm.wake_up(tags=["weights"])
+            self.asleep.discard("weights")
+
+    def received_weights(self, policy_version: int) -> None:
+        """New weights are in place: names them, and forgets what was computed with the old ones."""
+        if "kv_cache" in self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep.discard("kv_cache")
+        if self.caches_prefixes and not self.llm.reset_prefix_cache():
+            raise StageError("weight update: the engine is at work, so what it knows of prompts cannot be dropped")
         self.policy_version = policy_version
 
     def rest(self) -> None:
-        """Give the GPU's memory back until the next call; the weights wait in host memory. GPU only, untested."""
-        if not self.rests:
-            self.llm.sleep(level=1)
-            self.rests = True
+        """Give the GPU's memory back until the next call or weight update, see `sleep_level`. Not run on a GPU."""
+        if not self.asleep:
+            self.llm.sleep(level=self.sleep_level)
+            self.asleep = {"weights", "kv_cache"}
 
     def _wake(self) -> None:
-        if self.rests:
-            self.llm.wake_up()
-            self.rests = False
+        """Raises StageError where the weights were dropped and no others have come."""
+        if not self.asleep:
+            return
+        if self.sleep_level == 2:
+            raise StageError("the engine dropped its weights to rest, and has had no new ones since")
+        self.llm.wake_up()
+        self.asleep = set()
 
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         sequences = [np.concatenate([rollout.prompt.scored_after, rollout.response_ids]) for rollout in rollouts]

@@ -64,8 +64,11 @@ class EngineWorker:
         """One of the calls with which vLLM's sender drives an engine, see opsd.learner.nccl_sender."""
         getattr(self.engine.llm, call)(*request)
 
+    def expect_weights(self) -> None:
+        self.engine.expect_weights()
+
     def received_weights(self, policy_version: int) -> None:
-        self.engine.policy_version = policy_version
+        self.engine.received_weights(policy_version)
 
     def rest(self) -> None:
         self.engine.rest()

@@ -113,10 +113,13 @@ class LearnerGroup:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""
         return [worker.gather_weights.remote(dtype) for worker in self.workers][0]
 
-    def connect_engines(self, engines: list[ActorHandle], ranks_each: int, dtype: str) -> None:
-        """Once, before `send_weights`: `engines` with `ranks_each` GPUs each take this learner's weights over NCCL."""
+    def connect_engines(self, engines: list[ActorHandle], ranks_each: int, dtype: str, *, backend: str) -> None:
+        """Once, before `send_weights`: `engines` with `ranks_each` GPUs each take this learner's weights.
+
+        `backend`: nccl, or ipc for engines on the learner's own GPUs.
+        """
         address = self.workers[0].free_address.remote()
-        gather("sync", [w.connect_engines.remote(address, engines, ranks_each, dtype) for w in self.workers])
+        gather("sync", [w.connect_engines.remote(address, engines, ranks_each, dtype, backend) for w in self.workers])
 
     def send_weights(self) -> None:
         """The current weights straight into the connected engines, without a copy on the CPU."""

@@ -101,8 +101,7 @@ class LearnerWorker:
         )
         if self.mean is not None:
             self.mean.update(self.model)
-        if self.shares_gpu:
-            torch.cuda.empty_cache()  # what activations took; it is the engines' turn
+        self._leave_gpu()
         return report
 
     def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
@@ -121,26 +120,35 @@ class LearnerWorker:
         for name, weight in full_weights(shards):
             if first:
                 found[name] = weight.to("cpu", getattr(torch, dtype))
+        self._leave_gpu()
         return found if first else None
 
     def connect_engines(
-        self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str
+        self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str, backend: str
     ) -> None:
         """Raises ConfigError for a model whose weights would go out, one by one, by names that vLLM does not know."""
-        from opsd.learner.nccl_sender import TrainedWeights, nccl_sender  # imports vLLM
+        from opsd.learner.nccl_sender import TrainedWeights, ipc_sender, nccl_sender  # imports vLLM
 
         if names_differ(model_without_weights(self.student.path, trust_remote_code=self.student.trust_remote_code)):
             raise ConfigError(
-                f"rollout.weight_transfer=nccl: {self.student.path} holds its weights by other names than transformers "
-                "(fused experts, or a part of a multimodal model): set rollout.weight_transfer=object_store"
+                f"rollout.weight_transfer={backend}: {self.student.path} holds its weights by other names than "
+                "transformers (fused experts, or a part of a multimodal model): set "
+                "rollout.weight_transfer=object_store"
             )
-        weights = TrainedWeights(self.model, getattr(torch, dtype), self.device)
-        self.sender = nccl_sender(
-            weights, rank=dist.get_rank(), address=address, workers=engines, ranks_each=ranks_each
-        )
+        weights, rank = TrainedWeights(self.model, getattr(torch, dtype), self.device), dist.get_rank()
+        if backend == "ipc":
+            self.sender = ipc_sender(weights, rank=rank, workers=engines)
+        else:
+            self.sender = nccl_sender(weights, rank=rank, address=address, workers=engines, ranks_each=ranks_each)
 
     def send_weights(self) -> None:
         self.sender.send_weights()
+        self._leave_gpu()
+
+    def _leave_gpu(self) -> None:
+        """What activations or gathered weights took goes back, where it is the turn of engines on the same GPU."""
+        if self.shares_gpu:
+            torch.cuda.empty_cache()
 
     def save(self, folder: Path) -> None:
         save_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)

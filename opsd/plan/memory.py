@@ -106,7 +106,8 @@ def rollout_memory(
         cache = in_flight * traffic.longest_sequence * model.cache_bytes_a_token(engine.dtype)
         step_tokens = in_flight * cfg.data.max_prompt_tokens
         return _plain_engine(engine, model, device, step_tokens, cache=cache, buffers=sampling + arriving)
-    return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=sampling, beside=arriving)
+    share = engine.gpu_share(colocated=cfg.placement.mode == "colocated") * gpu_bytes
+    return _vllm_engine(engine, model, device, share, step_tokens, in_share=sampling, beside=arriving)
 
 
 def teacher_memory(
@@ -125,7 +126,8 @@ def teacher_memory(
     scoring = rows * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)  # logits, log-probabilities, a comparison
     follows = device == "cpu" and engine.follow_decay is not None
     arriving = _arriving_bytes(engine, model) if follows else 0.0
-    return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=0.0, beside=scoring + arriving)
+    share = engine.gpu_share(colocated=cfg.placement.mode == "colocated") * gpu_bytes
+    return _vllm_engine(engine, model, device, share, step_tokens, in_share=0.0, beside=scoring + arriving)
 
 
 def driver_memory(traffic: Traffic) -> Memory:
@@ -139,20 +141,20 @@ def _vllm_engine(
     engine: EngineConfig,
     model: ModelSizes,
     device: str,
-    gpu_bytes: float,
+    share: float,
     step_tokens: int,
     *,
     in_share: float,
     beside: float,
 ) -> Memory:
-    """`in_share`: buffers within gpu_memory_utilization, which leave less for the cache; `beside`: those on top."""
+    """`share`: bytes of a GPU that vLLM fills; `in_share`: buffers within it, which leave less for the cache; `beside`:
+    those on top."""
     weights = _held_weights(engine, model, device)
     activations = _passing_bytes(engine, model, step_tokens, device)
     if device == "cpu":
         runtime, cache = RUNTIME_CPU["vllm"] * _cpu_processes(engine), engine.kv_cache_gib * GIB
     else:
         runtime = RUNTIME_GPU["vllm"]
-        share = engine.gpu_memory_utilization * gpu_bytes
         cache = max(0.0, share - weights - activations - in_share - runtime)
     return Memory(weights=weights, activations=activations, cache=cache, buffers=in_share + beside, runtime=runtime)
 

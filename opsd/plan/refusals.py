@@ -30,7 +30,7 @@ def refusals(job: Job) -> list[str]:
     if job.device == "cpu":
         return [*found, *_host_memory(job)]
     of_engines = [problem for engine in job.engines if not of_heads[engine.section] for problem in _engine(job, engine)]
-    shared = _shared_gpus(job) if job.cfg.placement.mode == "colocated" else []
+    shared = shared_gpus(job) if job.cfg.placement.mode == "colocated" else []
     return [*found, *of_engines, *_gpu_count(job), *_learner(job), *shared]
 
 
@@ -92,7 +92,8 @@ def _memory_sentence(job: Job, engine: Engine, way: str) -> str:
     if engine.config.backend != "vllm":
         return f"{engine.section} does not fit: {memory.total / GIB:.1f} GiB of a GPU's {limit}: {way}"
     cache, weights, needed = (x / GIB for x in (memory.cache, memory.weights, _one_sequence(job, engine)))
-    share = f"{engine.section}.gpu_memory_utilization={engine.config.gpu_memory_utilization:g}"
+    used = engine.config.gpu_share(colocated=job.cfg.placement.mode == "colocated")
+    share = f"{engine.section}.gpu_memory_utilization={used:g}"
     if cache < needed:
         return (
             f"{share} of {limit} GiB leaves {cache:.1f} GiB for keys and values beside {weights:.1f} GiB of weights, "
@@ -117,7 +118,7 @@ def _gpu_count(job: Job) -> list[str]:
     ]
 
 
-def _shared_gpus(job: Job) -> list[str]:
+def shared_gpus(job: Job) -> list[str]:
     """Colocated roles: the engines are awake together beside the learner's state, or asleep while the learner works."""
     learner, engines = learner_role(job).memory, [engine_role(job, engine).memory for engine in job.engines]
     awake = learner.weights + learner.optimizer + learner.runtime + sum(memory.total for memory in engines)

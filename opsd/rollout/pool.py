@@ -77,6 +77,10 @@ class RolloutPool:
         self.engines.update_weights(weights, policy_version)
         self.policy_version = policy_version
 
+    def expect_weights(self) -> None:
+        """The learner is about to send weights without this pool; `received_weights` follows."""
+        self.engines.expect_weights()
+
     def received_weights(self, policy_version: int) -> None:
         """The engines have taken weights from the learner without this pool."""
         self.engines.received_weights(policy_version)

@@ -27,7 +27,8 @@ class EngineProcess:
 
     async def start(self, vocabulary: Vocabulary, max_model_tokens: int) -> None:
         """Loads the model."""
-        os.environ.update(engine_environment(self.device, self.cfg.cpu_threads))  # the child's, before it imports torch
+        # The child's, before it imports torch.
+        os.environ.update(engine_environment(self.device, self.cfg.cpu_threads, self.cfg.batch_invariant))
         await self._run(_start, self.cfg, self.device, vocabulary, max_model_tokens)
 
     async def score(self, request: ScoreRequest) -> list[TeacherScores]:

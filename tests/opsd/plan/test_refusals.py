@@ -75,7 +75,7 @@ def test_a_teacher_too_large_for_a_gpu_is_told_its_tensor_parallel_size():
         return refusals(gpu_job(teacher=path, cluster=ClusterConfig(nodes=2)))
 
     [problem] = seventy()
-    assert problem.startswith("teacher.gpu_memory_utilization=0.7 of 80 GiB leaves 0.0 GiB for keys and values")
+    assert problem.startswith("teacher.gpu_memory_utilization=0.9 of 80 GiB leaves 0.0 GiB for keys and values")
     size = int(re.search(r"take teacher\.tensor_parallel_size=(\d+)", problem)[1])
     assert seventy(tensor_parallel_size=size) == []
     assert seventy(tensor_parallel_size=size // 2) != []
