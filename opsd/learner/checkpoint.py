@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from opsd.errors import DataError
+from opsd.learner.loading import empty_student
 from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel
 
@@ -84,14 +85,16 @@ def save_student(
 ) -> None:
     """A folder that transformers and vLLM load: the trained weights, and the source's config and tokenizer.
 
-    `dtype`: of the weights; None: the source's.
+    `dtype`: of the weights; None: the source's. Buffers keep their own.
     """
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     dtype = dtype or config.dtype or torch.float32
     config.dtype = dtype
     folder.mkdir(parents=True, exist_ok=True)
     # Copies: a weight that ranks share unevenly comes as a view of a padded one, which safetensors refuses.
-    save_torch_state_dict({name: w.to("cpu", dtype, copy=True) for name, w in weights.items()}, folder)
+    buffers = dict(empty_student(source, attention=None, trust_remote_code=trust_remote_code).named_buffers())
+    cast = {name: w.to("cpu", w.dtype if name in buffers else dtype, copy=True) for name, w in weights.items()}
+    save_torch_state_dict(cast, folder)
     config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
     has_own = (Path(source) / "generation_config.json").is_file()

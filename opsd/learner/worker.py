@@ -16,7 +16,7 @@ from opsd.config import LearnerConfig, StudentConfig
 from opsd.learner.checkpoint import load_learner, save_learner, save_student
 from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
-from opsd.learner.model import DistillationModel, Divergence, full_weights, shard
+from opsd.learner.model import DistillationModel, Divergence, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
@@ -77,6 +77,7 @@ class LearnerWorker:
             dtype=student.dtype,
             checkpointing=learner.activation_checkpointing,
             cpu_offload=learner.cpu_offload,
+            compile_layers=learner.compile,
         )
         require_student_head(self.model, student.path, self.device)
         self.optimizer = build_optimizer(self.model.parameters(), learner)
@@ -106,12 +107,14 @@ class LearnerWorker:
         return token_stats(self.model, micro_batches, device=self.device)
 
     def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
-        """All weights, or their running mean, on the CPU in `dtype`, on rank 0; None elsewhere."""
-        shards = self.mean.shards.items() if mean else self.model.named_parameters()
+        """All weights, or their running mean, and buffers, on the CPU, on rank 0; None elsewhere. See full_weights."""
+        shards = dict(trained_tensors(self.model))
+        if mean:
+            shards.update(self.mean.shards)
         found, first = {}, dist.get_rank() == 0
-        for name, weight in full_weights(shards):
+        for name, weight in full_weights(shards.items(), getattr(torch, dtype)):
             if first:
-                found[name] = weight.to("cpu", getattr(torch, dtype))
+                found[name] = weight.to("cpu")
         return found if first else None
 
     def connect_engines(
