@@ -99,6 +99,7 @@ class LearnerConfig:
     micro_batch_tokens: int = 16384  # packed tokens of one forward pass; a longer rollout goes alone
     activation_checkpointing: bool = False  # keep each layer's input only; a second forward pass in the backward pass
     cpu_offload: bool = False  # GPU only: weights, gradients and optimiser live in host memory, a layer at a time on it
+    compile: bool = False  # torch.compile each layer: faster steps on a GPU after a slow first one; not run on a GPU
     cpu_threads: int = 1
 
     def __post_init__(self) -> None:

@@ -43,7 +43,9 @@ class LearnerGroup:
         self.vocabulary = vocabulary
         self.student_path = student.path
         self.micro_batch_tokens = learner.micro_batch_tokens
+        shares_gpu = placement is not None and placement.shares_gpus
         environment = {"OMP_NUM_THREADS": str(learner.cpu_threads), "HF_HUB_OFFLINE": "1"}
+        environment |= allocator_settings(device, shares_gpu)
         num_gpus = int(device == "cuda")
         seats = placement.seats("learner", learner.num_workers, num_gpus) if placement else [None] * learner.num_workers
         self.workers = [
@@ -63,7 +65,7 @@ class LearnerGroup:
                 divergence=divergence,
                 vocabulary=vocabulary,
                 mean_decay=mean_decay,
-                shares_gpu=placement is not None and placement.shares_gpus,
+                shares_gpu=shares_gpu,
             )
             for rank, worker in enumerate(self.workers)
         ]
@@ -137,3 +139,15 @@ class LearnerGroup:
 
     def save_student(self, folder: Path) -> None:
         gather("export", [worker.save_student.remote(folder.absolute()) for worker in self.workers])
+
+
+def allocator_settings(device: str, shares_gpu: bool) -> dict[str, str]:
+    """Environment of the ranks: rows of every length would fragment a GPU's memory. What the user set stays.
+
+    Not on a GPU shared with engines, which may be handed the weights' memory by CUDA IPC: segments that grow cannot be
+    shared so on every driver. torch reads PYTORCH_ALLOC_CONF since 2.9, and the older name first.
+    """
+    is_set = any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+    if device != "cuda" or shares_gpu or is_set:
+        return {}
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from opsd.learner.attention import packed_row
@@ -124,6 +125,7 @@ def shard(
     dtype: str,
     checkpointing: bool = False,
     cpu_offload: bool = False,
+    compile_layers: bool = False,
 ) -> None:
     """Wrap every decoder layer and then the whole in FSDP2, in place; gradients are summed over ranks, not averaged.
 
@@ -147,6 +149,8 @@ def shard(
     names, missing = {module: name for name, module in model.named_modules()}, agree_on_tensors(model)
     for layer in layers:
         bring(layer, names[layer], missing, torch.device(device))
+        if compile_layers:
+            layer.compile(dynamic=True)  # rows differ in length
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
     bring(model, "", missing, torch.device(device))
     # FSDP2 would look into the batch and round the teacher's log-probabilities, weights and temperatures to bfloat16.
@@ -183,16 +187,25 @@ def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-def full_weights(shards: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Every weight, whole, under its Hugging Face name, from a model's named parameters; a tied head appears once.
+def trained_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters, a tied head once, and the buffers that a model's files hold, such as e_score_correction_bias."""
+    yield from model.named_parameters()
+    yield from stored_buffers(model)
 
-    One at a time, so that a rank never holds more than it keeps. A collective: every rank iterates to the end.
+
+def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and key not in module._non_persistent_buffers_set:
+                yield f"{path}.{key}".removeprefix("."), buffer
+
+
+def full_weights(shards: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor, whole, under its Hugging Face name, from `trained_tensors`; a parameter in `dtype`.
+
+    A buffer, which is whole on every rank, keeps its own: files hold it in float32 beside weights in bfloat16. One at a
+    time, so that a rank never holds more than it keeps. A collective: every rank iterates to the end.
     """
     for name, shard in shards:
-        yield name.removeprefix("causal_lm."), shard.full_tensor().detach()
-
-
-def saved_buffers(model: DistillationModel) -> list[tuple[str, Tensor]]:
-    """What of the model's state is no parameter, under its Hugging Face name. Every rank holds it whole."""
-    saved = model.state_dict().keys()
-    return [(name.removeprefix("causal_lm."), value) for name, value in model.named_buffers() if name in saved]
+        whole = shard.full_tensor().detach().to(dtype) if isinstance(shard, DTensor) else shard
+        yield name.removeprefix("causal_lm."), whole

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from ray.actor import ActorHandle
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from vllm.distributed.weight_transfer import (
     ParamMeta,
     TrainerWeightTransferEngine,
@@ -22,15 +23,13 @@ from vllm.distributed.weight_transfer import (
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from opsd.learner.model import DistillationModel, full_weights, saved_buffers
+from opsd.learner.model import DistillationModel, full_weights, trained_tensors
 from opsd.placement import gather
 
 
 class TrainedWeights(WeightSource):
-    """What is sent: every weight once (a tied head as the embedding), whole, in the engines' dtype, in one order.
-
-    Then the model's buffers, in their own dtype.
-    """
+    """What is sent, in one order: every weight once (a tied head as the embedding), whole, in the engines' dtype, and
+    the buffers that files hold, in their own."""
 
     def __init__(self, model: DistillationModel, dtype: torch.dtype, device: torch.device) -> None:
         self.model = model
@@ -39,15 +38,17 @@ class TrainedWeights(WeightSource):
 
     def metadata(self) -> list[ParamMeta]:
         return [
-            ParamMeta(name.removeprefix("causal_lm."), self.dtype, tuple(shard.shape))
-            for name, shard in self.model.named_parameters()
-        ] + [ParamMeta(name, value.dtype, tuple(value.shape)) for name, value in saved_buffers(self.model)]
+            ParamMeta(
+                name.removeprefix("causal_lm."),
+                self.dtype if isinstance(tensor, DTensor) else tensor.dtype,
+                tuple(tensor.shape),
+            )
+            for name, tensor in trained_tensors(self.model)
+        ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in full_weights(self.model.named_parameters()):
-            yield name, weight.to(self.device, self.dtype)
-        for name, value in saved_buffers(self.model):
-            yield name, value.to(self.device)
+        for name, weight in full_weights(trained_tensors(self.model), self.dtype):
+            yield name, weight.to(self.device)
 
 
 class EngineGroup:

@@ -17,7 +17,7 @@ from opsd.errors import ConfigError, StageError
 from opsd.learner.checkpoint import load_learner, save_learner
 from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
-from opsd.learner.model import DistillationModel, Divergence, full_weights, saved_buffers, shard
+from opsd.learner.model import DistillationModel, Divergence, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
@@ -80,6 +80,7 @@ class LearnerWorker:
             dtype=student.dtype,
             checkpointing=learner.activation_checkpointing,
             cpu_offload=learner.cpu_offload,
+            compile_layers=learner.compile,
         )
         require_student_head(self.model, student.path, self.device)
         self.optimizer = build_optimizer(self.model.parameters(), learner)
@@ -108,18 +109,14 @@ class LearnerWorker:
         return token_stats(self.model, micro_batches, device=self.device)
 
     def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
-        """All weights, or their running mean, on the CPU in `dtype`, on rank 0; None elsewhere.
-
-        With the model's buffers (a router's correction, say), in their own dtype: no step changes them, but a model
-        is not whole without.
-        """
-        shards = self.mean.shards.items() if mean else self.model.named_parameters()
+        """All weights, or their running mean, and buffers, on the CPU, on rank 0; None elsewhere. See full_weights."""
+        shards = dict(trained_tensors(self.model))
+        if mean:
+            shards.update(self.mean.shards)
         found, first = {}, dist.get_rank() == 0
-        if first:
-            found = {name: buffer.to("cpu", copy=True) for name, buffer in saved_buffers(self.model)}
-        for name, weight in full_weights(shards):
+        for name, weight in full_weights(shards.items(), getattr(torch, dtype)):
             if first:
-                found[name] = weight.to("cpu", getattr(torch, dtype))
+                found[name] = weight.to("cpu")
         self._leave_gpu()
         return found if first else None
 
