@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from opsd.engine_config import EngineConfig, TeacherConfig
@@ -18,11 +18,12 @@ from opsd.engines.rows import score_in_groups
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
+from opsd.ops.head_gradients import product_by_blocks
 from opsd.ops.mixing import mixed_embeddings
 from opsd.support import scores_candidates
 from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
-HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits [R, V] that the head makes at once
+HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once
 
 
 class TransformersEngine:
@@ -198,12 +199,12 @@ class TransformersEngine:
         head = self.model.get_output_embeddings()
         actual_T = self._events(torch.from_numpy(rollout.response_ids.astype(np.int64)).to(self.device))
         candidates_TC = torch.from_numpy(rollout.candidate_ids.astype(np.int64)).to(self.device)
-        rows = max(1, HEAD_CHUNK_BYTES // (4 * head.weight.shape[0]))
+        rows = max(1, HEAD_CHUNK_BYTES[self.device.type] // (4 * head.weight.shape[0]))
         parts = []
         for hidden_RD, actual_R, candidates_RC in zip(
             hidden_TD.split(rows), actual_T.split(rows), candidates_TC.split(rows), strict=True
         ):
-            events_RV = event_logprobs(head(hidden_RD)[:, : self.vocabulary.size].float(), self.vocabulary)
+            events_RV = event_logprobs(_float32_logits(head, hidden_RD)[:, : self.vocabulary.size], self.vocabulary)
             candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
             actual = events_RV.gather(1, actual_R[:, None])[:, 0]
             parts.append((*_top_events(events_RV, top_k), actual, candidate_RC))
@@ -218,6 +219,14 @@ class TransformersEngine:
     def _events(self, token_ids: Tensor) -> Tensor:
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=token_ids.device)
         return token_ids.masked_fill(torch.isin(token_ids, stop_ids), self.vocabulary.stop_event)
+
+
+def _float32_logits(head: nn.Linear, hidden_RD: Tensor) -> Tensor:
+    """[R, V] of the plain head; from bfloat16, whose own logits near 20 are off by 0.06, the sums in float32."""
+    if head.weight.dtype == torch.float32:
+        return head(hidden_RD)
+    logits_RV = product_by_blocks(hidden_RD, head.weight)
+    return logits_RV if head.bias is None else logits_RV.add_(head.bias)
 
 
 def _response_rows(rollout: Rollout) -> np.ndarray:

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from opsd.ops.head_plan import HeadPlan
+from opsd.ops.head_plan import HeadPlan, plan_for
 
 ONEDNN_FROM = 2**26  # multiplications, about a millisecond
 # Gathering columns costs far less than multiplying by them: it pays until most are kept.
@@ -146,6 +146,12 @@ def product(left_MK: Tensor, right_KN: Tensor, out: Tensor | None = None) -> Ten
     if left_MK.dtype != dtype and left_MK.device.type == "cuda":
         return torch.mm(left_MK, right_KN, out_dtype=dtype, out=out)
     return torch.mm(left_MK.to(dtype), right_KN.to(dtype), out=out)
+
+
+def product_by_blocks(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """hidden @ weight.T [N, V] as `product` makes it; the CPU copies a block of the weight to float32 at a time."""
+    block_columns = plan_for(weight_VD).block_columns or len(weight_VD)
+    return torch.cat([product(hidden_ND, block_CD.T) for block_CD in weight_VD.split(block_columns)], dim=1)
 
 
 def add_product_(sum_MN: Tensor, left_MK: Tensor, right_KN: Tensor, *, empty: bool) -> None:

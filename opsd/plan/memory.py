@@ -120,7 +120,7 @@ def teacher_memory(
     """
     step_tokens = max(engine.max_batch_tokens, traffic.longest_sequence)
     if engine.backend == "transformers":
-        logits = 3 * min(HEAD_CHUNK_BYTES, 4 * traffic.longest_sequence * model.vocab_size)
+        logits = 3 * min(HEAD_CHUNK_BYTES[device], 4 * traffic.longest_sequence * model.vocab_size)
         return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=logits)
     rows = traffic.longest_sequence if device == "cpu" else VLLM_SCORING_ROWS_GPU
     scoring = rows * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)  # logits, log-probabilities, a comparison

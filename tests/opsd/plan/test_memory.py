@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from opsd.ops.head_plan import PLANS
 from opsd.plan.memory import GIB, saved_bytes_a_token
 from opsd.plan.models import read_model
 from opsd.plan.roles import plan_roles
@@ -56,6 +57,20 @@ def test_a_rank_holds_its_share_of_sixteen_bytes_a_parameter():
     assert memory.weights + memory.gradients + memory.optimizer == 16 * job.student.num_parameters / 4
     assert memory.cache == 0
     assert memory.total == sum(vars(memory).values())
+
+
+def test_the_heads_chunk_is_that_of_the_device_with_its_gradient_beside_it():
+    def chunk(device, **sections):
+        job = gpu_job(**sections)
+        size = 4 if sections else 2
+        model, job = job.student, replace(job, device=device)
+        gathered = size * (model.num_root_parameters + 2 * model.num_layer_parameters)
+        stored = 2 * model.num_parameters if device == "cpu" else 0
+        return role_of(job, "learner").memory.buffers - stored - gathered - (4 + size) * model.num_embedding_parameters
+
+    assert chunk("cuda") == 1.5 * PLANS["cuda"].chunk_bytes  # the shares in float32, their gradient in bfloat16
+    assert chunk("cuda", student={"dtype": "float32"}) == PLANS["cuda"].chunk_bytes
+    assert chunk("cpu") == PLANS["cpu"].chunk_bytes
 
 
 def test_more_ranks_and_checkpointing_need_less_and_a_running_mean_more():
