@@ -9,10 +9,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config import RunConfig
 from opsd.data.prompts import load_prompts
+from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
-from opsd.placement import resolve_device
+from opsd.placement import joins_cluster, resolve_device
 from opsd.teacher.facts import TeacherFacts, teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
 from opsd.types import Prompt, Vocabulary
@@ -43,11 +44,13 @@ class Setup:
 def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
+    configs = teachers_by_source(cfg.teacher)
+    if not joins_cluster():  # whose nodes may have what this one lacks
+        require_vllm({"rollout": cfg.rollout.backend, **{section_of(s): each.backend for s, each in configs.items()}})
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
     _check_head(cfg.student.path, student_config)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
-    configs = teachers_by_source(cfg.teacher)
     teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
     vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
     check_counts(cfg, vocabulary.size, device)

@@ -20,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
+from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
 from opsd.placement import resolve_device
@@ -40,6 +41,7 @@ def serve(cfg: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError, StageError where the engine ended by itself."""
     token = read_token("", cfg.token_file, cfg.token_env)
     cfg.check_token(token)
+    require_vllm({"teacher": cfg.teacher.backend})
     facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
     engine = EngineProcess(cfg.teacher, resolve_device(cfg.device))
