@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from opsd.config import compose_config
 from opsd.data.grading import ready_to_judge
+from opsd.engines.installed import require_vllm
 from opsd.engines.pool import EnginePool
 from opsd.errors import ConfigError, reported, say
 from opsd.evaluation.config import EvaluateConfig
@@ -23,7 +24,7 @@ from opsd.evaluation.plan import plan
 from opsd.evaluation.results import write_results
 from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
-from opsd.placement import ray_cluster, resolve_device
+from opsd.placement import joins_cluster, ray_cluster, resolve_device
 from opsd.run_summary import git_commit, installed_versions
 from opsd.types import Sampling
 
@@ -35,6 +36,8 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     StageError.
     """
     device = resolve_device(cfg.device)
+    if not joins_cluster():  # whose nodes may have what this one lacks
+        require_vllm({"engine": cfg.engine.backend})
     models = check(cfg)
     folder = _claim(cfg)
     evaluated = {}

@@ -10,12 +10,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from opsd.config import RunConfig
 from opsd.data.prompts import load_prompts
 from opsd.engine_config import EngineConfig, TeacherConfig
+from opsd.engines.installed import require_vllm
 from opsd.engines.vllm_settings import llm_arguments
 from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
 from opsd.model_weights import check_weights
-from opsd.placement import resolve_device
+from opsd.placement import joins_cluster, resolve_device
 from opsd.support import decide_support
 from opsd.teacher.facts import teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
@@ -48,13 +49,15 @@ class Setup:
 def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
+    configs = teachers_by_source(cfg.teacher)
+    if not joins_cluster():  # whose nodes may have what this one lacks
+        require_vllm({"rollout": cfg.rollout.backend, **{section_of(s): each.backend for s, each in configs.items()}})
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
     check_head(cfg.student.path, student_config)
     check_weights("student.path", cfg.student.path, cfg.student.trust_remote_code)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
     check_engine_heads("rollout", cfg.rollout, cfg.student.path, student_config)
-    configs = teachers_by_source(cfg.teacher)
     teachers = {section_of(source): teacher_facts(each, section_of(source), device) for source, each in configs.items()}
     _check_teacher_heads(configs)
     for section, teacher in ((section_of(source), each) for source, each in configs.items()):

@@ -20,24 +20,26 @@ fail() {
 }
 is_on() { [[ ${!1:-0} != 0 ]]; }
 
-# Paths of the caller's, before the folder changes.
+# A recipe runs in the caller's folder: settings mean the caller's paths, and outputs/ is made there.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 for name in MODEL_PATH TEACHER_MODEL_PATH DATA_DIR GSM8K_DIR; do
     if [[ -n ${!name:-} && -d ${!name} ]]; then printf -v "$name" %s "$(cd "${!name}" && pwd)"; fi
 done
 if [[ -n ${OUTPUT_ROOT:-} && $OUTPUT_ROOT != /* ]]; then OUTPUT_ROOT=$PWD/$OUTPUT_ROOT; fi
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-python=${OPSD_PYTHON:-.venv/bin/python}
-[[ -n ${OPSD_PYTHON:-} ]] || scripts/setup.sh
-program=(-m tip.train)
-if is_on MEASURE_MEMORY; then program=(scripts/measure_memory.py); fi
-if is_on PLAN_ONLY; then program=(-m tip.plan); fi
+python=${OPSD_PYTHON:-$root/.venv/bin/python}
+[[ -n ${OPSD_PYTHON:-} ]] || "$root/scripts/setup.sh"
+# -P: this checkout's code, also where the caller's folder is another checkout.
+program=(-P -m tip.train)
+if is_on MEASURE_MEMORY; then program=("$root/scripts/measure_memory.py"); fi
+if is_on PLAN_ONLY; then program=(-P -m tip.plan); fi
 
 # start SETTING...: what the recipe is for.
 start() { exec "$python" "${program[@]}" "$@"; }
 
 # make_pair ARGUMENT...: a recipe's own models; a plan knows their sizes without them.
-make_pair() { is_on PLAN_ONLY || "$python" scripts/make_pair.py "$@"; }
+make_pair() { is_on PLAN_ONLY || "$python" "$root/scripts/make_pair.py" "$@"; }
 
 # distil SETTING...: starts a recipe that trains on DATA_DIR; the settings come after those of the environment.
 distil() {

@@ -50,7 +50,7 @@ case "${REWARD_FUNCTION:-}" in
 esac
 top_k=${VAL_TOP_K:--1}
 
-program=(-m opsd.evaluate)
+program=(-P -m opsd.evaluate)
 start \
     output_dir="'${OUTPUT_ROOT:-outputs}/${RUN_ID:-evaluation}'" plan_only="${PLAN_ONLY:-0}" device="${DEVICE:-cuda}" \
     "${models[@]}" "data.paths=[$paths]" data.grader="$grader" \

@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import signal
+import sys
 import time
 import traceback
 from contextlib import suppress
@@ -86,8 +87,7 @@ def outcome_of(part: Part) -> Outcome:
 
 
 def free_memory() -> None:
-    import torch
-
     gc.collect()
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # the next part may not need it either
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -34,6 +34,7 @@ from tip.config import TipRunConfig
 
 
 def main() -> None:
+    sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
     ConfigStore.instance().store(name="schema", node=TipRunConfig)
     with initialize_config_module("tip.conf", version_base=None):
         cfg = with_epochs_as_steps(compose_config(compose("tip", overrides=sys.argv[1:]), TipRunConfig))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from opsd.engine_config import EngineConfig
+from opsd.engines.installed import require_vllm
 from opsd.placement import require_here
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
@@ -28,6 +29,7 @@ class EngineWorker:
         shares_gpu: bool = False,
     ) -> None:
         require_here(f"the {config.section} engines' model", path)
+        require_vllm({config.section: config.backend})  # this node may lack what the driver's has
         if config.backend == "vllm":
             from opsd.engines.vllm_engine import VllmEngine as Engine
         else:

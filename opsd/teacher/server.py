@@ -20,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
+from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
 from opsd.model_folder import model_config
@@ -44,6 +45,7 @@ def serve(cfg: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError, StageError where the engine ended by itself."""
     token = read_token("", cfg.token_file, cfg.token_env)
     cfg.check_token(token)
+    require_vllm({"teacher": cfg.teacher.backend})
     facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)

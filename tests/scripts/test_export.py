@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import export as export_script
+import opsd.export as export_script
 from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.engine_config import TeacherConfig
 from opsd.learner.checkpoint import save_learner
