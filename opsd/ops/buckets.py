@@ -39,6 +39,7 @@ def bucket_logprobs(
     temperature_N: Tensor | None = None,
     vocab_size: int | None = None,
     stop_ids: tuple[int, ...] = (),
+    foreign_ids: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the named tokens and of the rest, and the entropy, of softmax(hidden @ weight.T).
 
@@ -51,9 +52,10 @@ def bucket_logprobs(
     `temperature_N`: > 0, divides the logits of its row.
     `vocab_size`: rows of the head from there on are padding, no tokens.
     `stop_ids`: one event, named by the first of them; the support must name it by that id.
+    `foreign_ids`: rows of the head that are no tokens either; the support must not name them (not checked).
     Raises ValueError where a shape, `chunk_rows`, `vocab_size` or `stop_ids` does not fit. Source: METHODS section 1.
     """
-    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids)
+    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids)
     chunks = row_chunks(len(hidden_ND), weight_VD, events.vocab_size, chunk_rows)
     logprobs_NB, rest_entropy_N = _BucketLogprobs.apply(hidden_ND, weight_VD, events, chunks)
     probs_NB = logprobs_NB.exp()
@@ -73,6 +75,7 @@ def sparse_head_loss(
     temperature_N: Tensor | None = None,
     vocab_size: int | None = None,
     stop_ids: tuple[int, ...] = (),
+    foreign_ids: tuple[int, ...] = (),
     filter_threshold: float | None = None,
     row_inputs: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -94,7 +97,7 @@ def sparse_head_loss(
     |c| (the probability left out) max_v |weight_v|.
     Raises ValueError as `bucket_logprobs` does, and for a negative threshold.
     """
-    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids)
+    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids)
     num_rows, num_slots = support_NU.shape
     _expect_shape("teacher_logprobs_NB", teacher_logprobs_NB, (num_rows, num_slots + 1))
     _expect_shape("weight_N", weight_N, (num_rows,))
@@ -222,6 +225,7 @@ def _events(
     temperature_N: Tensor | None,
     vocab_size: int | None,
     stop_ids: tuple[int, ...],
+    foreign_ids: tuple[int, ...],
 ) -> Events:
     num_rows, num_columns = len(hidden_ND), len(weight_VD)
     vocab_size = num_columns if vocab_size is None else vocab_size
@@ -237,7 +241,7 @@ def _events(
         raise ValueError(f"support_NU must hold ids below {vocab_size}, got {support_NU.max().item()}")
     if stop_ids:  # inside, the lowest names the event: its column comes before those that get parts of its gradient
         support_NU = support_NU.where(support_NU != stop_ids[0], min(stop_ids))
-    return Events(support_NU, temperature_N, vocab_size, tuple(sorted(stop_ids)))
+    return Events(support_NU, temperature_N, vocab_size, tuple(sorted(stop_ids)), foreign_ids)
 
 
 def _expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
