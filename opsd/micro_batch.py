@@ -1,5 +1,5 @@
 """What a learner rank works on: kept rows of rollouts, packed without padding."""
-# N kept tokens, U support size, B = U + 1 buckets, L tokens of a packed micro-batch
+# N kept tokens, U support size, B = U + 1 buckets, L tokens of a packed micro-batch, S sequences in it
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class MicroBatch:
 
     token_ids_L: Tensor  # int64 [L]
     position_L: Tensor  # int64 [L]
+    cu_seq_lens: Tensor  # int32 [S + 1]: 0, then where each sequence ends in the row
+    max_length: int  # tokens of the longest sequence; a Python int, so that no layer has to ask a GPU for it
     row_N: Tensor  # int64 [N], into the packed row
     support_NU: Tensor  # int64 [N, U]
     teacher_logprobs_NB: Tensor  # float32 [N, U + 1]

@@ -40,10 +40,12 @@ class HeadDifference:
 def head_difference(causal_lm: PreTrainedModel, *, allow_bias: bool = False) -> HeadDifference:
     """A few tokens through the whole model, and through its trunk and then `lm_head.weight` alone.
 
-    `allow_bias`: through the whole lm_head, for who computes logits so.
-    Under FSDP2 a collective, called inside a forward method of the root module, so that the head is whole.
+    `allow_bias`: through the whole lm_head, for who computes logits so. Under FSDP2 a collective, called inside a
+    forward method of the root module, so that the head is whole. Raises ConfigError where the two cannot be told apart.
     """
     head = causal_lm.get_output_embeddings()
+    if head is None or causal_lm.base_model is causal_lm:
+        raise ConfigError(f"{type(causal_lm).__name__} does not show its trunk and its lm_head apart: not supported")
     inputs = {"input_ids": torch.arange(NUM_PROBE_TOKENS, device=head.weight.device)[None], "use_cache": False}
     hidden_1LD = causal_lm.base_model(**inputs).last_hidden_state
     bias = getattr(head, "bias", None)

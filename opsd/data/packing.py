@@ -73,8 +73,8 @@ def _cut(mixture: Mixture | None, length: int) -> Mixture | None:
 def pack(sequences: list[TrainSequence], num_ranks: int, max_tokens: int) -> list[list[MicroBatch]]:
     """Micro-batches for each rank: equal in number over ranks, near equal in tokens, at most max_tokens each.
 
-    A sequence longer than max_tokens gets a micro-batch of its own. A rank without a sequence gets an empty
-    micro-batch, because every rank must take part in every collective.
+    A sequence longer than max_tokens gets a micro-batch of its own, so with max_tokens 0 each does. A rank without a
+    sequence gets an empty micro-batch, because every rank must take part in every collective.
     """
     by_rank: list[list[TrainSequence]] = [[] for _ in range(num_ranks)]
     load = [0] * num_ranks
@@ -121,6 +121,8 @@ def _concatenate(sequences: list[TrainSequence]) -> MicroBatch:
     return MicroBatch(
         token_ids_L=joined(s.token_ids.astype(np.int64) for s in sequences),
         position_L=torch.cat([torch.arange(n) for n in lengths]),
+        cu_seq_lens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        max_length=max(lengths),
         row_N=joined(rows),
         support_NU=joined(s.support_NU for s in sequences),
         teacher_logprobs_NB=joined(s.teacher_logprobs_NB for s in sequences),
@@ -136,6 +138,7 @@ def _no_rows(like: TrainSequence) -> MicroBatch:
     """One token to run the trunk on, and no kept row."""
     one = replace(like, token_ids=like.token_ids[:1], mixture=None)
     batch = _concatenate([one])
-    rows = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("token_ids_L", "position_L")}
+    trunk = ("token_ids_L", "position_L", "cu_seq_lens")
+    rows = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in trunk}
     nothing = {name: value[:0] for name, value in rows.items() if isinstance(value, Tensor)}
     return replace(batch, **nothing, inputs={name: value[:0] for name, value in batch.inputs.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class LearnerGroup:
         """`mean_decay`: also keep a running mean of the weights, see `mean_weights`. `placement`: as in EnginePool."""
         self.support = support
         self.vocabulary = vocabulary
+        self.student_path = student.path
         self.micro_batch_tokens = learner.micro_batch_tokens
         environment = {"OMP_NUM_THREADS": str(learner.cpu_threads), "HF_HUB_OFFLINE": "1"}
         num_gpus = int(device == "cuda")
@@ -67,7 +69,14 @@ class LearnerGroup:
         ]
 
     def wait_ready(self) -> None:
-        gather("learner start", self._starting)
+        """Raises ConfigError for a student that the learner cannot train."""
+        if not all(gather("learner start", self._starting)):
+            print(
+                f"learner {self.student_path}: its layers do not keep packed sequences apart, so each runs alone",
+                file=sys.stderr,
+                flush=True,
+            )
+            self.micro_batch_tokens = 0  # of a micro-batch: one sequence
 
     def require_folder(self, folder: Path) -> None:
         """Raises ConfigError unless every rank sees this folder: each writes its part of a checkpoint into it."""

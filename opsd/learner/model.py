@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from opsd.learner.attention import packed_row
+from opsd.learner.loading import agree_on_tensors, bring, require_own_weights
 from opsd.micro_batch import MicroBatch
 from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
 from opsd.ops.divergences import forward_kl, reverse_kl
@@ -29,6 +32,7 @@ from opsd.ops.temperature import temper
 from opsd.types import TokenStats, Vocabulary
 
 Divergence = Callable[..., Tensor] | Objective
+Result = TypeVar("Result")
 
 
 class DistillationModel(nn.Module):
@@ -93,6 +97,14 @@ class DistillationModel(nn.Module):
             teacher_logprob_T=teacher_NB[:, 0],
         )
 
+    def measure(self, function: Callable[[PreTrainedModel], Result]) -> Result:
+        """`function` of the student, called where FSDP2 has gathered the root's weights. Called by every rank."""
+        return function(self.causal_lm)
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """The trunk's last hidden states [N, D] at the rows that the batch names."""
+        return self._hidden(batch)
+
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """The trunk's last hidden states [N, D] at the rows that the batch names."""
         inputs = {"input_ids": batch.token_ids_L[None]}
@@ -100,18 +112,9 @@ class DistillationModel(nn.Module):
             embed = self.causal_lm.get_input_embeddings()
             mixed_LD = mixed_embeddings(embed, batch.token_ids_L, batch.other_ids_L, batch.own_share_L)
             inputs = {"inputs_embeds": mixed_LD[None]}
-        output = self.causal_lm.base_model(
-            **inputs, position_ids=batch.position_L[None], attention_mask=None, use_cache=False
-        )
+        row = packed_row(self.causal_lm, batch)
+        output = self.causal_lm.base_model(**inputs, **row, attention_mask=None, use_cache=False)
         return output.last_hidden_state[0, batch.row_N]
-
-
-def load_student(path: str, *, attention: str, trust_remote_code: bool) -> PreTrainedModel:
-    """The student with float32 master weights, dropout off (rollouts are made without it)."""
-    causal_lm = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
-    )
-    return causal_lm.eval()
 
 
 def shard(
@@ -125,6 +128,9 @@ def shard(
 ) -> None:
     """Wrap every decoder layer and then the whole in FSDP2, in place; gradients are summed over ranks, not averaged.
 
+    The weights are those of rank 0; other ranks' may be on the meta device. A layer comes to the device, is sharded and
+    leaves its whole form there before the next one comes.
+
     The weights in the loss are already divided by the global batch's sum, so a sum is the gradient of the mean.
     Gradients are reduced after every micro-batch: to do it once a step would save half of a step's traffic and cost
     every rank a whole float32 gradient, which is what FSDP is there to avoid.
@@ -137,10 +143,16 @@ def shard(
         offload = CPUOffloadPolicy(pin_memory=device == "cuda")
     if checkpointing:
         checkpoint_layers(model.causal_lm)
-    for layer in decoder_layers(model.causal_lm):
+    layers = decoder_layers(model.causal_lm)
+    require_own_weights(layers)
+    names, missing = {module: name for name, module in model.named_modules()}, agree_on_tensors(model)
+    for layer in layers:
+        bring(layer, names[layer], missing, torch.device(device))
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    bring(model, "", missing, torch.device(device))
     fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload)
-    register_fsdp_forward_method(model, "token_stats")
+    for name in ("token_stats", "measure", "hidden"):
+        register_fsdp_forward_method(model, name)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -159,9 +171,15 @@ def checkpoint_layers(causal_lm: PreTrainedModel) -> None:
 
 
 def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
-    """The blocks that transformers says must stay whole: one FSDP unit each."""
+    """The blocks that transformers says must stay whole: one FSDP unit each, the outer one where two are nested."""
     names = set(causal_lm._no_split_modules or ())
-    return [module for module in causal_lm.modules() if type(module).__name__ in names]
+    layers: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in causal_lm.modules():  # a parent comes before its parts
+        if type(module).__name__ in names and module not in inside:
+            layers.append(module)
+            inside.update(module.modules())
+    return layers
 
 
 def full_weights(shards: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from opsd.config import LearnerConfig, StudentConfig
 from opsd.errors import ConfigError, StageError
-from opsd.learner.attention import packed_attention_name
 from opsd.learner.checkpoint import load_learner, save_learner
+from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
-from opsd.learner.model import DistillationModel, Divergence, full_weights, load_student, saved_buffers, shard
+from opsd.learner.model import DistillationModel, Divergence, full_weights, saved_buffers, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
+from opsd.learner.verify import keeps_sequences_apart, require_student_head
 from opsd.micro_batch import MicroBatch
 from opsd.model_weights import model_without_weights, names_differ
 from opsd.placement import require_here
@@ -51,8 +52,12 @@ class LearnerWorker:
         vocabulary: Vocabulary,
         mean_decay: float | None = None,
         shares_gpu: bool = False,
-    ) -> None:
-        """`mean_decay`: also keep a running mean of the weights; None: do not. `shares_gpu`: with engines, in turn."""
+    ) -> bool:
+        """Whether packed rows are right for this student; else its micro-batches must hold one sequence each.
+
+        `mean_decay`: also keep a running mean of the weights; None: do not. `shares_gpu`: with engines, in turn. Raises
+        ConfigError for a student that the learner cannot train.
+        """
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR=address[0], MASTER_PORT=str(address[1])
         )
@@ -64,9 +69,10 @@ class LearnerWorker:
         self.max_grad_norm = learner.max_grad_norm
         # Offloaded weights and gradients are on the CPU, so a GPU rank needs gloo beside NCCL.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-        attention = packed_attention_name(device, student.dtype)
-        causal_lm = load_student(student.path, attention=attention, trust_remote_code=student.trust_remote_code)
-        self.model = DistillationModel(causal_lm.to(self.device), divergence, vocabulary)
+        causal_lm = open_student(
+            student.path, rank=rank, device=device, dtype=student.dtype, trust_remote_code=student.trust_remote_code
+        )
+        self.model = DistillationModel(causal_lm, divergence, vocabulary)
         shard(
             self.model,
             device=device,
@@ -75,9 +81,11 @@ class LearnerWorker:
             checkpointing=learner.activation_checkpointing,
             cpu_offload=learner.cpu_offload,
         )
+        require_student_head(self.model, student.path, self.device)
         self.optimizer = build_optimizer(self.model.parameters(), learner)
         self.scheduler = build_scheduler(self.optimizer, learner, num_steps)
         self.mean = None if mean_decay is None else WeightMean(self.model, mean_decay)
+        return keeps_sequences_apart(self.model, student.dtype, self.device)
 
     def require_folder(self, folder: Path) -> None:
         require_here("output_dir", folder)

@@ -14,7 +14,8 @@ import export as export_script
 from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.engine_config import TeacherConfig
 from opsd.learner.checkpoint import save_learner
-from opsd.learner.model import DistillationModel, load_student, shard
+from opsd.learner.loading import load_student
+from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.ops.divergences import reverse_kl
 from opsd.student_folder import save_student

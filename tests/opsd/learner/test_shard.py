@@ -8,7 +8,8 @@ import torch
 from opsd.config import LearnerConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.attention import PACKED
-from opsd.learner.model import DistillationModel, load_student, shard
+from opsd.learner.loading import load_student
+from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import train_step
 from opsd.ops.divergences import reverse_kl
