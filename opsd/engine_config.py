@@ -97,6 +97,9 @@ class TeacherConfig(EngineConfig):
     # Also score the student's candidates, see loss.support. None: where the engines can, which is with transformers,
     # and with vLLM on a GPU; false: never, which saves their part of the scoring.
     score_candidates: bool | None = None
+    # Ids, or tokens by their text, that mean something else to the student, or nothing: no probability goes to them,
+    # an answer that holds one is dropped and counted (foreign_token), a prompt that holds one is refused.
+    ignore_tokens: list[Any] = field(default_factory=list)
     trust_remote_code: bool = False
     attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
     follow_decay: float | None = None  # d: the teacher is a running mean of the student, d old + (1 - d) new a step
@@ -109,6 +112,9 @@ class TeacherConfig(EngineConfig):
         super().__post_init__()
         at_least("teacher.top_k", self.top_k, 1)
         at_least("teacher.max_batch_tokens", self.max_batch_tokens, 1)
+        for token in self.ignore_tokens:
+            if not isinstance(token, (int, str)) or isinstance(token, bool):
+                raise ConfigError(f"teacher.ignore_tokens must hold ids or tokens, got {token!r}")
         for url in self.urls:
             check_url("teacher.urls", url)
         if bool(self.urls) != self.remote:

@@ -37,18 +37,19 @@ class HeadDifference:
 
 
 @torch.no_grad()
-def head_difference(causal_lm: PreTrainedModel) -> HeadDifference:
+def head_difference(causal_lm: PreTrainedModel, *, allow_bias: bool = False) -> HeadDifference:
     """A few tokens through the whole model, and through its trunk and then `lm_head.weight` alone.
 
-    Under FSDP2 a collective, called inside a forward method of the root module, so that the head is whole. Raises
-    ConfigError where the two cannot be told apart.
+    `allow_bias`: through the whole lm_head, for who computes logits so. Under FSDP2 a collective, called inside a
+    forward method of the root module, so that the head is whole. Raises ConfigError where the two cannot be told apart.
     """
     head = causal_lm.get_output_embeddings()
     if head is None or causal_lm.base_model is causal_lm:
         raise ConfigError(f"{type(causal_lm).__name__} does not show its trunk and its lm_head apart: not supported")
     inputs = {"input_ids": torch.arange(NUM_PROBE_TOKENS, device=head.weight.device)[None], "use_cache": False}
     hidden_1LD = causal_lm.base_model(**inputs).last_hidden_state
-    plain_1LV = nn.functional.linear(hidden_1LD.to(head.weight.dtype), head.weight)
+    bias = getattr(head, "bias", None)
+    plain_1LV = nn.functional.linear(hidden_1LD.to(head.weight.dtype), head.weight, bias if allow_bias else None)
     factor = PROBE_LOGIT / plain_1LV.abs().max().clamp_min(1e-30)
 
     def enlarged(_module: nn.Module, _inputs: tuple, logits_1LV: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def head_difference(causal_lm: PreTrainedModel) -> HeadDifference:
     return HeadDifference(
         largest=(own_1LV.float() - (plain_1LV * factor).float()).abs().max().item(),
         tolerance=TOLERANCE[head.weight.dtype] * PROBE_LOGIT,
-        has_bias=getattr(head, "bias", None) is not None and bool(head.bias.any()),
+        has_bias=not allow_bias and bias is not None and bool(bias.any()),
     )
 
 

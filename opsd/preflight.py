@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config import RunConfig
@@ -12,7 +13,7 @@ from opsd.data.prompts import load_prompts
 from opsd.engine_config import EngineConfig, TeacherConfig
 from opsd.engines.installed import require_vllm
 from opsd.engines.vllm_settings import llm_arguments
-from opsd.errors import ConfigError
+from opsd.errors import ConfigError, DataError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
 from opsd.model_weights import check_weights
@@ -63,13 +64,18 @@ def check(cfg: RunConfig) -> Setup:
     for section, teacher in ((section_of(source), each) for source, each in configs.items()):
         if not teacher.remote and teacher.path != cfg.student.path:
             check_weights(f"{section}.path", teacher.path, teacher.trust_remote_code)
-    vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
+    vocabulary = _shared_vocabulary(
+        student,
+        {section: facts.model for section, facts in teachers.items()},
+        {section_of(source): each.ignore_tokens for source, each in configs.items()},
+    )
     check_counts(cfg, vocabulary.size, device)
     support = decide_support(cfg.loss.support, {name: facts.scores_candidates for name, facts in teachers.items()})
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
     eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
     check_sources([*train_prompts, *eval_prompts], configs)
+    check_prompts([*train_prompts, *eval_prompts], vocabulary)
     longest = max(max(len(p.token_ids), len(p.scored_after)) for p in [*train_prompts, *eval_prompts])
     return Setup(
         device=device,
@@ -97,21 +103,56 @@ def _check_teacher_heads(configs: dict[str, TeacherConfig]) -> None:
             check_engine_heads(section, each, each.path, config)
 
 
-def _shared_vocabulary(student: ModelFacts, teachers: dict[str, ModelFacts]) -> Vocabulary:
-    """The ids that all models know; each of them must name the same token for student and teacher."""
+def _shared_vocabulary(
+    student: ModelFacts, teachers: dict[str, ModelFacts], ignored: dict[str, list[int | str]]
+) -> Vocabulary:
+    """The ids that all models know; each of them must name the same token for student and teacher, or be `ignored`."""
     models = [student, *teachers.values()]
     size = min(min(len(model.tokens), model.vocab_size) for model in models)
+    stop_ids = {index for model in models for index in model.stop_ids if index < size}
+    foreign_ids: set[int] = set()
+    for section, teacher in teachers.items():
+        foreign_ids |= _ignored_ids(f"{section}.ignore_tokens", ignored[section], (student, teacher), size, stop_ids)
     for section, teacher in teachers.items():
         pairs = zip(student.tokens[:size], teacher.tokens[:size], strict=True)
-        wrong = [(index, *pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]]
+        wrong = [(i, *pair) for i, pair in enumerate(pairs) if pair[0] != pair[1] and i not in foreign_ids]
         if wrong:
             index, student_token, teacher_token = wrong[0]
+            some = ",".join(str(each[0]) for each in wrong[:5]) + (",..." if len(wrong) > 5 else "")
             raise ConfigError(
                 f"{section}.path: its tokenizer does not share the student's ids: {len(wrong)} of {size} differ, the "
-                f"first is id {index}: {student_token!r} for the student, {teacher_token!r} for the teacher"
+                f"first is id {index}: {student_token!r} for the student, {teacher_token!r} for the teacher; where no "
+                f"text of yours needs them, leave them out by {section}.ignore_tokens=[{some}]"
             )
-    stop_ids = {index for model in models for index in model.stop_ids if index < size}
-    return Vocabulary(size=size, stop_ids=tuple(sorted(stop_ids)))
+    return Vocabulary(size=size, stop_ids=tuple(sorted(stop_ids)), foreign_ids=tuple(sorted(foreign_ids)))
+
+
+def _ignored_ids(
+    field: str, tokens: list[int | str], models: tuple[ModelFacts, ModelFacts], size: int, stop_ids: set[int]
+) -> set[int]:
+    """The ids below `size` that `field` names. Raises ConfigError for one that is none, or ends answers."""
+    found = set()
+    for token in tokens:
+        ids = {token} if isinstance(token, int) else {m.tokens.index(token) for m in models if token in m.tokens}
+        most = max(max(len(model.tokens), model.vocab_size) for model in models)
+        if not ids or not all(0 <= index < most for index in ids):
+            raise ConfigError(f"{field}: {token!r} is no id below {most} and no token of the student or this teacher")
+        if ids & stop_ids:
+            raise ConfigError(f"{field}: {token!r} ends answers (id {min(ids & stop_ids)}), it cannot be left out")
+        found |= ids
+    return {index for index in found if index < size}  # what lies above is padding to one of them anyway
+
+
+def check_prompts(prompts: list[Prompt], vocabulary: Vocabulary) -> None:
+    """Raises DataError for a prompt with a token that the models read differently."""
+    for prompt in prompts if vocabulary.foreign_ids else []:
+        ids = np.concatenate([prompt.token_ids, prompt.scored_after])
+        wrong = ids[np.isin(ids, vocabulary.foreign_ids)]
+        if len(wrong):
+            raise DataError(
+                f"{prompt.source}, row {prompt.index + 1}: the prompt holds token {wrong[0]}, which "
+                "teacher.ignore_tokens leaves out: student and teacher would read different prompts"
+            )
 
 
 def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:

@@ -24,6 +24,7 @@ from opsd.hook_checks import checked_source
 from opsd.hooks import TrainHooks
 from opsd.learner.group import LearnerGroup
 from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
+from opsd.model_weights import model_without_weights, names_differ
 from opsd.observe import step_metrics, token_rows
 from opsd.ops.objective import name_of
 from opsd.placement import ray_cluster
@@ -39,7 +40,7 @@ from opsd.seats import Placement
 from opsd.stopping import stop_signals
 from opsd.teacher.router import Answered, start_teachers
 from opsd.types import BatchStats, NoScores, ScoredRollout, Selection, StepReport
-from opsd.weight_sync import weight_sync, weight_transfer
+from opsd.weight_sync import check_agreement, weight_sync, weight_transfer
 
 
 class Run:
@@ -100,6 +101,8 @@ class Run:
         self._start_actors()
         self.resumed = resume(self)
         self.sync(self.first_step)
+        prompt = setup.train_prompts[0]
+        check_agreement(cfg, self.learner, self.rollout_pool, prompt, self.vocabulary, self.rest_engines)
         name = self.folder.path.name
         self.log = MetricsLog(self.folder.path, cfg.log.wandb, cfg.log.project, name, asdict(cfg), RayMetrics(name))
         self._stack.callback(self.log.close)
@@ -125,7 +128,10 @@ class Run:
         for name, model in loaded_models(cfg).items():
             say(f"load    {name}: {model}")
         placement = Placement(cfg, setup.device)
-        rollout = replace(cfg.rollout, weight_transfer=weight_transfer(cfg, setup.device))
+        renamed = setup.device == "cuda" and names_differ(
+            model_without_weights(cfg.student.path, trust_remote_code=cfg.student.trust_remote_code)
+        )
+        rollout = replace(cfg.rollout, weight_transfer=weight_transfer(cfg, setup.device, renamed=renamed))
         shared = {"vocabulary": setup.vocabulary, "device": setup.device, "placement": placement}
         self.rollout_pool = RolloutPool(
             cfg.student, rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared

@@ -22,12 +22,23 @@ class Vocabulary:
 
     size: int  # ids 0 .. size-1 are shared; a larger (padded) id of either model is masked out
     stop_ids: tuple[int, ...]  # ascending; ids with which student or teacher ends an answer: one event
+    foreign_ids: tuple[int, ...] = ()  # ascending; ids below `size` that are masked out all the same
 
     def __post_init__(self) -> None:
         if not self.stop_ids or list(self.stop_ids) != sorted(set(self.stop_ids)):
             raise ValueError(f"stop_ids must be ascending, distinct and at least one, got {self.stop_ids}")
         if self.stop_ids[0] < 0 or self.stop_ids[-1] >= self.size:
             raise ValueError(f"stop_ids must lie in 0..{self.size - 1}, got {self.stop_ids}")
+        foreign = self.foreign_ids
+        if list(foreign) != sorted(set(foreign)) or any(i in self.stop_ids or not 0 <= i < self.size for i in foreign):
+            raise ValueError(
+                f"foreign_ids must be ascending, distinct, below {self.size} and no stop ids, got {foreign}"
+            )
+
+    def is_foreign(self, token_ids: np.ndarray) -> np.ndarray:
+        """bool, of the same shape: no event of the shared vocabulary. -1, an empty slot, is not foreign."""
+        foreign = token_ids >= self.size
+        return foreign | np.isin(token_ids, self.foreign_ids) if self.foreign_ids else foreign
 
     @property
     def stop_event(self) -> int:

@@ -1,20 +1,36 @@
-"""How the learner's weights reach the rollout engines."""
+"""How the learner's weights reach the rollout engines, and whether they compute the same with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 
 from opsd.config import RunConfig
 from opsd.engine_config import RolloutConfig
+from opsd.engines.rows import has_foreign_ids
+from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
 from opsd.rollout.pool import RolloutPool
+from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
+
+# Prompt and answer together are shorter than a block of vLLM's cache (16 tokens), of which only full ones are kept.
+NUM_PROMPT_TOKENS, NUM_ANSWER_TOKENS = 4, 8
+# Mean over the tokens, in nats. Rounding is far below; a scale, a soft cap or a bias that one of the two leaves out is
+# far above. In bfloat16 a single logit of 20 is off by up to 0.06.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 
 
-def weight_transfer(cfg: RunConfig, device: str) -> str:
-    """object_store | nccl | ipc: rollout.weight_transfer with auto decided, for a run on `device` (cpu or cuda)."""
+def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
+    """object_store | nccl | ipc: rollout.weight_transfer with auto decided, for a run on `device` (cpu or cuda).
+
+    `renamed`: the student's files have other names than the model in memory (see `opsd.model_weights.names_differ`).
+    Only the object store carries all weights at once, which it takes to name them as vLLM knows them.
+    """
     if cfg.rollout.weight_transfer != "auto":
         return cfg.rollout.weight_transfer
-    if device == "cpu" or cfg.rollout.backend != "vllm":
+    if device == "cpu" or cfg.rollout.backend != "vllm" or renamed:
         return "object_store"
     if cfg.placement.mode == "separate":
         return "nccl"
@@ -42,3 +58,48 @@ def weight_sync(cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: Rollout
         rollout_pool.engines.workers, cfg.tensor_parallel_size, cfg.dtype, backend=cfg.weight_transfer
     )
     return directly
+
+
+def check_agreement(
+    cfg: RunConfig,
+    learner: LearnerGroup,
+    rollout_pool: RolloutPool,
+    prompt: Prompt,
+    vocabulary: Vocabulary,
+    rest: Callable,
+) -> None:
+    """Raises ConfigError where the rollout engines, on the learner's weights, compute another model than it does.
+
+    A short answer of every engine to the beginning of `prompt`, and the learner's log-probabilities of it; nothing of
+    it remains. `rest`: called between the two, where they share their GPUs.
+    """
+    short = replace(prompt, token_ids=prompt.token_ids[:NUM_PROMPT_TOKENS], teacher_token_ids=None, response_ids=None)
+    answers = rollout_pool.short_answers(short, min(NUM_ANSWER_TOKENS, cfg.rollout.max_response_tokens))
+    rest()
+    known = [answer for answer in answers if not has_foreign_ids(answer.response_ids, vocabulary)]
+    if not known:
+        return
+    theirs_T = np.concatenate([answer.sampled_logprobs for answer in known])
+    own_T = learner.token_stats([_unscored(answer, vocabulary) for answer in known]).student_logprob_T.numpy()
+    difference = float(np.abs(theirs_T - own_T).mean())
+    dtype = "bfloat16" if "bfloat16" in (cfg.rollout.dtype, cfg.student.dtype) else "float32"
+    if not difference <= TOLERANCE[dtype]:
+        raise ConfigError(
+            f"student.path={cfg.student.path}: the rollout engines (rollout.backend={cfg.rollout.backend}) do not "
+            f"compute it as the learner does: on the same weights their log-probabilities of the same answer differ by "
+            f"{difference:.3g} nats on average, at most {TOLERANCE[dtype]:g} is rounding: set rollout.backend="
+            f"{'transformers' if cfg.rollout.backend == 'vllm' else 'vllm'}, or take another student"
+        )
+
+
+def _unscored(rollout: Rollout, vocabulary: Vocabulary) -> ScoredRollout:
+    """With a teacher that names the sampled token and nothing else: only the student's side of it is asked for."""
+    stops = np.isin(rollout.response_ids, vocabulary.stop_ids)
+    events_T = np.where(stops, vocabulary.stop_event, rollout.response_ids).astype(np.int32)
+    scores = TeacherScores(
+        top_ids=events_T[:, None],
+        top_logprobs=rollout.sampled_logprobs[:, None],
+        sampled_logprobs=rollout.sampled_logprobs,
+        candidate_logprobs=rollout.candidate_logprobs,
+    )
+    return ScoredRollout(rollout=rollout, scores=scores)

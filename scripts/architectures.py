@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -35,10 +36,11 @@ from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.vllm_engine import VllmEngine, engine_environment
 from opsd.errors import ConfigError
-from opsd.learner.attention import packed_attention_name
-from opsd.learner.model import DistillationModel, full_weights, load_student, saved_buffers, shard
+from opsd.learner.loading import open_student
+from opsd.learner.model import DistillationModel, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
+from opsd.learner.verify import keeps_sequences_apart, require_student_head
 from opsd.model_folder import model_config
 from opsd.model_weights import check_weights
 from opsd.ops.divergences import reverse_kl
@@ -52,6 +54,7 @@ PROMPT_LENGTHS = (5, 11, 3, 8)
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=16, num_candidates=8)
 NUM_STEPS, TOP_K, MAX_TOKENS = 3, 16, 64
 TOLERANCE = 1e-4  # nats
+CPU = torch.device("cpu")
 INTRODUCTION = """# Models
 
 `python scripts/architectures.py docs/models.md` writes this file: three real training steps with a tiny random model of
@@ -69,6 +72,7 @@ class Trial:
     architecture: str
     backend: str
     refusal: str | None = None
+    alone: bool = False  # state crosses packed answers, as is measured at start-up: one answer a row
     packed: float | None = None  # between a packed row and one answer alone, at every step
     engine: float | None = None  # between the engine and the learner, after every sync
     exported: float | None = None  # between the exported folder, loaded by this backend, and the learner
@@ -130,13 +134,15 @@ def trial(name: str, backend: str, *, num_steps: int = NUM_STEPS) -> Trial:
     return Trial(architecture=name, backend=backend, **found)
 
 
-def train(student: str, teacher: str, backend: str, exported: Path, num_steps: int) -> dict[str, float]:
+def train(student: str, teacher: str, backend: str, exported: Path, num_steps: int) -> dict[str, Any]:
     """Steps, and after each what `Trial` compares. Raises ConfigError where the model is refused."""
     check_head(student, model_config("student.path", student, False))
     check_weights("student.path", student, False)
-    causal_lm = load_student(student, attention=packed_attention_name("cpu", "float32"), trust_remote_code=False)
+    causal_lm = open_student(student, rank=0, device="cpu", dtype="float32", trust_remote_code=False)
     model = DistillationModel(causal_lm, reverse_kl, VOCABULARY)
     shard(model, device="cpu", num_ranks=1, dtype="float32")
+    require_student_head(model, student, CPU)
+    row_tokens = 10**6 if keeps_sequences_apart(model, "float32", CPU) else 1
     cfg = LearnerConfig(learning_rate=0.01, schedule="constant")
     optimizer = build_optimizer(model.parameters(), cfg)
     scheduler = build_scheduler(optimizer, cfg, num_steps)
@@ -150,7 +156,7 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
             ScoredRollout(rollout=rollout, scores=scores)
             for rollout, scores in zip(rollouts, scorer.score(rollouts, TOP_K), strict=True)
         ]
-        together_T, alone_T = learner_logprobs(model, scored, 10**6), learner_logprobs(model, scored, 1)
+        together_T, alone_T = learner_logprobs(model, scored, row_tokens), learner_logprobs(model, scored, 1)
         packed = max(packed, largest(together_T - alone_T))
         sampled_T = np.concatenate([rollout.sampled_logprobs for rollout in rollouts])
         rescored_T = np.concatenate([scores.sampled_logprobs for scores in engine.score(rollouts, TOP_K)])
@@ -158,14 +164,20 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
         if first is None:
             first = scored, alone_T
         if step < num_steps:
-            batches = micro_batches(scored, 10**6)
-            train_step(model, optimizer, scheduler, batches, device=torch.device("cpu"), max_grad_norm=1.0)
+            batches = micro_batches(scored, row_tokens)
+            train_step(model, optimizer, scheduler, batches, device=CPU, max_grad_norm=1.0)
     moved = largest(learner_logprobs(model, first[0], 1) - first[1])
     save_student(exported, weights_of(model), student, trust_remote_code=False)
     AutoModelForCausalLM.from_pretrained(exported)  # vLLM's engine alone would not notice what transformers misses
     again = start_engine(backend, str(exported))
     again_T = np.concatenate([scores.sampled_logprobs for scores in again.score(rollouts, TOP_K)])
-    return {"packed": packed, "engine": difference, "exported": largest(again_T - alone_T), "moved": moved}
+    return {
+        "alone": row_tokens == 1,
+        "packed": packed,
+        "engine": difference,
+        "exported": largest(again_T - alone_T),
+        "moved": moved,
+    }
 
 
 def engine_settings(backend: str) -> dict:
@@ -179,7 +191,7 @@ def start_engine(backend: str, folder: str) -> TransformersEngine | VllmEngine:
 
 def weights_of(model: DistillationModel) -> dict[str, torch.Tensor]:
     """What a learner's rank 0 gathers."""
-    return {**dict(saved_buffers(model)), **{name: w.clone() for name, w in full_weights(model.named_parameters())}}
+    return {name: tensor.clone() for name, tensor in full_weights(trained_tensors(model), torch.float32)}
 
 
 def answers(engine: TransformersEngine | VllmEngine, step: int) -> list[Rollout]:
@@ -200,7 +212,7 @@ def micro_batches(scored: list[ScoredRollout], max_tokens: int) -> list:
 
 def learner_logprobs(model: DistillationModel, scored: list[ScoredRollout], max_tokens: int) -> np.ndarray:
     """[T], of the answers' tokens one after another; `max_tokens`: of a packed row."""
-    index_N, stats = token_stats(model, micro_batches(scored, max_tokens), device=torch.device("cpu"))
+    index_N, stats = token_stats(model, micro_batches(scored, max_tokens), device=CPU)
     return stats.student_logprob_T[index_N.argsort()].numpy()
 
 
@@ -216,7 +228,8 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if "vllm" not in sys.modules:  # its engines hold groups of their own in it, until the process ends
+            dist.destroy_process_group()
 
 
 def table(trials: list[Trial]) -> str:
@@ -240,7 +253,7 @@ def shown(difference: float | None) -> str:
 def result(one: Trial) -> str:
     if one.refusal is not None:
         return f"refused: {one.refusal}".replace("|", "\\|")
-    return "trained" if one.passed else "**wrong**"
+    return ("trained, one answer a row" if one.alone else "trained") if one.passed else "**wrong**"
 
 
 if __name__ == "__main__":

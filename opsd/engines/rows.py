@@ -44,8 +44,8 @@ class EventRows:
 
 
 def has_foreign_ids(token_ids: np.ndarray, vocabulary: Vocabulary) -> bool:
-    """True where a token lies in the padding of a model's vocabulary: the other model may not know it."""
-    return bool((token_ids >= vocabulary.size).any())
+    """True where a token is no shared one (padding, teacher.ignore_tokens): to the other model it is another."""
+    return bool(vocabulary.is_foreign(token_ids).any())
 
 
 def pad_rows(flat_R: Sequence[FlatRows], first_rows_R: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +141,7 @@ def _drop_foreign(
     ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log-probabilities with foreign ids out and the rest renormalised, log of the mass that stayed)."""
-    foreign_TM = ids_TM >= vocabulary.size
+    foreign_TM = vocabulary.is_foreign(ids_TM)
     if not foreign_TM.any():
         return logprobs_TM, np.zeros(len(ids_TM), np.float32)
     foreign_mass_T = np.exp(np.where(foreign_TM, logprobs_TM, -np.inf), dtype=np.float64).sum(axis=1)

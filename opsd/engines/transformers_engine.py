@@ -11,15 +11,16 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from opsd.engine_config import EngineConfig, TeacherConfig
 from opsd.engines.rows import score_in_groups
 from opsd.engines.weights import complete_weights
-from opsd.errors import ConfigError, StageError
+from opsd.errors import StageError
 from opsd.ops.align import predicting_rows
 from opsd.ops.head_gradients import product_by_blocks
 from opsd.ops.mixing import mixed_embeddings
+from opsd.plain_head import head_difference, require_plain_head
 from opsd.support import scores_candidates
 from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
@@ -58,7 +59,9 @@ class TransformersEngine:
             attn_implementation="eager" if self.returns_attention else None,  # the others never form the weights
         )
         self.model.eval().requires_grad_(False).to(self.device)
-        _check_plain_head(self.model, path)
+        # `score` applies the head by itself, so nothing (a soft cap, a scale) may stand between it and the logits.
+        difference = head_difference(self.model, allow_bias=True)
+        require_plain_head(f"{config.section}.backend=transformers, path", path, self.model, difference)
 
     def generate(
         self,
@@ -121,7 +124,7 @@ class TransformersEngine:
                 logits_to_keep=1,
             )
             cache = output.past_key_values
-            logits_BV = output.logits[:, -1, : self.vocabulary.size].float()
+            logits_BV = shared_logits(output.logits[:, -1], self.vocabulary)
             token_B = _draw(logits_BV, sampling, uniform_BT[:, step])
             events_BV = event_logprobs(logits_BV, self.vocabulary)
             logprob_B = events_BV.gather(1, self._events(token_B)[:, None])[:, 0]
@@ -204,7 +207,8 @@ class TransformersEngine:
         for hidden_RD, actual_R, candidates_RC in zip(
             hidden_TD.split(rows), actual_T.split(rows), candidates_TC.split(rows), strict=True
         ):
-            events_RV = event_logprobs(_float32_logits(head, hidden_RD)[:, : self.vocabulary.size], self.vocabulary)
+            logits_RV = shared_logits(_float32_logits(head, hidden_RD), self.vocabulary)
+            events_RV = event_logprobs(logits_RV, self.vocabulary)
             candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
             actual = events_RV.gather(1, actual_R[:, None])[:, 0]
             parts.append((*_top_events(events_RV, top_k), actual, candidate_RC))
@@ -244,6 +248,14 @@ def attention_paid(attentions: Sequence[Tensor], lengths: list[int]) -> list[Ten
         mean_LL[:length, :length].sum(0) / torch.arange(length, 0, -1, device=mean_LL.device)
         for mean_LL, length in zip(mean_BLL, lengths, strict=True)
     ]
+
+
+def shared_logits(logits_RH: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """float32 [R, V] of a head's [R, H]: without the padding, and -inf at ids that the models do not share."""
+    logits_RV = logits_RH[:, : vocabulary.size].float()
+    if vocabulary.foreign_ids:
+        logits_RV = logits_RV.index_fill(1, torch.tensor(vocabulary.foreign_ids, device=logits_RV.device), -torch.inf)
+    return logits_RV
 
 
 def event_logprobs(logits_RV: Tensor, vocabulary: Vocabulary) -> Tensor:
@@ -295,12 +307,3 @@ def _pad_left(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     ids_BL = torch.stack([pad(ids, left) for ids, left in zip(sequences, missing, strict=True)])
     mask_BL = torch.stack([pad(torch.ones_like(ids), left) for ids, left in zip(sequences, missing, strict=True)])
     return ids_BL, mask_BL
-
-
-@torch.inference_mode()
-def _check_plain_head(model: PreTrainedModel, path: str) -> None:
-    """`score` applies the head by itself, so nothing (a soft cap, a scale) may follow it in the model."""
-    token_ids = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
-    head = model.get_output_embeddings()(model.base_model(input_ids=token_ids).last_hidden_state)
-    if not torch.allclose(model(input_ids=token_ids).logits, head, rtol=1e-3, atol=1e-4, equal_nan=True):
-        raise ConfigError(f"{path}: the model changes its logits after lm_head; score it with backend=vllm")

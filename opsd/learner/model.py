@@ -68,6 +68,7 @@ class DistillationModel(nn.Module):
             temperature_N=batch.temperature_N,
             vocab_size=self.vocabulary.size,
             stop_ids=self.vocabulary.stop_ids,
+            foreign_ids=self.vocabulary.foreign_ids,
             row_inputs=self.objective.wanted({"support_NU": batch.support_NU, **batch.inputs}),
         )
 
@@ -83,6 +84,7 @@ class DistillationModel(nn.Module):
             batch.support_NU,
             vocab_size=self.vocabulary.size,
             stop_ids=self.vocabulary.stop_ids,
+            foreign_ids=self.vocabulary.foreign_ids,
         )
         # The teacher's rows are float32 and sum to 1 only nearly, so near zero a divergence can come out below it.
         teacher_NB = batch.teacher_logprobs_NB

@@ -115,7 +115,7 @@ class TokenRows:
 
 
 def num_events(vocabulary: Vocabulary) -> int:
-    return vocabulary.size - len(vocabulary.stop_ids) + 1
+    return vocabulary.size - len(vocabulary.foreign_ids) - len(vocabulary.stop_ids) + 1
 
 
 def rest_logprob(logprobs_TU: np.ndarray, num_named_T: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

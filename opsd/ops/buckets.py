@@ -43,6 +43,7 @@ def bucket_logprobs(
     temperature_N: Tensor | None = None,
     vocab_size: int | None = None,
     stop_ids: tuple[int, ...] = (),
+    foreign_ids: tuple[int, ...] = (),
     plan: HeadPlan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the named tokens and of the rest, and the entropy, of softmax(hidden @ weight.T).
@@ -57,12 +58,13 @@ def bucket_logprobs(
     `temperature_N`: > 0, divides the logits of its row (of the stop event, once merged).
     `vocab_size`: rows of the head from there on are padding, no tokens.
     `stop_ids`: one event, named by the first of them; the support must name it by that id.
+    `foreign_ids`: rows of the head that are no tokens either; the support must not name them.
     `plan`: sizes and order of the work; None: that of the device, see `opsd.ops.head_plan`.
     Raises ValueError where a shape, `chunk_rows`, `vocab_size`, `stop_ids` or (on the CPU) an id of the support does
     not fit. Source: METHODS section 1.
     """
     plan = plan_for(hidden_ND) if plan is None else plan
-    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, plan)
+    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids, plan)
     chunks = row_chunks(len(hidden_ND), weight_VD, events.vocab_size, plan, chunk_rows)
     logprobs_NB, rest_entropy_N = _BucketLogprobs.apply(hidden_ND, weight_VD, events, chunks, plan)
     probs_NB = logprobs_NB.exp()
@@ -82,6 +84,7 @@ def sparse_head_loss(
     temperature_N: Tensor | None = None,
     vocab_size: int | None = None,
     stop_ids: tuple[int, ...] = (),
+    foreign_ids: tuple[int, ...] = (),
     filter_threshold: float | None = None,
     row_inputs: dict[str, Tensor] | None = None,
     plan: HeadPlan | None = None,
@@ -107,7 +110,7 @@ def sparse_head_loss(
     Raises ValueError as `bucket_logprobs` does, and for a negative threshold.
     """
     plan = plan_for(hidden_ND) if plan is None else plan
-    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, plan)
+    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids, plan)
     num_rows, num_slots = support_NU.shape
     _expect_shape("teacher_logprobs_NB", teacher_logprobs_NB, (num_rows, num_slots + 1))
     _expect_shape("weight_N", weight_N, (num_rows,))
@@ -251,6 +254,7 @@ def _events(
     temperature_N: Tensor | None,
     vocab_size: int | None,
     stop_ids: tuple[int, ...],
+    foreign_ids: tuple[int, ...],
     plan: HeadPlan,
 ) -> Events:
     num_rows, num_columns = len(hidden_ND), len(weight_VD)
@@ -264,13 +268,15 @@ def _events(
     if len(set(stop_ids)) < len(stop_ids) or not all(0 <= stop_id < vocab_size for stop_id in stop_ids):
         raise ValueError(f"stop_ids must be distinct and in 0..{vocab_size - 1}, got {stop_ids}")
     if plan.may_look and support_NU.numel() > 0:
-        _check_ids(support_NU, vocab_size, stop_ids)
+        _check_ids(support_NU, vocab_size, stop_ids, foreign_ids)
     if stop_ids:  # inside, the lowest names the event: its column comes before those that get parts of its gradient
         support_NU = support_NU.where(support_NU != stop_ids[0], min(stop_ids))
-    return Events(support_NU, temperature_N, vocab_size, tuple(sorted(stop_ids)))
+    return Events(support_NU, temperature_N, vocab_size, tuple(sorted(stop_ids)), foreign_ids)
 
 
-def _check_ids(support_NU: Tensor, vocab_size: int, stop_ids: tuple[int, ...]) -> None:
+def _check_ids(
+    support_NU: Tensor, vocab_size: int, stop_ids: tuple[int, ...], foreign_ids: tuple[int, ...]
+) -> None:
     """Twice the same id would count its mass twice; so would a stop id beside the event that it is part of."""
     ascending_NU = support_NU.sort(1).values
     lowest, largest = ascending_NU[:, 0].min().item(), ascending_NU[:, -1].max().item()
@@ -288,6 +294,9 @@ def _check_ids(support_NU: Tensor, vocab_size: int, stop_ids: tuple[int, ...]) -
             raise ValueError(
                 f"support_NU must name the stop event by its first id, {stop_ids[0]}, got {stop_id} in row {row}"
             )
+    for foreign_id in foreign_ids:
+        if (support_NU == foreign_id).any():
+            raise ValueError(f"support_NU must name tokens, got {foreign_id}, which is one of foreign_ids")
 
 
 def _expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -30,6 +30,7 @@ class Events(NamedTuple):
     temperature_N: Tensor | None
     vocab_size: int
     stop_ids: tuple[int, ...]  # ascending; one event, named by the lowest; fewer than two: nothing to merge
+    foreign_ids: tuple[int, ...] = ()  # no tokens: they have no probability
 
     def of(self, rows: slice) -> Events:
         temperature_N = None if self.temperature_N is None else self.temperature_N[rows]
@@ -110,6 +111,8 @@ def chunk_buckets(
             logits_NC.div_(events.temperature_N[:, None])
         for stop_id in _inside(events.stop_ids, columns):
             logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
+        for foreign_id in (i for i in events.foreign_ids if columns.start <= i < columns.stop):
+            logits_NC[:, foreign_id - columns.start] = -math.inf
         named_NU.view(-1)[slot_P] = logits_NC.view(-1)[place_P]
         logits_NC.view(-1)[place_P] = -math.inf  # out of the rest
         max_N1 = logits_NC.amax(1, keepdim=True)

@@ -30,6 +30,8 @@ def whole_buckets(
     stop_prob_NE = _merge_stops(logits_NV, events.stop_ids)
     if events.temperature_N is not None:
         logits_NV.div_(events.temperature_N[:, None])
+    for foreign_id in events.foreign_ids:
+        logits_NV[:, foreign_id].fill_(-math.inf)
     named_NU = _take_named(logits_NV, events.support_NU)
     max_N1, likeliest_N1 = logits_NV.max(1, keepdim=True)
     untempered_N1s = []
@@ -38,7 +40,8 @@ def whole_buckets(
             max_of_part_N1 = logits_NC.amax(1, keepdim=True)
             untempered_N1s.append(untempered_logsumexp(logits_NC, max_of_part_N1, events.temperature_N[:, None]))
     share_NV = torch.softmax(logits_NV, 1, out=logits_NV)
-    if events.support_NU.shape[1] >= vocab_size - max(0, len(events.stop_ids) - 1):  # a row may name every token
+    num_events = vocab_size - len(events.foreign_ids) - max(0, len(events.stop_ids) - 1)
+    if events.support_NU.shape[1] >= num_events:  # a row may name every token
         share_NV.masked_fill_(max_N1 == -math.inf, 0.0)
     largest_N1 = share_NV.gather(1, likeliest_N1).double().clamp_min_(torch.finfo(dtype).tiny)
     rest_N1 = max_N1.double() - largest_N1.log()

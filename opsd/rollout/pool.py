@@ -8,7 +8,7 @@ from ray import ObjectRef
 
 from opsd.config import StudentConfig
 from opsd.engine_config import RolloutConfig
-from opsd.engines.pool import EnginePool, occurrences, sample_seed
+from opsd.engines.pool import EnginePool, occurrences, request_seed, sample_seed
 from opsd.engines.rows import in_order
 from opsd.seats import Placement
 from opsd.types import Prompt, Rollout, Sampling, Vocabulary
@@ -67,6 +67,12 @@ class RolloutPool:
             num_candidates=self.cfg.num_candidates,
         )
         return self.engines.generate(requests, sampling, self.policy_version, self.cfg.group_size)
+
+    def short_answers(self, prompt: Prompt, max_tokens: int) -> list[Rollout]:
+        """One of every engine, each of other tokens."""
+        sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=max_tokens, num_candidates=1)
+        requests = [(prompt, sample, request_seed(self.seed, sample)) for sample in range(self.cfg.num_workers)]
+        return in_order(self.engines.generate(requests, sampling, self.policy_version))
 
     def greedy(self, prompts: list[Prompt]) -> list[Rollout]:
         sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=self.cfg.max_response_tokens, num_candidates=1)

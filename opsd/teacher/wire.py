@@ -181,12 +181,17 @@ def unpack_answers(body: bytes, prompts: Sequence[Prompt], samples: Sequence[int
 
 
 def _pack_vocabulary(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    return {"shared_size": np.array(vocabulary.size, np.int32), "stop_ids": np.array(vocabulary.stop_ids, np.int32)}
+    return {
+        "shared_size": np.array(vocabulary.size, np.int32),
+        "stop_ids": np.array(vocabulary.stop_ids, np.int32),
+        "foreign_ids": np.array(vocabulary.foreign_ids, np.int32),
+    }
 
 
 def _unpack_vocabulary(arrays: dict[str, np.ndarray]) -> Vocabulary:
     stop_ids = tuple(expect("stop_ids", arrays, np.int32, 1).tolist())
-    return Vocabulary(size=number("shared_size", arrays), stop_ids=stop_ids)
+    foreign_ids = tuple(expect("foreign_ids", arrays, np.int32, 1).tolist())
+    return Vocabulary(size=number("shared_size", arrays), stop_ids=stop_ids, foreign_ids=foreign_ids)
 
 
 def _prompt(token_ids: np.ndarray) -> Prompt:

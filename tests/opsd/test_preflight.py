@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from opsd.config import DataConfig, LossConfig, PlacementConfig, RunConfig, Stud
 from opsd.engine_config import RolloutConfig, TeacherConfig
 from opsd.errors import ConfigError, DataError
 from opsd.preflight import check, check_counts
-from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
+from tests.tiny_models import ALPHABET, make_char_tokenizer, make_tiny_qwen3
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +172,34 @@ def test_nccl_is_refused_on_the_cpu(models, tmp_path):
 def test_colocated_roles_cannot_be_on_different_nodes():
     with pytest.raises(ConfigError, match="must be equal, got 'a', '', ''"):
         PlacementConfig(mode="colocated", rollout_nodes="a")
+
+
+@pytest.fixture(scope="module")
+def renamed(models):
+    """A teacher whose tokenizer has other tokens at the ids of "x" and of "y"; the first of these ids."""
+    shutil.copytree(models / "teacher", models / "renamed")
+    make_char_tokenizer(models / "renamed", eos_token_id=0, alphabet=ALPHABET.replace("x", "<").replace("y", ">"))
+    return 1 + ALPHABET.index("x")
+
+
+def ignoring(models, tmp_path, tokens, **sections):
+    options = {"path": str(models / "renamed"), "top_k": 8, "ignore_tokens": tokens}
+    return check(config(models, tmp_path, teacher_options=options, **sections)).vocabulary
+
+
+def test_renamed_tokens_are_left_out_by_id_or_by_either_name(models, tmp_path, renamed):
+    with pytest.raises(ConfigError, match=rf"2 of 64 differ.*teacher.ignore_tokens=\[{renamed},{renamed + 1}\]"):
+        ignoring(models, tmp_path, [])
+    for tokens in ([renamed, renamed + 1], ["x", "y"], ["<", renamed + 1, 63], ["x", "y", 63]):
+        foreign_ids = ignoring(models, tmp_path, tokens).foreign_ids
+        assert foreign_ids[:2] == (renamed, renamed + 1) and foreign_ids[2:] in ((), (63,))
+
+
+def test_what_cannot_be_left_out_is_refused(models, tmp_path, renamed):
+    with pytest.raises(ConfigError, match="teacher.ignore_tokens: '<end>' ends answers .id 0."):
+        ignoring(models, tmp_path, ["x", "y", "<end>"])
+    for unknown in (64, -1, "no such"):
+        with pytest.raises(ConfigError, match=f"teacher.ignore_tokens: {unknown!r} is no id below 64 and no token"):
+            ignoring(models, tmp_path, ["x", "y", unknown])
+    with pytest.raises(DataError, match=f"row 2: the prompt holds token {renamed}, which teacher.ignore_tokens"):
+        ignoring(models, tmp_path, ["x", "y"], prompts=("1+2=", "1+x="))

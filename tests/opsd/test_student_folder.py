@@ -112,6 +112,7 @@ def test_a_student_that_cannot_be_written_costs_neither_summary_nor_report(tmp_p
         data=DataConfig(train_path="train.jsonl", eval_path="eval.jsonl"),
     )
     run = Run(cfg, build_hooks(cfg))
+    run.timer.start()
     run.folder, run.startup_s, run.setup = RunFolder(cfg.output_dir), 1.0, SimpleNamespace(device="cpu")
     run.folder.path.mkdir()
     (run.folder.checkpoints / "step_000300").mkdir(parents=True)

@@ -1,5 +1,6 @@
 """Raw engine rows to event rows, against a slow computation with one dict a row."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,3 +114,16 @@ def test_split_by_tokens_bounds_the_padded_size_and_loses_nothing():
 def test_has_foreign_ids():
     assert has_foreign_ids(np.array([1, 12]), VOCABULARY)
     assert not has_foreign_ids(np.array([0, 11]), VOCABULARY)
+
+
+def test_an_ignored_token_is_foreign_as_padding_is():
+    """The mass of id 5 is taken out of the row, with that of the padded id 12; the others share what is left."""
+    ignoring = replace(VOCABULARY, foreign_ids=(5,))
+    probs = np.array([[0.1, 0.4, 0.3, 0.2]])
+    ids = np.array([[2, 5, 0, 12]], np.int32)
+    rows = event_rows(ids, np.log(probs).astype(np.float32), ignoring, num_kept=4)
+    assert rows.top_ids_TK.tolist() == [[0, 2, -1, -1]]
+    np.testing.assert_allclose(np.exp(rows.top_logprobs_TK[0, :2]), [0.75, 0.25], atol=1e-6)
+    np.testing.assert_allclose(np.exp(rows.shared_logmass_T), 0.4, atol=1e-6)
+    response = np.array([2, 5, 0], np.int32)
+    assert has_foreign_ids(response, ignoring) and not has_foreign_ids(response, VOCABULARY)

@@ -183,3 +183,21 @@ def test_a_mixture_is_scored_on_mixed_embeddings_and_leaves_its_neighbours_alone
     events = torch.tensor(longest.response_ids).long()
     expected = rows_TV.gather(1, events.masked_fill(events == 1, 0)[:, None])[:, 0]
     np.testing.assert_allclose(mixed_scores[-1].sampled_logprobs, expected.numpy(), atol=1e-5)
+
+
+def test_an_ignored_token_is_neither_sampled_nor_scored(model_path):
+    engine = make_engine(model_path)
+    hot = Sampling(temperature=20.0, top_p=1.0, max_tokens=40, num_candidates=4)
+    rollouts = generate(engine, 20, hot)
+    tokens = np.concatenate([rollout.response_ids for rollout in rollouts])
+    ignored = int(np.bincount(tokens, minlength=60)[2:].argmax()) + 2
+    kept = [rollout for rollout in rollouts if ignored not in rollout.response_ids]
+    before = engine.score(kept, top_k=60)
+    engine.vocabulary = replace(VOCABULARY, foreign_ids=(ignored,))
+    assert ignored not in np.concatenate([rollout.response_ids for rollout in generate(engine, 20, hot)])
+    assert kept
+    for plain, without in zip(before, engine.score(kept, top_k=60), strict=True):
+        foreign = np.exp(plain.top_logprobs)[plain.top_ids == ignored]
+        expected = plain.sampled_logprobs - np.log1p(-foreign)
+        np.testing.assert_allclose(without.sampled_logprobs, expected, atol=1e-4)
+        assert not (without.top_ids == ignored).any()

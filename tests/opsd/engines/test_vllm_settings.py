@@ -52,22 +52,24 @@ def test_students_engines_drop_their_weights_to_sleep_and_a_teachers_keep_them()
 
 
 @pytest.mark.parametrize(
-    ("device", "mode", "rollout", "expected"),
+    ("device", "mode", "rollout", "renamed", "expected"),
     [
-        ("cpu", "separate", {}, "object_store"),
-        ("cuda", "separate", {}, "nccl"),
-        ("cuda", "separate", {"tensor_parallel_size": 2}, "nccl"),
-        ("cuda", "separate", {"backend": "transformers"}, "object_store"),
-        ("cuda", "separate", {"weight_transfer": "object_store"}, "object_store"),
-        ("cuda", "colocated", {"num_workers": 2}, "ipc"),
-        ("cuda", "colocated", {"num_workers": 3}, "object_store"),
+        ("cpu", "separate", {}, False, "object_store"),
+        ("cuda", "separate", {}, False, "nccl"),
+        ("cuda", "separate", {"tensor_parallel_size": 2}, False, "nccl"),
+        ("cuda", "separate", {"backend": "transformers"}, False, "object_store"),
+        ("cuda", "separate", {"weight_transfer": "object_store"}, False, "object_store"),
+        ("cuda", "separate", {}, True, "object_store"),
+        ("cuda", "colocated", {"num_workers": 2}, False, "ipc"),
+        ("cuda", "colocated", {"num_workers": 2}, True, "object_store"),
+        ("cuda", "colocated", {"num_workers": 3}, False, "object_store"),
     ],
 )
-def test_the_way_of_the_weights(device, mode, rollout, expected):
+def test_the_way_of_the_weights(device, mode, rollout, renamed, expected):
     cfg = RunConfig(
         rollout=RolloutConfig(**rollout), placement=PlacementConfig(mode=mode), learner=LearnerConfig(num_workers=2)
     )
-    assert weight_transfer(cfg, device) == expected
+    assert weight_transfer(cfg, device, renamed=renamed) == expected
     if expected == "object_store":
         assert not arguments("rollout", device, weight_transfer=expected).get("weight_transfer_config")
     else:

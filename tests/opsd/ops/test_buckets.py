@@ -316,6 +316,32 @@ def test_a_padded_vocabulary_equals_the_head_without_the_padding():
     torch.testing.assert_close(gradients(padded, hidden, weight), gradients(cut, hidden, weight))
 
 
+@pytest.mark.parametrize("foreign", [(5,), (0, 7, 15), tuple(range(8, 16))])
+def test_foreign_ids_equal_the_head_without_their_rows(foreign):
+    """Values, entropy and gradients; the last case is one half of the vocabulary."""
+    hidden, weight, teacher = make_head(dtype=torch.float64)
+    kept = torch.tensor([v for v in range(16) if v not in foreign])
+    place = torch.tensor([1, 3, 4])  # of the support, among the kept
+    without = weight.detach()[kept].requires_grad_()
+    rows = len(hidden)
+    teacher_logprobs = dense_buckets(teacher[:, kept], place.expand(rows, 3))[0].float()
+    found, expected = [], []
+    for out, head, ids, options in (
+        (found, weight, kept[place], {"foreign_ids": foreign}),
+        (expected, without, place, {}),
+    ):
+        support = ids.expand(rows, 3)
+        out.extend(bucket_logprobs(hidden, head, support, **options))
+        loss, _ = sparse_head_loss(
+            hidden, head, support, teacher_logprobs, torch.ones(rows), reverse_kl, filter_threshold=0.0, **options
+        )
+        out.extend([loss, *gradients(loss, hidden, head)])
+    assert found[-1][list(foreign)].abs().max() == 0
+    found[-1] = found[-1][kept]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+
+
 def test_a_rank_that_keeps_no_row_has_loss_zero_and_zero_gradients():
     _, weight, _ = make_head()
     hidden = torch.zeros(0, 5, requires_grad=True)
