@@ -170,7 +170,8 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    wandb: str = "auto"  # auto: online where WANDB_API_KEY is set, else offline | off
+    # auto: as WANDB_MODE or a stored `wandb offline` says, else online where there is a login, else offline | off
+    wandb: str = "auto"
     project: str = "opsd"
     dashboard: bool = True  # Ray dashboard
     token_view_every: int = 50  # steps between the rollouts kept for the report's token view
