@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,28 @@ def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
         first, second = prompt.text.removesuffix("=").split("+")
         assert GRADERS["math"](f"it is {int(first) + int(second)}", prompt.answer)
         assert not GRADERS["math"](f"it is {int(first) + int(second) + 1}", prompt.answer)
+
+
+def test_conversations_train_without_evaluation_in_batches_larger_than_the_file(pair, tmp_path):
+    """Three prompts for batches of five, through the chat template; one reference that no parser gets to the end of."""
+    student = shutil.copytree(pair / "student", tmp_path / "student")
+    (student / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}=")
+    rows = [{"messages": [{"role": "user", "content": f"1+{i}"}], "answer": str(i + 1)} for i in range(3)]
+    rows[2]["answer"] = "9^{9^{9^9}}"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    process = train(
+        pair, tmp_path / "run", f"student.path={student}", f"data.train_path={tmp_path}/rows.jsonl", "data.eval_path=",
+        "data.prompt_key=messages", "data.prompts_per_step=5", "data.grader=math", "num_steps=2",
+        "rollout.backend=transformers", "teacher.backend=transformers", "log.token_view_rollouts=5",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert "rows.jsonl: 3 prompts, all through the chat template\n        the first: '1+0='" in process.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    figures = ("accuracy_before", "accuracy_after", "reverse_kl_before", "reverse_kl_after", "teacher_accuracy")
+    assert [summary[name] for name in figures] == [None] * 5
+    lines = training_lines(tmp_path / "run")
+    assert sum(line["grader_timeouts"] for line in lines) == summary["grader_timeouts"] > 0
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
