@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MISSING: Any = "???"  # omegaconf's own; written out, so that the learner's parts import without it
 SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
-GRADERS = ("final_hash", "math", "boxed", "answer_line", "none")
+GRADERS = ("final_hash", "math", "boxed", "answer_line", "auto", "none")
 
 
 @dataclass
@@ -38,24 +38,38 @@ class PromptConfig:
 
     prompt_key: str = "prompt"  # field with the prompt: a string, or a list of {role, content}; "a.b": b inside of a
     answer_key: str = ""  # field with the reference answer; empty: answer, or verl's reward_model.ground_truth
-    chat_template: bool = False  # put the prompt through the tokenizer's chat template
+    # The tokenizer's chat template: auto, for lists of messages (an error where it has none), while strings stay plain
+    # text | true, for strings too, each as a message of the user's | false, the contents joined by newlines.
+    chat_template: str = "auto"
     template_options: dict[str, Any] = field(default_factory=dict)  # for that template, e.g. {enable_thinking: false}
     instruction: str = ""  # appended to every prompt, after a newline
-    grader: str = "none"  # final_hash | math | boxed | answer_line | none
-    max_prompt_tokens: int = 2048  # a longer prompt is refused at start-up
+    # What is compared with the reference: final_hash, the number or text after the last # (GSM8K) | math, the final
+    # expression, boxed or not | boxed, the last \\boxed{} | answer_line, what follows the last "Answer:" | auto, by the
+    # row's data_source as verl has it (openai/gsm8k: final_hash; MATH and numina: boxed; math_dapo and aime:
+    # answer_line) | none. A thought, up to the last </think>, is never looked at. final_hash takes a percent sign for a
+    # unit as any other; for the others 50% is 0.5, and also 50, as math-verify has it.
+    grader: str = "none"
+    max_prompt_tokens: int = 2048  # the models' context, less a response, may allow less
+    # A prompt with more tokens: refuse, at start-up | drop the row | truncate_left, cut its beginning off.
+    overlong: str = "refuse"
 
     def __post_init__(self) -> None:
+        self.chat_template = str(self.chat_template).lower()  # YAML's true and false too
+        one_of("data.chat_template", self.chat_template, ("auto", "true", "false"))
         one_of("data.grader", self.grader, GRADERS)
+        one_of("data.overlong", self.overlong, ("refuse", "drop", "truncate_left"))
         at_least("data.max_prompt_tokens", self.max_prompt_tokens, 1)
 
 
 @dataclass
 class DataConfig(PromptConfig):
     train_path: str = MISSING  # JSONL or parquet, one prompt a row
-    eval_path: str = MISSING  # the same, held-out prompts
+    eval_path: str = ""  # the same, held-out prompts; empty: the run is not evaluated
     teacher_template: str = ""  # the prompt as the teacher sees it, with {prompt} and {solution}; empty: as the student
     solution_key: str = ""  # field that stands for {solution}; empty: the reference answer
-    response_key: str = ""  # field with a whole answer, for methods that train on such; empty: none
+    # Field with a whole answer, for methods that train on such: a string, or, where it is the prompt_key again, that
+    # conversation's last turn. Empty: none.
+    response_key: str = ""
     prompts_per_step: int = 64
     samples_per_prompt: int = 1
     shuffle: bool = True
@@ -137,13 +151,13 @@ class PlacementConfig:
 class EvalConfig:
     every: int = 50  # steps between evaluations; 0: only before and after
     num_problems: int = 500  # greedy accuracy over the first so many rows of data.eval_path
-    num_kl_prompts: int = 128  # sampled answers for the KL to the teacher and the top-1 agreement
+    num_kl_prompts: int = 128  # sampled answers for the KL to the teacher and the top-1 agreement; 0: neither
     teacher: bool = True  # also measure the teacher's accuracy
 
     def __post_init__(self) -> None:
         at_least("eval.every", self.every, 0)
         at_least("eval.num_problems", self.num_problems, 0)
-        at_least("eval.num_kl_prompts", self.num_kl_prompts, 1)
+        at_least("eval.num_kl_prompts", self.num_kl_prompts, 0)
 
 
 @dataclass
@@ -158,7 +172,8 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    wandb: str = "auto"  # auto: online where WANDB_API_KEY is set, else offline | off
+    # auto: as WANDB_MODE or a stored `wandb offline` says, else online where there is a login, else offline | off
+    wandb: str = "auto"
     project: str = "opsd"
     dashboard: bool = True  # Ray dashboard
     token_view_every: int = 50  # steps between the rollouts kept for the report's token view

@@ -44,6 +44,8 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     with ready_to_judge(cfg.data.grader), ray_cluster(dashboard=cfg.dashboard) as dashboard:
         say(f"ray     {dashboard}" if dashboard else "ray     no dashboard")
         for model in models:
+            for line in model.prompt_lines:
+                say(f"{model.name}: {line}")
             evaluated[model.name] = evaluate_model(model, cfg, device, folder)
     summary = {
         "models": evaluated,

@@ -18,11 +18,13 @@ from opsd.types import Prompt, Rollout
 class Evaluation:
     """Accuracy over greedy answers; the rest over answers sampled at the rollout's temperature."""
 
-    accuracy: float | None  # None: no grader or no problems
-    reverse_kl: float  # nats a token: mean of log student(y) - log teacher(y), an unbiased estimate at temperature 1
-    top1_agreement: float  # share of tokens at which both models' likeliest event is the same
-    response_length: float  # tokens, of the sampled answers
-    truncated: float  # share of the sampled answers that hit the length limit
+    accuracy: float | None = None  # None: no grader or no problems
+    # Nats a token: mean of log student(y) - log teacher(y), an unbiased estimate at temperature 1. None, as the next
+    # three: no prompts for it.
+    reverse_kl: float | None = None
+    top1_agreement: float | None = None  # share of tokens at which both models' likeliest event is the same
+    response_length: float | None = None  # tokens, of the sampled answers
+    truncated: float | None = None  # share of the sampled answers that hit the length limit
     grader_timeouts: int | None = None  # greedy answers that the grader gave up, as wrong; None: as accuracy
 
     def metrics(self) -> dict[str, float | None]:
@@ -42,6 +44,8 @@ def evaluate(
     right, timeouts = None, None
     if grader is not None and problems:
         right, timeouts = accuracy(rollout_pool.greedy(problems), grader, tokenizer)
+    if not kl_prompts:
+        return Evaluation(accuracy=right, grader_timeouts=timeouts)
     pending = teacher_pool.begin(rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1))
     scored, _ = drop_unusable(teacher_pool.finish(pending))
     rollouts = [item.rollout for item in scored]

@@ -42,7 +42,8 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase  # the student's
     vocabulary: Vocabulary
     train_prompts: list[Prompt]
-    eval_prompts: list[Prompt]
+    eval_prompts: list[Prompt]  # none where the run is not evaluated
+    prompt_lines: list[str]  # what was made of the files, and how the first prompts look
     support: str  # teacher | student | union: loss.support, with auto decided
     max_model_tokens: int  # the longest prompt with the longest response, and one token for the scoring engine
 
@@ -72,8 +73,9 @@ def check(cfg: RunConfig) -> Setup:
     check_counts(cfg, vocabulary.size, device)
     support = decide_support(cfg.loss.support, {name: facts.scores_candidates for name, facts in teachers.items()})
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
-    train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
-    eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
+    paths = [path for path in (cfg.data.train_path, cfg.data.eval_path) if path]
+    files = [load_prompts(path, cfg.data, tokenizer, max_prompt_tokens) for path in paths]
+    train_prompts, eval_prompts = [*(file.prompts for file in files), []][:2]
     check_sources([*train_prompts, *eval_prompts], configs)
     check_prompts([*train_prompts, *eval_prompts], vocabulary)
     longest = max(max(len(p.token_ids), len(p.scored_after)) for p in [*train_prompts, *eval_prompts])
@@ -83,6 +85,7 @@ def check(cfg: RunConfig) -> Setup:
         vocabulary=vocabulary,
         train_prompts=train_prompts,
         eval_prompts=eval_prompts,
+        prompt_lines=[line for file in files for line in file.described(tokenizer)],
         support=support,
         max_model_tokens=longest + cfg.rollout.max_response_tokens + 1,
     )

@@ -87,6 +87,8 @@ class Run:
         setup = check(cfg)
         require_shared_room(cfg)
         self.setup, self.tokenizer, self.vocabulary = setup, setup.tokenizer, setup.vocabulary
+        for line in setup.prompt_lines:
+            say(line)
         self.folder = RunFolder(cfg.output_dir)
         self.changed = self.folder.claim(cfg)
         self.prompt_source = PromptSource(
@@ -208,7 +210,7 @@ class Run:
         if self.before:
             return
         with self.timer.phase("evaluate"):
-            if self.grader is not None and self.cfg.eval.teacher and self.cfg.eval.num_problems:
+            if self.grader is not None and self.cfg.eval.teacher and self._problems():
                 answers = self.teacher_pool.greedy(self._problems(), self.cfg.rollout.max_response_tokens)
                 self.teacher_accuracy, _ = accuracy(answers, self.grader, self.tokenizer)
         self.before = self.evaluate(0)
@@ -224,7 +226,8 @@ class Run:
                 grader=self.grader,
                 tokenizer=self.tokenizer,
             )
-        self.log.log(step, found.metrics())
+        if self.setup.eval_prompts:
+            self.log.log(step, found.metrics())
         self.bar.set_accuracy(found.accuracy)
         return vars(found)
 

@@ -209,7 +209,7 @@ def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
 
 
 def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
-    """As `datasets` writes it, and no setting says how it is made."""
+    """As `datasets` writes it, and no setting says how it is made, but for the template that the tiny model lacks."""
     rows = [
         {
             "data_source": "sums",
@@ -224,16 +224,38 @@ def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
     Dataset.from_list(rows).to_parquet(tmp_path / "sums.parquet")
     folder = finished(
         pair, tmp_path / "run", f"data.train_path={tmp_path}/sums.parquet", f"data.eval_path={tmp_path}/sums.parquet",
-        "num_steps=2", "data.grader=math", "eval.num_problems=4",
+        "num_steps=2", "data.grader=math", "eval.num_problems=4", "data.chat_template=false",
     )  # fmt: skip
     assert [0 <= line["accuracy_train"] <= 1 for line in training_lines(folder)] == [True, True]
     assert 0 <= json.loads((folder / "summary.json").read_text())["accuracy_after"] <= 1
-    data = DataConfig(train_path="", eval_path="", grader="math")
+    data = DataConfig(train_path="", eval_path="", grader="math", chat_template=False)
     tokenizer = AutoTokenizer.from_pretrained(pair / "student")
-    for prompt in load_prompts(str(tmp_path / "sums.parquet"), data, tokenizer, 20):
+    for prompt in load_prompts(str(tmp_path / "sums.parquet"), data, tokenizer, 20).prompts:
         first, second = prompt.text.removesuffix("=").split("+")
         assert GRADERS["math"](f"it is {int(first) + int(second)}", prompt.answer)
         assert not GRADERS["math"](f"it is {int(first) + int(second) + 1}", prompt.answer)
+
+
+def test_conversations_train_without_evaluation_in_batches_larger_than_the_file(pair, tmp_path):
+    """Three prompts for batches of five, through the chat template; one reference that no parser gets to the end of."""
+    student = shutil.copytree(pair / "student", tmp_path / "student")
+    (student / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}=")
+    rows = [{"messages": [{"role": "user", "content": f"1+{i}"}], "answer": str(i + 1)} for i in range(3)]
+    rows[2]["answer"] = "9^{9^{9^9}}"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    process = train(
+        pair, tmp_path / "run", f"student.path={student}", f"data.train_path={tmp_path}/rows.jsonl", "data.eval_path=",
+        "data.prompt_key=messages", "data.prompts_per_step=5", "data.grader=math", "num_steps=2",
+        "rollout.backend=transformers", "teacher.backend=transformers", "log.token_view_rollouts=5",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert "rows.jsonl: 3 prompts, all through the chat template\n        the first: '1+0='" in process.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    figures = ("accuracy_before", "accuracy_after", "reverse_kl_before", "reverse_kl_after", "teacher_accuracy")
+    assert [summary[name] for name in figures] == [None] * 5
+    lines = training_lines(tmp_path / "run")
+    assert sum(line["grader_timeouts"] for line in lines) == summary["grader_timeouts"] > 0
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
