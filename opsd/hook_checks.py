@@ -35,9 +35,10 @@ FIELDS_IN_UNIT_RANGE = (
 
 
 def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
-    """Runs selection and objective on eight made-up tokens. Raises ConfigError that names the function at fault.
+    """Runs selection and objective on eight made-up tokens, and asks for the source of the answers.
 
-    So an option out of range is found here too. Draws nothing from the global generator that a run would notice.
+    Raises ConfigError that names the function at fault. So an option out of range is found here too. Draws nothing from
+    the global generator that a run would notice.
     """
     objective, batch = Objective.of(hooks.divergence), made_up_batch(cfg)
     with torch.random.fork_rng(devices=[]):
@@ -48,6 +49,18 @@ def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
             selection = Selection(index_N=place_T, weight_N=torch.ones(len(place_T)))
             objective = Objective(parts=tuple(p for p in objective.parts if not Objective.of(p[1]).required_inputs()))
         check_objective(objective, selection)
+    try:
+        source = hooks.rollouts(NoEngines(), NoEngines())
+    except AttributeError:  # one that reads more of its pools at once is looked at when there are pools
+        return
+    checked_source(source, name_of(hooks.rollouts))
+
+
+class NoEngines:
+    """Stands for a pool before there is one: with no answers."""
+
+    def sample(self, *_: Any, **__: Any) -> Iterator[dict[int, Rollout]]:
+        return iter(())
 
 
 def checked_select(select: Callable[[BatchStats], Selection], batch: BatchStats) -> Selection:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +30,10 @@ from tip.adjustments import ADJUSTMENTS
 from tip.answers import ANSWERS
 from tip.config import SelectorConfig, TipRunConfig
 from tip.filters import FILTERS
-from tip.scores import SCORES, compares_models
+from tip.low_mass import LowMassWarning, comparing_parts
+from tip.scores import SCORES
 from tip.selectors import SELECTORS
 
-LOW_MASS = 0.9  # of the student's, on the tokens that the models are compared on
 WARM_UP_SHARE = 0.05  # of the steps, in which a ratio that follows the loss stays. AdaKD, arXiv 2510.11615
 
 
@@ -68,35 +67,6 @@ def build_hooks(cfg: TipRunConfig) -> TrainHooks:
         state_dict=importance.state_dict,
         load_state_dict=importance.load_state_dict,
     )
-
-
-@dataclass
-class LowMassWarning:
-    """Says once, in one line on stderr, that the models are compared on too little of the student's mass."""
-
-    parts: list[str]  # the settings that compare them; none: there is nothing to say
-    said: bool = False
-
-    def look_at(self, batch: BatchStats) -> None:
-        mass_T = batch.tokens.named_mass_T
-        if self.said or not self.parts or mass_T is None or mass_T.mean() >= LOW_MASS:
-            return
-        self.said = True
-        print(
-            f"warning: step {batch.step + 1}: {' and '.join(self.parts)} compare the models on tokens that hold "
-            f"{mass_T.mean():.2f} of the student's mass, below {LOW_MASS}: the order of the tokens may be chance. A "
-            "teacher that scores the student's candidates (teacher.backend=transformers), a larger teacher.top_k or "
-            "selector.score=entropy avoids it; stats=learner does not",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def comparing_parts(cfg: TipRunConfig) -> list[str]:
-    """The settings of a run whose choice or weight of a token comes from a comparison of the two models."""
-    scored = cfg.selector.name != "all" and compares_models(cfg.selector.score)
-    parts = [f"selector.score={cfg.selector.score}"] if scored else []
-    return parts + [f"adjust.{name}" for name in cfg.adjust if name == "temperature"]
 
 
 class Ratio(Protocol):

@@ -159,6 +159,16 @@ def test_groups_of_answers_are_looked_at_as_they_come():
         checked_source(None, "mine")
 
 
+def test_the_source_of_the_answers_is_asked_for_before_there_are_pools():
+    def out_of_range(rollout_pool, teacher_pool):
+        raise ConfigError("answer_options.student_share must be in [0, 1], got 2.0")
+
+    for rollouts, message in ((out_of_range, "got 2.0"), (lambda *pools: [], "must return a function of prompts")):
+        with pytest.raises(ConfigError, match=message):
+            check_hooks(TrainHooks(divergence=reverse_kl, rollouts=rollouts), RunConfig())
+    check_hooks(TrainHooks(divergence=reverse_kl, rollouts=lambda pool, teacher: pool.engines.sample), RunConfig())
+
+
 def test_a_bound_function_is_named_with_its_options():
     hooks = TrainHooks(divergence=partial(mean_of_all))
     with pytest.raises(ConfigError, match="tests.opsd.test_hook_checks.mean_of_all must"):

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opsd.engine_config import TeacherConfig
 from opsd.engines.pool import occurrences, request_seed
 from opsd.errors import ConfigError
+from opsd.hook_checks import check_hooks
 from opsd.types import Prompt, Rollout
 from tip.answers import ANSWERS, NOT_SAMPLED, mixed_with
 from tip.config import TipRunConfig
@@ -129,6 +131,11 @@ def test_what_cannot_work_is_refused():
         TipRunConfig(answers="mixed")
     with pytest.raises(ConfigError, match="answers must be one of mixed, mixtures, student, teacher_pairs, got 'file'"):
         build_hooks(TipRunConfig(answers="file", stats="learner"))
+    teacher = TeacherConfig(backend="transformers")
+    for answers, option, value in (("mixed", "student_share", 1.5), ("mixtures", "concentration", 0.0)):
+        cfg = TipRunConfig(answers=answers, answer_options={option: value}, stats="learner", teacher=teacher)
+        with pytest.raises(ConfigError, match=f"answer_options.{option} must be .*, got {value}"):
+            check_hooks(build_hooks(cfg), cfg)
     source = ANSWERS["mixed"](StudentPool(), None, seed=0, max_tokens=8, student_share=0.0)
     with pytest.raises(ConfigError, match="set data.response_key"):
         gather(source, make_prompts(2, response=None), step=0, samples_per_prompt=1)
