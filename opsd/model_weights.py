@@ -29,7 +29,8 @@ def model_without_weights(path: str, *, trust_remote_code: bool) -> PreTrainedMo
     """The model of a folder on the meta device: its names and shapes, no memory.
 
     It ties its head only where the files do: a head of their own beside `tie_word_embeddings=true` is a head of its
-    own, as transformers has it. Raises ConfigError where the files lack weights, which would be random.
+    own, as transformers has it. Raises ConfigError where the files lack weights, which would be random,
+    or hold them in other shapes.
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
@@ -38,7 +39,13 @@ def model_without_weights(path: str, *, trust_remote_code: bool) -> PreTrainedMo
     if not stored or getattr(config, "quantization_config", None):  # names of other formats, or of packed numbers
         return model
     model_class, config = type(model), model.config
-    model, missing = _load_names(model_class, config, stored)
+    model, missing, mismatched = _load_names(model_class, config, stored)
+    if mismatched:
+        name, in_file, in_config = min(mismatched)
+        raise ConfigError(
+            f"{path}: {len(mismatched)} weights have other shapes in its files than by its config.json: {name} "
+            f"{list(in_file)}, not {list(in_config)}"
+        )
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise ConfigError(
@@ -48,7 +55,7 @@ def model_without_weights(path: str, *, trust_remote_code: bool) -> PreTrainedMo
     if _has_own_head(model, stored):
         for part in {id(each): each for each in (config, config.get_text_config())}.values():
             part.tie_word_embeddings = False
-        model, _ = _load_names(model_class, config, stored)
+        model, _, _ = _load_names(model_class, config, stored)
     return model
 
 
@@ -112,8 +119,10 @@ def tied_names(model: PreTrainedModel) -> set[str]:
 
 def _load_names(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, stored: dict[str, Path]
-) -> tuple[PreTrainedModel, set[str]]:
-    """(the model as transformers makes it of weights of these names and shapes, the names that it misses)."""
+) -> tuple[PreTrainedModel, set[str], set[tuple]]:
+    """(the model as transformers makes it of weights of these names and shapes, the names that it misses,
+    (name, shape in the files, shape in the model) where these differ).
+    """
     state = {}
     for file, names in _by_file(stored).items():
         with _opened(file) as (_, weight):
@@ -126,8 +135,9 @@ def _load_names(
             device_map="meta",
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    return model.eval(), set(info["missing_keys"])
+    return model.eval(), set(info["missing_keys"]), set(info["mismatched_keys"])
 
 
 def _has_own_head(model: PreTrainedModel, stored: dict[str, Path]) -> bool:

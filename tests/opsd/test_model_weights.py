@@ -117,6 +117,15 @@ def test_weights_that_no_file_holds_are_refused_by_name(tmp_path):
         check_weights("teacher.path", str(path), False)
 
 
+def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+    path = folder_with(tmp_path, tied=True)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "vocab_size": 80}))
+    said = r"teacher.path=.*: 1 weights have other shapes .*: model.embed_tokens.weight \[64, 64\], not \[80, 64\]"
+    with pytest.raises(ConfigError, match=said):
+        check_weights("teacher.path", str(path), False)
+
+
 @pytest.mark.parametrize("name", ["Qwen3-MoE", "GLM-4-MoE", "Gemma 3 with vision", "Qwen3.5 with vision", "Llama"])
 def test_weights_go_out_as_the_files_have_them(name, tmp_path):
     """Experts one by one, a text part under its prefix, a router's correction, which is no parameter."""

@@ -10,8 +10,12 @@ import pytest
 from opsd.config import DataConfig, LossConfig, PlacementConfig, RunConfig, StudentConfig
 from opsd.engine_config import RolloutConfig, TeacherConfig
 from opsd.errors import ConfigError, DataError
-from opsd.preflight import check, check_counts
+from opsd.model_facts import read_facts
+from opsd.model_folder import model_config, text_setting
+from opsd.plan.models import read_model
+from opsd.preflight import check, check_counts, check_head
 from tests.tiny_models import ALPHABET, make_char_tokenizer, make_tiny_qwen3
+from tiny_architectures import make_architecture
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +207,38 @@ def test_what_cannot_be_left_out_is_refused(models, tmp_path, renamed):
             ignoring(models, tmp_path, ["x", "y", unknown])
     with pytest.raises(DataError, match=f"row 2: the prompt holds token {renamed}, which teacher.ignore_tokens"):
         ignoring(models, tmp_path, ["x", "y"], prompts=("1+2=", "1+x="))
+
+
+@pytest.fixture
+def with_vision(tmp_path):
+    """A multimodal folder, whose language model is described within its config."""
+    folder = make_architecture("Gemma 3 with vision", tmp_path / "with_vision", seed=0)
+    make_char_tokenizer(folder, eos_token_id=0)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("eos_token_id", None)
+    config["text_config"].update(eos_token_id=[0, 9], max_position_embeddings=300)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_multimodal_models_facts_are_its_language_models(with_vision):
+    facts = read_facts("student.path", str(with_vision), False)
+    assert (facts.vocab_size, facts.stop_ids, facts.max_position_embeddings) == (64, (0, 9), 300)
+    sizes = read_model("student", str(with_vision))
+    assert (sizes.num_hidden_layers, sizes.vocab_size, sizes.tied) == (2, 64, True)
+
+
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "logits_soft_cap", "logits_scaling"])
+def test_a_soft_cap_within_a_multimodal_config_is_found(with_vision, name):
+    config = json.loads((with_vision / "config.json").read_text())
+    config["text_config"][name] = 30.0
+    (with_vision / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"{name}=30.0 .* is not supported"):
+        check_head(str(with_vision), model_config("student.path", str(with_vision), False))
+
+
+def test_a_config_without_a_context_is_refused_by_the_fields_name(with_vision):
+    config = model_config("student.path", str(with_vision), False)
+    with pytest.raises(ConfigError, match="with_vision: its config.json does not say num_ghosts"):
+        text_setting(str(with_vision), config, "num_ghosts")
