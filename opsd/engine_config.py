@@ -9,7 +9,7 @@ from opsd.checks import at_least, in_range, one_of, positive
 from opsd.errors import ConfigError
 from opsd.remote_config import REMOTE_BACKENDS, HttpConfig, check_url
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
 
 
@@ -19,6 +19,7 @@ class EngineConfig:
 
     backend: str = "vllm"  # vllm | transformers
     num_workers: int = 1  # Ray actors, each a whole engine
+    # float32 | bfloat16 | auto, the programs' own default: bfloat16 on a GPU, float32 on the CPU
     dtype: str = "float32"
     tensor_parallel_size: int = 1  # GPU only
     gpu_memory_utilization: float = 0.7  # GPU only
@@ -40,9 +41,9 @@ class EngineConfig:
 
 @dataclass
 class RolloutConfig(EngineConfig):
-    max_response_tokens: int = 512
-    temperature: float = 1.0
-    top_p: float = 1.0
+    max_response_tokens: int = 512  # a longer answer is cut there
+    temperature: float = 1.0  # at which the student samples its answers
+    top_p: float = 1.0  # they are drawn from the likeliest tokens that have this probability together
     num_candidates: int = 32  # C: the student's own likeliest tokens that travel with each token
     weight_transfer: str = "object_store"  # object_store | nccl (GPU only): how new weights reach the engines
     group_size: int = 32  # the teacher gets finished rollouts of an engine in groups of this size, at once
@@ -68,7 +69,7 @@ class TeacherConfig(EngineConfig):
     http: HttpConfig = field(default_factory=HttpConfig)
     by_source: dict[str, Any] = field(default_factory=dict)  # teachers by data_source, see opsd.teacher.sources
     top_k: int = 64  # K: log-probabilities returned for each token
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run Python code that lies in the model's folder
     attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
     follow_decay: float | None = None  # d: the teacher is a running mean of the student, d old + (1 - d) new a step
     max_batch_tokens: int = 8192  # prompt and response tokens scored in one engine step; bounds its memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
+from opsd.dtypes import planned_device, with_dtypes
 from opsd.engines.pool import EnginePool
 from opsd.errors import ConfigError, reported, say
 from opsd.evaluation.config import EvaluateConfig
@@ -24,6 +26,7 @@ from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
 from opsd.placement import ray_cluster, resolve_device
 from opsd.run_summary import git_commit, installed_versions
+from opsd.setting_names import refuse_misspelt
 from opsd.types import Sampling
 
 
@@ -34,6 +37,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     StageError.
     """
     device = resolve_device(cfg.device)
+    cfg = with_dtypes(cfg, device)
     models = check(cfg)
     folder = _claim(cfg)
     evaluated = {}
@@ -126,8 +130,13 @@ def main() -> None:
     def run(hydra_cfg: DictConfig) -> None:
         with reported():
             cfg = compose_config(hydra_cfg, EvaluateConfig)
-            print(plan(cfg) if cfg.plan_only else report(evaluate(cfg)))
+            if cfg.plan_only:
+                print(plan(with_dtypes(cfg, planned_device(cfg.device))))
+            else:
+                print(report(evaluate(cfg)))
 
+    with reported():
+        refuse_misspelt(sys.argv[1:], EvaluateConfig, "opsd.conf")
     run()
 
 

@@ -49,7 +49,7 @@ def check(cfg: RunConfig) -> Setup:
     student = facts_of(cfg.student.path, student_config, tokenizer)
     configs = teachers_by_source(cfg.teacher)
     teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
-    vocabulary = _shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
+    vocabulary = shared_vocabulary(student, {section: facts.model for section, facts in teachers.items()})
     check_counts(cfg, vocabulary.size, device)
     support = _support(cfg.loss.support, teachers)
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
@@ -76,7 +76,7 @@ def _check_head(path: str, config: PreTrainedConfig) -> None:
             )
 
 
-def _shared_vocabulary(student: ModelFacts, teachers: dict[str, ModelFacts]) -> Vocabulary:
+def shared_vocabulary(student: ModelFacts, teachers: dict[str, ModelFacts]) -> Vocabulary:
     """The ids that all models know; each of them must name the same token for student and teacher."""
     models = [student, *teachers.values()]
     size = min(min(len(model.tokens), model.vocab_size) for model in models)

@@ -20,10 +20,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
+from opsd.dtypes import with_dtypes
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
 from opsd.placement import resolve_device
 from opsd.remote_config import read_token
+from opsd.setting_names import refuse_misspelt
 from opsd.teacher.admission import Limits
 from opsd.teacher.app import Service, make_app
 from opsd.teacher.batcher import Batcher
@@ -40,6 +42,7 @@ def serve(cfg: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError, StageError where the engine ended by itself."""
     token = read_token("", cfg.token_file, cfg.token_env)
     cfg.check_token(token)
+    cfg = with_dtypes(cfg, resolve_device(cfg.device))
     facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
     engine = EngineProcess(cfg.teacher, resolve_device(cfg.device))
@@ -142,4 +145,6 @@ def main(hydra_cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     ConfigStore.instance().store(name="teacher_server_schema", node=ServerConfig)
+    with reported():
+        refuse_misspelt(sys.argv[1:], ServerConfig, "opsd.conf")
     main()
