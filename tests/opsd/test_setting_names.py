@@ -1,5 +1,7 @@
 """A misspelt setting is refused with the nearest name; a model's name on the hub with the command that fetches it."""
 
+import re
+
 import pytest
 
 from opsd.config import RunConfig
@@ -17,11 +19,11 @@ from tip.config import TipRunConfig
         ("learning_rate=1e-5", "learning_rate: there is no such setting; did you mean learner.learning_rate? "),
         ("data.num_steps=5", "data.num_steps: there is no such setting; did you mean num_steps? "),
         ("selektor=entropy", "selektor: there is no such setting; did you mean selector? "),
-        ("zzz=1", "zzz: there is no such setting .docs/settings.md has them all."),
+        ("zzz=1", "zzz: there is no such setting (docs/settings.md has them all)"),
     ],
 )
 def test_a_misspelt_setting_is_answered_with_the_nearest_name(argument, said):
-    with pytest.raises(ConfigError, match=f"^{said}"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
         refuse_misspelt(["seed=1", argument], TipRunConfig, "tip.conf")
 
 

@@ -73,5 +73,6 @@ def test_with_the_packages_hydra_answers_and_no_model_is_made(recipe, arguments,
 
 def test_a_recipe_without_them_still_installs_first(bare):
     command = ["bash", str(bare / "recipes" / "quickstart.sh")]
-    process = subprocess.run(command, cwd=bare, capture_output=True, text=True, timeout=60)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(bare)}
+    process = subprocess.run(command, env=environment, cwd=bare, capture_output=True, text=True, timeout=60)
     assert process.returncode == 1 and (bare / "installed").exists()

@@ -11,9 +11,7 @@ def test_the_page_is_up_to_date():
 
 
 def test_every_setting_says_what_it_means():
-    rows = [
-        re.split(r"(?<!\\\\)\\|", line)[1:-1] for line in settings_page.page().splitlines() if line.startswith("| `")
-    ]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in settings_page.page().splitlines() if line.startswith("| `")]
     assert len(rows) > 150
     assert [row[0].strip() for row in rows if len(row) != 4 or not row[3].strip()] == []
     names = {row[0].strip(" `") for row in rows}
