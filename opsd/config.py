@@ -25,8 +25,10 @@ GRADERS = ("final_hash", "math", "boxed", "answer_line", "auto", "none")
 @dataclass
 class StudentConfig:
     path: str = MISSING  # a Hugging Face folder
-    dtype: str = "float32"  # of the forward and backward pass; master weights are float32
-    trust_remote_code: bool = False
+    # Of the forward and backward pass; master weights are float32. float32 | bfloat16 | auto, the programs' default:
+    # bfloat16 on a GPU, float32 on the CPU.
+    dtype: str = "float32"
+    trust_remote_code: bool = False  # run Python code that lies in the model's folder
 
     def __post_init__(self) -> None:
         one_of("student.dtype", self.dtype, DTYPES)
@@ -70,9 +72,9 @@ class DataConfig(PromptConfig):
     # Field with a whole answer, for methods that train on such: a string, or, where it is the prompt_key again, that
     # conversation's last turn. Empty: none.
     response_key: str = ""
-    prompts_per_step: int = 64
-    samples_per_prompt: int = 1
-    shuffle: bool = True
+    prompts_per_step: int = 64  # of the file that a step takes
+    samples_per_prompt: int = 1  # answers of the student to each of them
+    shuffle: bool = True  # another order in every pass, by the seed; false: the file's
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,18 +105,18 @@ class LossConfig:
 @dataclass
 class LearnerConfig:
     num_workers: int = 1  # FSDP2 ranks
-    learning_rate: float = 1e-6
+    learning_rate: float = 1e-6  # the highest, after the warm-up
     schedule: str = "cosine"  # cosine | constant
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # over which it rises from nearly zero
     min_lr_ratio: float = 0.0  # cosine falls to this share of learning_rate
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0  # AdamW's
+    adam_betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
+    max_grad_norm: float = 1.0  # a larger gradient is scaled down to this norm
     micro_batch_tokens: int = 16384  # packed tokens of one forward pass; a longer rollout goes alone
     activation_checkpointing: bool = False  # keep each layer's input only; a second forward pass in the backward pass
     cpu_offload: bool = False  # GPU only: weights, gradients and optimiser live in host memory, a layer at a time on it
     compile: bool = False  # torch.compile each layer: faster steps on a GPU after a slow first one; not run on a GPU
-    cpu_threads: int = 1
+    cpu_threads: int = 1  # of each rank, on the CPU
 
     def __post_init__(self) -> None:
         one_of("learner.schedule", self.schedule, ("cosine", "constant"))
@@ -132,8 +134,8 @@ class PlacementConfig:
 
     mode: str = "separate"  # separate: each role has GPUs of its own | colocated: they share GPUs and take turns
     rollout_nodes: str = ""  # label of the nodes that the rollout engines run on; empty: any node
-    teacher_nodes: str = ""
-    learner_nodes: str = ""
+    teacher_nodes: str = ""  # the same for the teacher's engines
+    learner_nodes: str = ""  # the same for the learner's ranks
     wait_s: float = 120.0  # for GPUs that other runs still hold, or nodes that are still starting
 
     def __post_init__(self) -> None:
@@ -174,10 +176,10 @@ class CheckpointConfig:
 class LogConfig:
     # auto: as WANDB_MODE or a stored `wandb offline` says, else online where there is a login, else offline | off
     wandb: str = "auto"
-    project: str = "opsd"
+    project: str = "opsd"  # of wandb
     dashboard: bool = True  # Ray dashboard
     token_view_every: int = 50  # steps between the rollouts kept for the report's token view
-    token_view_rollouts: int = 4
+    token_view_rollouts: int = 4  # how many of such a step
 
     def __post_init__(self) -> None:
         one_of("log.wandb", self.wandb, ("auto", "off"))
@@ -189,13 +191,13 @@ class LogConfig:
 class RunConfig:
     """A run of `python -m opsd.train`: plain on-policy distillation, or what `hooks` makes of it."""
 
-    output_dir: str = MISSING
-    num_steps: int = 300
+    output_dir: str = MISSING  # the run's folder: settings, metrics, checkpoints, report and the trained student
+    num_steps: int = 300  # optimiser steps
     num_epochs: int = 0  # passes over the training prompts, in place of num_steps; 0: num_steps counts
-    seed: int = 0
+    seed: int = 0  # of the prompts' order, the answers and the selection
     device: str = "auto"  # auto | cpu | cuda
     hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
-    hook_options: dict[str, Any] = field(default_factory=dict)  # free for a user's own hooks
+    hook_options: dict[str, Any] = field(default_factory=dict)  # free, for hooks of your own
     resume: str = "never"  # never | auto: go on from the newest checkpoint in output_dir
     overwrite: bool = False  # delete an earlier run in output_dir
     # rollout | learner: whose log-probabilities entropy and divergence of a token come from. A further forward pass of

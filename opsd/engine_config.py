@@ -9,7 +9,7 @@ from opsd.checks import at_least, in_range, one_of, positive
 from opsd.errors import ConfigError
 from opsd.remote_config import REMOTE_BACKENDS, HttpConfig, check_url
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
 TRANSFERS = ("auto", "object_store", "nccl", "ipc")
 GPU_SHARE = 0.9  # of a GPU that an engine has to itself
@@ -22,6 +22,7 @@ class EngineConfig:
 
     backend: str = "vllm"  # vllm | transformers
     num_workers: int = 1  # Ray actors, each a whole engine
+    # float32 | bfloat16 | auto, the programs' own default: bfloat16 on a GPU, float32 on the CPU
     dtype: str = "float32"
     tensor_parallel_size: int = 1  # vllm only: GPUs (on the CPU, processes) that share every layer of one engine
     # GPU only: the share of a GPU that vLLM fills. None: 0.9, or 0.35 where placement.mode=colocated
@@ -64,9 +65,9 @@ class EngineConfig:
 
 @dataclass
 class RolloutConfig(EngineConfig):
-    max_response_tokens: int = 512
-    temperature: float = 1.0
-    top_p: float = 1.0
+    max_response_tokens: int = 512  # a longer answer is cut there
+    temperature: float = 1.0  # at which the student samples its answers
+    top_p: float = 1.0  # they are drawn from the likeliest tokens that have this probability together
     num_candidates: int = 32  # C: the student's own likeliest tokens that travel with each token
     # How new weights reach the engines: object_store | nccl (vLLM with GPUs of its own) | ipc (vLLM on the learner's,
     # placement.mode=colocated) | auto: nccl or ipc where they are possible, else object_store.
@@ -100,7 +101,7 @@ class TeacherConfig(EngineConfig):
     # Ids, or tokens by their text, that mean something else to the student, or nothing: no probability goes to them,
     # an answer that holds one is dropped and counted (foreign_token), a prompt that holds one is refused.
     ignore_tokens: list[Any] = field(default_factory=list)
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run Python code that lies in the model's folder
     attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
     follow_decay: float | None = None  # d: the teacher is a running mean of the student, d old + (1 - d) new a step
     max_batch_tokens: int = 8192  # prompt and response tokens scored in one engine step; bounds its memory

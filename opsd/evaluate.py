@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from opsd.config import compose_config
 from opsd.data.grading import ready_to_judge
+from opsd.dtypes import planned_device, with_dtypes
 from opsd.engines.installed import require_vllm
 from opsd.engines.pool import EnginePool
 from opsd.errors import ConfigError, reported, say
@@ -26,6 +28,7 @@ from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
 from opsd.placement import joins_cluster, ray_cluster, resolve_device
 from opsd.run_summary import git_commit, installed_versions
+from opsd.setting_names import refuse_misspelt
 from opsd.types import Sampling
 
 
@@ -38,6 +41,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     device = resolve_device(cfg.device)
     if not joins_cluster():  # whose nodes may have what this one lacks
         require_vllm({"engine": cfg.engine.backend})
+    cfg = with_dtypes(cfg, device)
     models = check(cfg)
     folder = _claim(cfg)
     evaluated = {}
@@ -135,8 +139,13 @@ def main() -> None:
     def run(hydra_cfg: DictConfig) -> None:
         with reported():
             cfg = compose_config(hydra_cfg, EvaluateConfig)
-            print(plan(cfg) if cfg.plan_only else report(evaluate(cfg)))
+            if cfg.plan_only:
+                print(plan(with_dtypes(cfg, planned_device(cfg.device))))
+            else:
+                print(report(evaluate(cfg)))
 
+    with reported():
+        refuse_misspelt(sys.argv[1:], EvaluateConfig, "opsd.conf")
     run()
 
 

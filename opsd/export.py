@@ -37,6 +37,7 @@ class Source:
     step: int
     config: dict[str, Any]  # the run's settings
     summary: dict[str, Any]  # of the whole run; empty where it has not ended at this step
+    support: str  # loss.support, with auto decided where the run has said how
 
 
 def main() -> None:
@@ -64,13 +65,17 @@ def find_source(path: Path) -> Source:
     summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
     if checkpoint is None and not (summary and (run / "student").is_dir()):
         raise DataError(f"{run}: no checkpoint and no finished student/ in it: there is nothing to export yet")
-    step = summary["steps"] if checkpoint is None else read_state(checkpoint)["step"]
+    state = {} if checkpoint is None else read_state(checkpoint)
+    step = state.get("step", summary.get("steps"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    said = {"support": config["loss"]["support"], **summary, **state}
     return Source(
         run=run,
         checkpoint=checkpoint,
         step=step,
-        config=yaml.safe_load((run / "config.yaml").read_text()),
+        config=config,
         summary=summary if summary.get("steps") == step else {},
+        support=said["support"],
     )
 
 
@@ -85,7 +90,9 @@ def export(source: Source, out: Path, *, dtype: str | None, base: Path | None) -
     wanted = getattr(torch, dtype) if dtype else None
     save_student(out, weights, str(base), trust_remote_code=trust_remote_code, dtype=wanted)
     config = json.loads((out / "config.json").read_text())
-    card = model_card(out.name, source.config, source.summary, step=source.step, dtype=config["dtype"])
+    card = model_card(
+        out.name, source.config, source.summary, support=source.support, step=source.step, dtype=config["dtype"]
+    )
     card.save(out / "README.md")
     num_weights = sum(weight.numel() for weight in weights.values())
     print(f"{out}: {num_weights / 1e6:.1f} M weights in {config['dtype']} after {source.step} steps")

@@ -65,7 +65,7 @@ def check(cfg: RunConfig) -> Setup:
     for section, teacher in ((section_of(source), each) for source, each in configs.items()):
         if not teacher.remote and teacher.path != cfg.student.path:
             check_weights(f"{section}.path", teacher.path, teacher.trust_remote_code)
-    vocabulary = _shared_vocabulary(
+    vocabulary = shared_vocabulary(
         student,
         {section: facts.model for section, facts in teachers.items()},
         {section_of(source): each.ignore_tokens for source, each in configs.items()},
@@ -106,7 +106,7 @@ def _check_teacher_heads(configs: dict[str, TeacherConfig]) -> None:
             check_engine_heads(section, each, each.path, config)
 
 
-def _shared_vocabulary(
+def shared_vocabulary(
     student: ModelFacts, teachers: dict[str, ModelFacts], ignored: dict[str, list[int | str]]
 ) -> Vocabulary:
     """The ids that all models know; each of them must name the same token for student and teacher, or be `ignored`."""

@@ -31,6 +31,7 @@ from opsd.placement import ray_cluster
 from opsd.plan.sharing import require_shared_room
 from opsd.preflight import check
 from opsd.ray_metrics import RayMetrics, metrics_url
+from opsd.reach import reachable_lines
 from opsd.report.build import build_report
 from opsd.rollout.pool import RolloutPool
 from opsd.run_folder import RunFolder
@@ -98,8 +99,8 @@ class Run:
         dashboard = self._stack.enter_context(ray_cluster(dashboard=cfg.log.dashboard))
         say(f"run     {self.folder.path.resolve()}")
         say(f"data    {len(setup.train_prompts):,} prompts to train on, {len(setup.eval_prompts):,} held out")
-        say(f"ray     {dashboard} (its token: ray get-auth-token)" if dashboard else "ray     no dashboard")
-        say(f"metrics {metrics_url()}")
+        for line in reachable_lines(dashboard, metrics_url()):
+            say(line)
         self._start_actors()
         self.resumed = resume(self)
         self.sync(self.first_step)

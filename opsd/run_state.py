@@ -23,6 +23,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "before": run.before,
         "teacher_accuracy": run.teacher_accuracy,
         "owes_evaluation": run.owes_evaluation,
+        "support": run.setup.support,  # for who exports this checkpoint
         "wall_s": run.wall_s,
         "phase_s": run.phase_s,
     }

@@ -14,11 +14,14 @@ from omegaconf import DictConfig
 from opsd.batch import batch_stats
 from opsd.config import RunConfig, compose_config
 from opsd.data.epochs import with_epochs_as_steps
+from opsd.dtypes import with_dtypes
 from opsd.errors import reported
 from opsd.hook_checks import check_hooks, checked_select
 from opsd.hooks import TrainHooks, load_build_hooks
 from opsd.observe import queue_lengths
+from opsd.placement import resolve_device
 from opsd.run import Run
+from opsd.setting_names import refuse_misspelt
 from opsd.stopping import says_what_is_left
 
 
@@ -50,7 +53,7 @@ def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> di
 
     Raises ConfigError, DataError or StageError, and KeyboardInterrupt where it is told to stop.
     """
-    cfg = with_epochs_as_steps(cfg)
+    cfg = with_dtypes(with_epochs_as_steps(cfg), resolve_device(cfg.device))
     hooks = build_hooks(cfg)
     check_hooks(hooks, cfg)
     with Run(cfg, hooks) as run:
@@ -70,6 +73,8 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
                 distil(cfg, load_build_hooks(cfg.hooks))
 
     sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
+    with reported():
+        refuse_misspelt(sys.argv[1:], config_class, conf_module)
     main()
 
 

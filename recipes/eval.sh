@@ -26,7 +26,7 @@ if [[ -n ${RUN_DIR:-} ]]; then models+=("run='$(absolute "$RUN_DIR" RUN_DIR)'");
 if [[ -n ${TEACHER_MODEL_PATH:-} ]]; then models+=("+models.teacher='$TEACHER_MODEL_PATH'"); fi
 if [[ -n ${MODEL_PATH:-} ]]; then models+=("+models.${MODEL_NAME:-student}='$MODEL_PATH'"); fi
 if ((${#models[@]} == 0)); then
-    is_on PLAN_ONLY || fail "set MODEL_PATH (and TEACHER_MODEL_PATH), or RUN_DIR"
+    only_looks || fail "set MODEL_PATH (and TEACHER_MODEL_PATH), or RUN_DIR"
     models=(+models.teacher=Qwen/Qwen3-8B +models.student=Qwen/Qwen3-4B)
 fi
 
@@ -37,7 +37,7 @@ elif [[ -n ${DATA_DIR:-} ]]; then
     for file in "$DATA_DIR"/val_*; do if [[ -f $file ]]; then files+=("$file"); fi; done
     ((${#files[@]})) || fail "DATA_DIR=$DATA_DIR has no val_*.parquet: make them with scripts/prepare_data.py"
 else
-    is_on PLAN_ONLY || fail "set DATA_DIR or EVAL_DATA"
+    only_looks || fail "set DATA_DIR or EVAL_DATA"
 fi
 for place in "${!files[@]}"; do files[place]="'$(absolute "${files[place]}" EVAL_DATA)'"; done
 paths=$(IFS=, && echo "${files[*]}")

@@ -23,7 +23,9 @@ from hydra.core.config_store import ConfigStore
 from measure import markdown
 from opsd.config import compose_config
 from opsd.data.epochs import with_epochs_as_steps
+from opsd.dtypes import with_dtypes
 from opsd.hooks import load_build_hooks
+from opsd.placement import resolve_device
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB
 from opsd.plan.program import planned_job
@@ -38,6 +40,7 @@ def main() -> None:
     ConfigStore.instance().store(name="schema", node=TipRunConfig)
     with initialize_config_module("tip.conf", version_base=None):
         cfg = with_epochs_as_steps(compose_config(compose("tip", overrides=sys.argv[1:]), TipRunConfig))
+    cfg = with_dtypes(cfg, resolve_device(cfg.device))
     planned = {role.name: role.memory.total for role in plan_roles(planned_job(cfg, ClusterConfig()))}
     hooks = load_build_hooks(cfg.hooks)(cfg)
     with Run(cfg, hooks) as run:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from opsd.errors import ConfigError
-from opsd.plan.memory import GIB
-from opsd.plan.models import ModelSizes
+from opsd.plan.memory import GIB, Memory
+from opsd.plan.models import ModelSizes, tokenizer_facts
 from opsd.plan.roles import Engine, Job, engine_role, learner_role, plan_roles
 from opsd.plan.traffic import candidates_scored
-from opsd.preflight import check_counts, prompt_limit
+from opsd.preflight import check_counts, prompt_limit, shared_vocabulary
 from opsd.support import decide_support
 from opsd.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 
@@ -24,6 +24,7 @@ def refusals(job: Job) -> list[str]:
         *_refused(lambda: check_counts(job.cfg, min(model.vocab_size for model in models), job.device)),
         *_refused(lambda: prompt_limit(job.cfg, *models)),
         *_refused(lambda: decide_support(job.cfg.loss.support, candidates_scored(job.cfg, job.device))),
+        *_tokenizers(job),
     ]
     of_heads = {engine.section: _heads(engine) for engine in job.engines}
     found += [problem for problems in of_heads.values() for problem in problems]
@@ -40,6 +41,15 @@ def _refused(check: Callable[[], object]) -> list[str]:
     except ConfigError as error:
         return [str(error)]
     return []
+
+
+def _tokenizers(job: Job) -> list[str]:
+    """As the run's own check, where the tokenizers are there."""
+    student = tokenizer_facts("student", job.cfg.student)
+    teachers = {engine.section: tokenizer_facts(engine.section, engine.config) for engine in job.teachers}
+    teachers = {section: facts for section, facts in teachers.items() if facts is not None}
+    ignored = {engine.section: engine.config.ignore_tokens for engine in job.teachers}
+    return _refused(lambda: shared_vocabulary(student, teachers, ignored)) if student is not None else []
 
 
 def _engine(job: Job, engine: Engine) -> list[str]:
@@ -133,21 +143,57 @@ def shared_gpus(job: Job) -> list[str]:
 
 
 def _learner(job: Job) -> list[str]:
-    learner, ways = learner_role(job), []
-    if learner.memory.total <= job.gpu_bytes:
+    learner = learner_role(job)
+    if _learner_fits(job):
         return []
-    for ranks in range(learner.processes + 1, MOST_RANKS + 1):
-        more = replace(job.cfg, learner=replace(job.cfg.learner, num_workers=ranks))
-        if learner_role(replace(job, cfg=more)).memory.total <= job.gpu_bytes:
-            ways.append(f"learner.num_workers={ranks}")
-            break
-    if not job.cfg.learner.activation_checkpointing:
-        ways.append("learner.activation_checkpointing=true")
-    ways.append("a smaller learner.micro_batch_tokens or rollout.max_response_tokens")
+    longest = job.cfg.data.max_prompt_tokens + job.cfg.rollout.max_response_tokens
+    savings = {
+        "student.dtype=bfloat16": {"student": {"dtype": "bfloat16"}},
+        "learner.activation_checkpointing=true": {"learner": {"activation_checkpointing": True}},
+        "learner.cpu_offload=true": {"learner": {"cpu_offload": True}},
+        f"learner.micro_batch_tokens={longest}": {"learner": {"micro_batch_tokens": longest}},
+    }
+    savings = {name: change for name, change in savings.items() if _saves(job, change)}
+    ways = [*_enough_ranks(job), *(name for name, change in savings.items() if _learner_fits(_with(job, change)))]
+    if not ways:
+        every = job
+        for change in savings.values():
+            every = _with(every, change)
+        ways = [" and ".join([*savings, *([] if _learner_fits(every) else _enough_ranks(every))])]
+        if not _learner_fits(every) and not _enough_ranks(every):
+            ways = ["a smaller student or larger GPUs"]
     return [
         f"learner.num_workers={learner.processes}: a rank needs {learner.memory.total / GIB:.1f} GiB of a GPU's "
-        f"{job.cluster.gib_per_gpu:g}: take {', or '.join(ways)}"
+        f"{job.cluster.gib_per_gpu:g}, {_state(learner.memory) / GIB:.1f} of it whatever the micro-batch: take "
+        f"{', or '.join(ways)}"
     ]
+
+
+def _learner_fits(job: Job) -> bool:
+    return learner_role(job).memory.total <= job.gpu_bytes
+
+
+def _saves(job: Job, change: dict[str, dict]) -> bool:
+    return learner_role(_with(job, change)).memory.total < learner_role(job).memory.total
+
+
+def _with(job: Job, change: dict[str, dict]) -> Job:
+    """`change`: settings by section."""
+    sections = {name: replace(getattr(job.cfg, name), **settings) for name, settings in change.items()}
+    return replace(job, cfg=replace(job.cfg, **sections))
+
+
+def _enough_ranks(job: Job) -> list[str]:
+    """The setting with the fewest ranks that fit; empty where no number does."""
+    for ranks in range(job.cfg.learner.num_workers + 1, MOST_RANKS + 1):
+        if _learner_fits(_with(job, {"learner": {"num_workers": ranks}})):
+            return [f"learner.num_workers={ranks}"]
+    return []
+
+
+def _state(memory: Memory) -> float:
+    """Bytes that no smaller micro-batch takes away."""
+    return memory.weights + memory.gradients + memory.optimizer + memory.runtime
 
 
 def _host_memory(job: Job) -> list[str]:
@@ -156,8 +202,10 @@ def _host_memory(job: Job) -> list[str]:
     if needed <= job.cluster.host_gib:
         return []
     largest = max(roles, key=lambda role: role.processes * role.memory.total)
+    ways = "a smaller model or a machine with more memory"
+    if sum(role.processes * _state(role.memory) for role in roles) / GIB < job.cluster.host_gib:
+        ways = f"a smaller learner.micro_batch_tokens, {ways}"
     return [
         f"the processes need {needed:.1f} GiB together, the host has {job.cluster.host_gib:.1f} (cluster.host_gib); "
-        f"the largest part is {largest.actors} with {largest.memory.total / GIB:.1f} GiB each: use a smaller model or "
-        "a smaller learner.micro_batch_tokens there, or a machine with more memory"
+        f"the largest part is {largest.actors} with {largest.memory.total / GIB:.1f} GiB each: take {ways}"
     ]

@@ -20,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
+from opsd.dtypes import with_dtypes
 from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
@@ -27,6 +28,7 @@ from opsd.model_folder import model_config
 from opsd.model_weights import check_weights
 from opsd.placement import resolve_device
 from opsd.remote_config import read_token
+from opsd.setting_names import refuse_misspelt
 from opsd.support import scores_candidates
 from opsd.teacher.admission import Limits
 from opsd.teacher.app import Service, make_app
@@ -46,12 +48,13 @@ def serve(cfg: ServerConfig) -> None:
     token = read_token("", cfg.token_file, cfg.token_env)
     cfg.check_token(token)
     require_vllm({"teacher": cfg.teacher.backend})
+    device = resolve_device(cfg.device)
+    cfg = with_dtypes(cfg, device)
     facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
     check_weights("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
-    device = resolve_device(cfg.device)
     scores_candidates(cfg.teacher, device)  # refuses what this device cannot do
     engine = EngineProcess(cfg.teacher, device)
     metrics = ServerMetrics()
@@ -153,4 +156,6 @@ def main(hydra_cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     ConfigStore.instance().store(name="teacher_server_schema", node=ServerConfig)
+    with reported():
+        refuse_misspelt(sys.argv[1:], ServerConfig, "opsd.conf")
     main()
