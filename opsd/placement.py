@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import torch
 
-from opsd.errors import ConfigError, DataError, StageError
+from opsd.errors import ConfigError, DataError, StageError, say
 
 
 def resolve_device(device: str) -> str:
@@ -36,16 +36,15 @@ def joins_cluster() -> bool:
 
 @contextmanager
 def ray_cluster(*, dashboard: bool):
-    """The Ray session: joins the cluster at RAY_ADDRESS or starts one here. Yields the dashboard's URL, or ''."""
+    """The Ray session: joins the cluster at RAY_ADDRESS or starts one here. Yields the dashboard's URL, or ''.
+
+    Raises StageError where neither is possible.
+    """
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other process on the machine starves the run
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # a first start from a cold disk takes over 30 s
+    for name in ("RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S"):
+        os.environ.setdefault(name, "120")  # a first start from a cold disk, or on a busy machine, takes over 30 s
     local = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
-    context = ray.init(
-        namespace=f"opsd-{uuid.uuid4().hex[:8]}",
-        logging_level="ERROR",
-        log_to_driver=False,
-        **({} if joins_cluster() else local),
-    )
+    context = _connect({} if joins_cluster() else local)
     # Ray's own handler prints its C++ stack and aborts: a job that its scheduler ends leaves as after Ctrl-C.
     if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -53,6 +52,22 @@ def ray_cluster(*, dashboard: bool):
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+def _connect(options: dict[str, Any]) -> Any:
+    """ray.init, tried twice: on a busy machine a node of its own misses Ray's 30 seconds, which no setting changes."""
+    for is_last in (False, True):
+        try:
+            return ray.init(
+                namespace=f"opsd-{uuid.uuid4().hex[:8]}", logging_level="ERROR", log_to_driver=False, **options
+            )
+        except Exception as error:  # Ray raises bare ones
+            ray.shutdown()
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if is_last:
+                where = f"join the cluster at {os.environ['RAY_ADDRESS']}" if joins_cluster() else "start on this node"
+                raise StageError(f"ray: could not {where}: {reason}") from error
+            say(f"ray     {reason}; once more")
 
 
 def start_actor(

@@ -1,10 +1,13 @@
 """What a run says before it starts anything on a node where it cannot run."""
 
+from types import SimpleNamespace
+
 import pytest
+import ray
 import torch
 
-from opsd.errors import ConfigError
-from opsd.placement import require_here, resolve_device
+from opsd.errors import ConfigError, StageError
+from opsd.placement import ray_cluster, require_here, resolve_device
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -23,3 +26,29 @@ def test_a_folder_that_only_other_nodes_have_is_named_with_the_node(tmp_path):
         ConfigError, match=r"output_dir .*/gone is not on the node \d+\.\d+\.\d+\.\d+: put it on a file"
     ):
         require_here("output_dir", tmp_path / "gone")
+
+
+@pytest.mark.parametrize("num_failures", [0, 1, 2])
+def test_a_node_of_ray_that_misses_its_time_is_started_once_more(num_failures, monkeypatch, capsys):
+    calls = []
+
+    def init(**_options):
+        calls.append(1)
+        if len(calls) <= num_failures:
+            raise Exception("\nThe current node timed out during startup.\nA second line.")
+        return SimpleNamespace(dashboard_url="127.0.0.1:1")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    if num_failures == 2:
+        with (
+            pytest.raises(StageError, match="ray: could not start on this node: The current node timed out"),
+            ray_cluster(dashboard=True),
+        ):
+            pass
+    else:
+        with ray_cluster(dashboard=True) as url:
+            assert url == "http://127.0.0.1:1"
+    assert len(calls) == min(2, num_failures + 1)
+    assert capsys.readouterr().err.count("once more") == min(1, num_failures)
