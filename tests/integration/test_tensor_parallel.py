@@ -1,5 +1,6 @@
-"""Engines of two processes, on Ray actors with a placement: what they answer is what an engine of one answers."""
+"""Engines of two processes, on Ray actors with a placement or in a server: they answer as an engine of one does."""
 
+import asyncio
 import os
 import signal
 import time
@@ -12,12 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.config import RunConfig
-from opsd.engine_config import EngineConfig, RolloutConfig
+from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import in_order
+from opsd.engines.vllm_engine import engine_environment
 from opsd.errors import StageError
 from opsd.placement import ray_cluster
 from opsd.seats import Placement
+from opsd.teacher.engine_process import EngineProcess
+from opsd.teacher.wire import GenerateRequest, ScoreRequest
 from opsd.types import Prompt, Sampling, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
@@ -58,6 +62,10 @@ def children(pid):
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     direct = [int(child) for task in tasks for child in task.read_text().split()]
     return [*direct, *(below for child in direct for below in children(child))]
+
+
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def all_end(pids):
@@ -114,10 +122,34 @@ def test_two_processes_answer_as_one_also_with_new_weights_and_end_with_their_ac
 
         pid = ray.get(two.workers[0].process_id.remote())
         started_by_it = children(pid)
-        ranks = [child for child in started_by_it if b"Worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        ranks = [child for child in started_by_it if b"Worker" in command_of(child)]
         assert len(ranks) == 2
         os.kill(ranks[1], signal.SIGKILL)
         with pytest.raises(StageError, match="rollout"):
             answers(two, 1)
         os.kill(pid, signal.SIGKILL)
         assert all_end(started_by_it)
+
+
+@pytest.mark.slow
+def test_a_servers_engine_of_two_processes_scores_and_leaves_none_behind(tmp_path, monkeypatch):
+    for name, value in engine_environment("cpu", 1).items():
+        monkeypatch.setenv(name, value)  # the engine sets them in this process, for its child
+    path = make_tiny_qwen3(tmp_path, tied=True, seed=1, eos_token_id=0, scale=2.0)
+    cfg = TeacherConfig(path=str(path), kv_cache_gib=0.03, max_num_seqs=64, tensor_parallel_size=2)
+    engine = EngineProcess(cfg, "cpu")
+
+    async def use():
+        await engine.start(VOCABULARY, 64)
+        asked = GenerateRequest(prompts=PROMPTS, seeds=[0] * len(PROMPTS), sampling=GREEDY, vocabulary=VOCABULARY)
+        rollouts = await engine.generate(asked)
+        request = ScoreRequest(rollouts=rollouts, top_k=8, vocabulary=VOCABULARY, with_candidates=False)
+        return rollouts, await engine.score(request), children(os.getpid())
+
+    rollouts, scored, started_by_it = asyncio.run(use())
+    assert sum(b"Worker" in command_of(child) for child in started_by_it) == 2
+    for rollout, scores in zip(rollouts, scored, strict=True):
+        np.testing.assert_allclose(scores.sampled_logprobs, reference(path, rollout), **CLOSE)
+    engine.stop()
+    trackers = [child for child in children(os.getpid()) if b"resource_tracker" in command_of(child)]
+    assert all_end([child for child in started_by_it if child not in trackers])
