@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opsd.ops.chunks import Chunk, Events, bucket_gradient, chunk_buckets, logit_gradient, row_chunks
+from opsd.ops.chunks import Chunk, bucket_gradient, chunk_buckets, logit_gradient, row_chunks
+from opsd.ops.head_events import Events, events_of, expect_shape
 from opsd.ops.head_gradients import HeadGradients, softmax_dtype
 from opsd.ops.head_plan import HeadPlan, plan_for
 from opsd.ops.temperature import temper
@@ -64,7 +65,7 @@ def bucket_logprobs(
     not fit. Source: METHODS section 1.
     """
     plan = plan_for(hidden_ND) if plan is None else plan
-    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids, plan)
+    events = events_of(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids, plan)
     chunks = row_chunks(len(hidden_ND), weight_VD, events.vocab_size, plan, chunk_rows)
     logprobs_NB, rest_entropy_N = _BucketLogprobs.apply(hidden_ND, weight_VD, events, chunks, plan)
     probs_NB = logprobs_NB.exp()
@@ -110,10 +111,10 @@ def sparse_head_loss(
     Raises ValueError as `bucket_logprobs` does, and for a negative threshold.
     """
     plan = plan_for(hidden_ND) if plan is None else plan
-    events = _events(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids, plan)
+    events = events_of(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids, plan)
     num_rows, num_slots = support_NU.shape
-    _expect_shape("teacher_logprobs_NB", teacher_logprobs_NB, (num_rows, num_slots + 1))
-    _expect_shape("weight_N", weight_N, (num_rows,))
+    expect_shape("teacher_logprobs_NB", teacher_logprobs_NB, (num_rows, num_slots + 1))
+    expect_shape("weight_N", weight_N, (num_rows,))
     needs_grad = tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_VD))
     chunks = row_chunks(num_rows, weight_VD, events.vocab_size, plan, chunk_rows)
     job = _LossJob(
@@ -245,60 +246,3 @@ def _filter_threshold(given: float | None, dtype: torch.dtype, plan: HeadPlan) -
     if not threshold >= 0.0:
         raise ValueError(f"filter_threshold must be at least 0, got {given}")
     return threshold
-
-
-def _events(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    support_NU: Tensor,
-    temperature_N: Tensor | None,
-    vocab_size: int | None,
-    stop_ids: tuple[int, ...],
-    foreign_ids: tuple[int, ...],
-    plan: HeadPlan,
-) -> Events:
-    num_rows, num_columns = len(hidden_ND), len(weight_VD)
-    vocab_size = num_columns if vocab_size is None else vocab_size
-    _expect_shape("weight_VD", weight_VD, (num_columns, hidden_ND.shape[-1]))
-    _expect_shape("support_NU", support_NU, (num_rows, support_NU.shape[-1]))
-    if temperature_N is not None:
-        _expect_shape("temperature_N", temperature_N, (num_rows,))
-    if not 0 < vocab_size <= num_columns:
-        raise ValueError(f"vocab_size must be in 1..{num_columns}, the rows of the head, got {vocab_size}")
-    if len(set(stop_ids)) < len(stop_ids) or not all(0 <= stop_id < vocab_size for stop_id in stop_ids):
-        raise ValueError(f"stop_ids must be distinct and in 0..{vocab_size - 1}, got {stop_ids}")
-    if plan.may_look and support_NU.numel() > 0:
-        _check_ids(support_NU, vocab_size, stop_ids, foreign_ids)
-    if stop_ids:  # inside, the lowest names the event: its column comes before those that get parts of its gradient
-        support_NU = support_NU.where(support_NU != stop_ids[0], min(stop_ids))
-    return Events(support_NU, temperature_N, vocab_size, tuple(sorted(stop_ids)), foreign_ids)
-
-
-def _check_ids(
-    support_NU: Tensor, vocab_size: int, stop_ids: tuple[int, ...], foreign_ids: tuple[int, ...]
-) -> None:
-    """Twice the same id would count its mass twice; so would a stop id beside the event that it is part of."""
-    ascending_NU = support_NU.sort(1).values
-    lowest, largest = ascending_NU[:, 0].min().item(), ascending_NU[:, -1].max().item()
-    if lowest < -1 or largest >= vocab_size:
-        id_found = lowest if lowest < -1 else largest
-        raise ValueError(f"support_NU must hold ids below {vocab_size}, or -1 for an empty slot, got {id_found}")
-    again_NU = (ascending_NU[:, 1:] == ascending_NU[:, :-1]) & (ascending_NU[:, 1:] >= 0)
-    if again_NU.any():
-        row, slot = again_NU.nonzero()[0].tolist()
-        raise ValueError(f"support_NU must name a token once a row, got {ascending_NU[row, slot]} twice in row {row}")
-    for stop_id in stop_ids[1:]:
-        is_stop_NU = support_NU == stop_id
-        if is_stop_NU.any():
-            row = is_stop_NU.nonzero()[0, 0].item()
-            raise ValueError(
-                f"support_NU must name the stop event by its first id, {stop_ids[0]}, got {stop_id} in row {row}"
-            )
-    for foreign_id in foreign_ids:
-        if (support_NU == foreign_id).any():
-            raise ValueError(f"support_NU must name tokens, got {foreign_id}, which is one of foreign_ids")
-
-
-def _expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")

@@ -17,24 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from opsd.ops.head_events import Events
 from opsd.ops.head_gradients import column_blocks, linear, softmax_dtype
 from opsd.ops.head_plan import HeadPlan
 
 BLOCK_COPIES = 3  # of blocks of logits, at one time, at most
-
-
-class Events(NamedTuple):
-    """What the columns of the head stand for, and at which temperature."""
-
-    support_NU: Tensor
-    temperature_N: Tensor | None
-    vocab_size: int
-    stop_ids: tuple[int, ...]  # ascending; one event, named by the lowest; fewer than two: nothing to merge
-    foreign_ids: tuple[int, ...] = ()  # no tokens: they have no probability
-
-    def of(self, rows: slice) -> Events:
-        temperature_N = None if self.temperature_N is None else self.temperature_N[rows]
-        return self._replace(support_NU=self.support_NU[rows], temperature_N=temperature_N)
 
 
 class Block(NamedTuple):

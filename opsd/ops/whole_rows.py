@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from opsd.ops.chunks import Block, Chunk, Events, rest_tail, untempered_logsumexp
+from opsd.ops.chunks import Block, Chunk, rest_tail, untempered_logsumexp
+from opsd.ops.head_events import Events
 from opsd.ops.head_gradients import product, softmax_dtype
 
 SUM_COLUMNS = 16384  # what is summed over the vocabulary by way of a copy, so many columns at a time

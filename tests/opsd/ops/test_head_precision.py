@@ -12,7 +12,9 @@ from tests.opsd.ops.test_buckets import dense_buckets, gradients
 
 N, V, D, U = 48, 600, 64, 16
 BFLOAT16_STEP = 2.0**-8  # relative, between neighbours; of a number near 20 it is 0.125, so a rounding is up to 0.06
-EVERY_PLAN = pytest.mark.parametrize("plan", [PLANS["cpu"]._replace(block_columns=128), PLANS["cuda"]], ids=str)
+EVERY_PLAN = pytest.mark.parametrize(
+    "plan", [PLANS["cpu"]._replace(block_columns=128), PLANS["cuda"]], ids=["cpu", "cuda"]
+)
 
 
 def make_rows(dtype=torch.bfloat16):

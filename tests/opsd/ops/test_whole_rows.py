@@ -67,6 +67,7 @@ def test_buckets_and_entropy_equal_a_dense_computation(head):
     hidden, weight, _ = make_head()
     options = head_options(head, 7)
     support = make_support(7, 4, options)
+    support[4] = -1  # the entropy of its rest knows whether a token has been taken out
     results = bucket_logprobs(hidden, weight, support, chunk_rows=3, plan=CUDA, **options)
     dense = dense_buckets(hidden.double() @ weight.double().T, support, options)
     for actual, expected in zip(results, dense, strict=True):
@@ -105,6 +106,19 @@ def test_a_diverged_row_is_seen(value):
     loss, per_token = sparse_head_loss(hidden, weight, *arguments, plan=CUDA)
     assert not loss.isfinite() and per_token.isfinite().sum() == 6
     assert not gradients(loss, hidden, weight)[1].isfinite().all()
+
+
+def test_the_filter_works_where_it_is_asked_for():
+    hidden, weight, teacher = make_head(num_rows=20, vocab=200, dtype=torch.float64)
+    support = make_support(20, 4, {"vocab_size": 200})
+    arguments = (hidden, weight, support, dense_buckets(teacher, support)[0], torch.ones(20), reverse_kl)
+    results = {}
+    for plan in (CUDA, PLANS["cpu"]._replace(block_columns=200)):
+        for threshold in (None, 1e-2):
+            loss, _ = sparse_head_loss(*arguments, plan=plan, chunk_rows=3, filter_threshold=threshold)
+            results[plan, threshold] = gradients(loss, hidden, weight)
+    torch.testing.assert_close(results[CUDA, 1e-2], results[plan, 1e-2])
+    assert not torch.allclose(results[CUDA, 1e-2][0], results[CUDA, None][0])
 
 
 class Waits(TorchDispatchMode):
