@@ -32,7 +32,10 @@ check_driver() {
 }
 # What pip would install. Of a wheel its metadata is read, where the index lets pip read a part of a file.
 dry_run() {
-    local for_machine=() number
+    local for_machine=() number version
+    version=$("$python" -m pip --version | cut -d " " -f 2)
+    ((${version%%.*} >= 25)) || fail "a dry run needs pip 25 or newer, as an older one downloads every package whole;" \
+        "$python has pip $version"
     if [[ $device == gpu ]]; then
         for_machine=(--python-version 3.12 --implementation cp --target "${TMPDIR:-/tmp}/opsd-dry-run")
         # pip takes a platform's number for exact.

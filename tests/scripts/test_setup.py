@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 UNREACHABLE = re.compile(r"NewConnectionError|Temporary failure|timed out|No route to host|Network is unreachable")
-PYTHON = '#!/usr/bin/env bash\n[[ $1 != -m ]] || printf "%s\\n" "$@" >>"$ASKED"\n[[ $1 != -m || $2 == pip ]]\n'
+PYTHON = """#!/usr/bin/env bash
+if [[ $* == "-m pip --version" ]]; then echo "pip ${PIP_VERSION:-26.3} from somewhere"; exit; fi
+[[ $1 != -m ]] || printf "%s\\n" "$@" >>"$ASKED"
+[[ $1 != -m || $2 == pip ]]
+"""
 
 
 @pytest.fixture
@@ -100,10 +104,38 @@ def test_the_gpus_list_is_whole_and_like_the_cpus():
     assert cpu.keys() - left_out <= gpu.keys()
 
 
-@pytest.mark.slow
-def test_an_index_has_every_package_of_the_gpus_list(tmp_path):
+def test_a_pip_that_would_download_everything_is_refused(checkout):
+    process = set_up(checkout, DRY_RUN="1", PIP_VERSION="23.2.1")
+    assert process.returncode == 1 and not (checkout / "asked").exists()
+    assert "a dry run needs pip 25 or newer" in process.stderr and "has pip 23.2.1" in process.stderr
+
+
+def dry_run_for_real(checkout, tmp_path):
+    """With a new pip of its own. Skips where no index can be reached."""
+    new_pip = tmp_path / "pip"
+    commands = [
+        [sys.executable, "-m", "pip", "install", "-q", "--target", new_pip, "pip==26.3"],
+        ["bash", checkout / "scripts" / "setup.sh"],
+    ]
     environment = os.environ | {"PYTHON": sys.executable, "OPSD_DEVICE": "gpu", "DRY_RUN": "1", "TMPDIR": str(tmp_path)}
-    process = subprocess.run(["bash", ROOT / "scripts" / "setup.sh"], env=environment, capture_output=True, text=True)
-    if process.returncode and UNREACHABLE.search(process.stderr):
-        pytest.skip("no package index can be reached from here")
-    assert process.returncode == 0, process.stderr[-3000:]
+    for command, path in zip(commands, (ROOT, new_pip), strict=True):
+        environment["PYTHONPATH"] = str(path)
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if process.returncode and UNREACHABLE.search(process.stderr):
+            pytest.skip("no package index can be reached from here")
+        assert process.returncode == 0, process.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_an_index_has_the_packages_that_make_it_a_gpus_list(checkout, tmp_path):
+    """And their wheels for Python 3.12 on Linux. The whole list is the long test's."""
+    wanted = re.compile(r"(torch|vllm|triton|nvidia-nccl-cu13|torchvision|ray|antlr4-python3-runtime)==")
+    for name in ("gpu.txt", "dev.txt"):
+        file = checkout / "checkout" / "requirements" / name
+        file.write_text("".join(line for line in file.open() if wanted.match(line)))
+    dry_run_for_real(checkout / "checkout", tmp_path)
+
+
+@pytest.mark.long
+def test_an_index_has_every_package_of_the_gpus_list(tmp_path):
+    dry_run_for_real(ROOT, tmp_path)
