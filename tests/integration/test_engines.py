@@ -142,7 +142,7 @@ def expect_top(ids: np.ndarray, logprobs: np.ndarray, reference: np.ndarray, num
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-@pytest.mark.parametrize("name", ["tied", "untied"])
+@pytest.mark.parametrize("name", ["tied", "untied", "own_head"])
 def test_rollouts_carry_the_models_own_logprobs(engine_of, models, backend, name):
     for rollout in generate(engine_of(backend, name), ALL_IDS):
         reference, events = reference_events(models[name], rollout)
