@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-REQUIREMENTS = Path(__file__).parent / "requirements"
+HERE = Path(__file__).parent
 
 setup(
     name="opsd-tip",
@@ -13,6 +13,28 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    project_urls={"Paper: TIP, token importance in on-policy distillation": "https://arxiv.org/abs/2604.14084"},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    entry_points={
+        "console_scripts": [
+            "opsd-train = opsd.train:main",
+            "opsd-plan = opsd.plan.__main__:main",
+            "tip-train = tip.train:main",
+            "tip-plan = tip.plan:main",
+            "opsd-evaluate = opsd.evaluate:main",
+            "opsd-export = opsd.export:main",
+            "opsd-prepare = opsd.data.prepare:main",
+            "opsd-compare = opsd.evaluation.compare:main",
+        ]
+    },
     packages=find_packages(include=["opsd", "opsd.*", "tip", "tip.*"]),
     package_data={
         "opsd": ["conf/**/*.yaml", "report/*.html", "report/*.css", "report/*.js"],
@@ -44,6 +66,6 @@ setup(
         "flash-attn": ["flash-attn==2.8.3.post2"],
         # For recipes/examples/trl_trainer.py; the version that it is tested with.
         "trl": ["trl>=1.16,<1.17"],
-        "dev": (REQUIREMENTS / "dev.txt").read_text().split(),
+        "dev": (HERE / "requirements" / "dev.txt").read_text().split(),
     },
 )

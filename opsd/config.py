@@ -7,25 +7,28 @@ of range, an unknown key and a missing path all raise ConfigError there, before 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opsd.checks import at_least, in_range, one_of, positive
 from opsd.engine_config import DTYPES, RolloutConfig, TeacherConfig
 from opsd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+MISSING: Any = "???"  # omegaconf's own; written out, so that the learner's parts import without it
 SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
-GRADERS = ("final_hash", "math", "boxed", "answer_line", "none")
+GRADERS = ("final_hash", "math", "boxed", "answer_line", "auto", "none")
 
 
 @dataclass
 class StudentConfig:
     path: str = MISSING  # a Hugging Face folder
-    dtype: str = "float32"  # of the forward and backward pass; master weights are float32
-    trust_remote_code: bool = False
+    # Of the forward and backward pass; master weights are float32. float32 | bfloat16 | auto, the programs' default:
+    # bfloat16 on a GPU, float32 on the CPU.
+    dtype: str = "float32"
+    trust_remote_code: bool = False  # run Python code that lies in the model's folder
 
     def __post_init__(self) -> None:
         one_of("student.dtype", self.dtype, DTYPES)
@@ -37,27 +40,41 @@ class PromptConfig:
 
     prompt_key: str = "prompt"  # field with the prompt: a string, or a list of {role, content}; "a.b": b inside of a
     answer_key: str = ""  # field with the reference answer; empty: answer, or verl's reward_model.ground_truth
-    chat_template: bool = False  # put the prompt through the tokenizer's chat template
+    # The tokenizer's chat template: auto, for lists of messages (an error where it has none), while strings stay plain
+    # text | true, for strings too, each as a message of the user's | false, the contents joined by newlines.
+    chat_template: str = "auto"
     template_options: dict[str, Any] = field(default_factory=dict)  # for that template, e.g. {enable_thinking: false}
     instruction: str = ""  # appended to every prompt, after a newline
-    grader: str = "none"  # final_hash | math | boxed | answer_line | none
-    max_prompt_tokens: int = 2048  # a longer prompt is refused at start-up
+    # What is compared with the reference: final_hash, the number or text after the last # (GSM8K) | math, the final
+    # expression, boxed or not | boxed, the last \\boxed{} | answer_line, what follows the last "Answer:" | auto, by the
+    # row's data_source as verl has it (openai/gsm8k: final_hash; MATH and numina: boxed; math_dapo and aime:
+    # answer_line) | none. A thought, up to the last </think>, is never looked at. final_hash takes a percent sign for a
+    # unit as any other; for the others 50% is 0.5, and also 50, as math-verify has it.
+    grader: str = "none"
+    max_prompt_tokens: int = 2048  # the models' context, less a response, may allow less
+    # A prompt with more tokens: refuse, at start-up | drop the row | truncate_left, cut its beginning off.
+    overlong: str = "refuse"
 
     def __post_init__(self) -> None:
+        self.chat_template = str(self.chat_template).lower()  # YAML's true and false too
+        one_of("data.chat_template", self.chat_template, ("auto", "true", "false"))
         one_of("data.grader", self.grader, GRADERS)
+        one_of("data.overlong", self.overlong, ("refuse", "drop", "truncate_left"))
         at_least("data.max_prompt_tokens", self.max_prompt_tokens, 1)
 
 
 @dataclass
 class DataConfig(PromptConfig):
     train_path: str = MISSING  # JSONL or parquet, one prompt a row
-    eval_path: str = MISSING  # the same, held-out prompts
+    eval_path: str = ""  # the same, held-out prompts; empty: the run is not evaluated
     teacher_template: str = ""  # the prompt as the teacher sees it, with {prompt} and {solution}; empty: as the student
     solution_key: str = ""  # field that stands for {solution}; empty: the reference answer
-    response_key: str = ""  # field with a whole answer, for methods that train on such; empty: none
-    prompts_per_step: int = 64
-    samples_per_prompt: int = 1
-    shuffle: bool = True
+    # Field with a whole answer, for methods that train on such: a string, or, where it is the prompt_key again, that
+    # conversation's last turn. Empty: none.
+    response_key: str = ""
+    prompts_per_step: int = 64  # of the file that a step takes
+    samples_per_prompt: int = 1  # answers of the student to each of them
+    shuffle: bool = True  # another order in every pass, by the seed; false: the file's
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,17 +105,18 @@ class LossConfig:
 @dataclass
 class LearnerConfig:
     num_workers: int = 1  # FSDP2 ranks
-    learning_rate: float = 1e-6
+    learning_rate: float = 1e-6  # the highest, after the warm-up
     schedule: str = "cosine"  # cosine | constant
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # over which it rises from nearly zero
     min_lr_ratio: float = 0.0  # cosine falls to this share of learning_rate
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0  # AdamW's
+    adam_betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
+    max_grad_norm: float = 1.0  # a larger gradient is scaled down to this norm
     micro_batch_tokens: int = 16384  # packed tokens of one forward pass; a longer rollout goes alone
     activation_checkpointing: bool = False  # keep each layer's input only; a second forward pass in the backward pass
     cpu_offload: bool = False  # GPU only: weights, gradients and optimiser live in host memory, a layer at a time on it
-    cpu_threads: int = 1
+    compile: bool = False  # torch.compile each layer: faster steps on a GPU after a slow first one; not run on a GPU
+    cpu_threads: int = 1  # of each rank, on the CPU
 
     def __post_init__(self) -> None:
         one_of("learner.schedule", self.schedule, ("cosine", "constant"))
@@ -116,8 +134,8 @@ class PlacementConfig:
 
     mode: str = "separate"  # separate: each role has GPUs of its own | colocated: they share GPUs and take turns
     rollout_nodes: str = ""  # label of the nodes that the rollout engines run on; empty: any node
-    teacher_nodes: str = ""
-    learner_nodes: str = ""
+    teacher_nodes: str = ""  # the same for the teacher's engines
+    learner_nodes: str = ""  # the same for the learner's ranks
     wait_s: float = 120.0  # for GPUs that other runs still hold, or nodes that are still starting
 
     def __post_init__(self) -> None:
@@ -135,13 +153,13 @@ class PlacementConfig:
 class EvalConfig:
     every: int = 50  # steps between evaluations; 0: only before and after
     num_problems: int = 500  # greedy accuracy over the first so many rows of data.eval_path
-    num_kl_prompts: int = 128  # sampled answers for the KL to the teacher and the top-1 agreement
+    num_kl_prompts: int = 128  # sampled answers for the KL to the teacher and the top-1 agreement; 0: neither
     teacher: bool = True  # also measure the teacher's accuracy
 
     def __post_init__(self) -> None:
         at_least("eval.every", self.every, 0)
         at_least("eval.num_problems", self.num_problems, 0)
-        at_least("eval.num_kl_prompts", self.num_kl_prompts, 1)
+        at_least("eval.num_kl_prompts", self.num_kl_prompts, 0)
 
 
 @dataclass
@@ -156,11 +174,12 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    wandb: str = "auto"  # auto: online where WANDB_API_KEY is set, else offline | off
-    project: str = "opsd"
+    # auto: as WANDB_MODE or a stored `wandb offline` says, else online where there is a login, else offline | off
+    wandb: str = "auto"
+    project: str = "opsd"  # of wandb
     dashboard: bool = True  # Ray dashboard
     token_view_every: int = 50  # steps between the rollouts kept for the report's token view
-    token_view_rollouts: int = 4
+    token_view_rollouts: int = 4  # how many of such a step
 
     def __post_init__(self) -> None:
         one_of("log.wandb", self.wandb, ("auto", "off"))
@@ -172,16 +191,18 @@ class LogConfig:
 class RunConfig:
     """A run of `python -m opsd.train`: plain on-policy distillation, or what `hooks` makes of it."""
 
-    output_dir: str = MISSING
-    num_steps: int = 300
+    output_dir: str = MISSING  # the run's folder: settings, metrics, checkpoints, report and the trained student
+    num_steps: int = 300  # optimiser steps
     num_epochs: int = 0  # passes over the training prompts, in place of num_steps; 0: num_steps counts
-    seed: int = 0
+    seed: int = 0  # of the prompts' order, the answers and the selection
     device: str = "auto"  # auto | cpu | cuda
     hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
-    hook_options: dict[str, Any] = field(default_factory=dict)  # free for a user's own hooks
+    hook_options: dict[str, Any] = field(default_factory=dict)  # free, for hooks of your own
     resume: str = "never"  # never | auto: go on from the newest checkpoint in output_dir
     overwrite: bool = False  # delete an earlier run in output_dir
-    stats: str = "rollout"  # rollout | learner: whose log-probabilities entropy and divergence of a token come from
+    # rollout | learner: whose log-probabilities entropy and divergence of a token come from. A further forward pass of
+    # the student (learner) makes the entropy exact; the divergences stay on the tokens that the teacher scored.
+    stats: str = "rollout"
     stop_at_step: int = 0  # save a checkpoint and stop there, for a queue with a time limit; 0: run to num_steps
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -216,6 +237,9 @@ Config = TypeVar("Config")
 
 def compose_config(hydra_cfg: DictConfig, config_class: type[Config]) -> Config:
     """The typed config of what Hydra composed. Raises ConfigError that names the field."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), hydra_cfg))
     except OmegaConfBaseException as error:

@@ -9,8 +9,11 @@ from opsd.checks import at_least, in_range, one_of, positive
 from opsd.errors import ConfigError
 from opsd.remote_config import REMOTE_BACKENDS, HttpConfig, check_url
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
 ENGINES = ("vllm", "transformers")
+TRANSFERS = ("auto", "object_store", "nccl", "ipc")
+GPU_SHARE = 0.9  # of a GPU that an engine has to itself
+COLOCATED_GPU_SHARE = 0.35  # of a GPU that student's engine, teacher's engine and learner share
 
 
 @dataclass
@@ -19,12 +22,20 @@ class EngineConfig:
 
     backend: str = "vllm"  # vllm | transformers
     num_workers: int = 1  # Ray actors, each a whole engine
+    # float32 | bfloat16 | auto, the programs' own default: bfloat16 on a GPU, float32 on the CPU
     dtype: str = "float32"
-    tensor_parallel_size: int = 1  # GPU only
-    gpu_memory_utilization: float = 0.7  # GPU only
-    kv_cache_gib: float = 0.25  # CPU only
+    tensor_parallel_size: int = 1  # vllm only: GPUs (on the CPU, processes) that share every layer of one engine
+    # GPU only: the share of a GPU that vLLM fills. None: 0.9, or 0.35 where placement.mode=colocated
+    gpu_memory_utilization: float | None = None
+    kv_cache_gib: float = 0.25  # CPU only; of a whole engine
     max_num_seqs: int = 256  # sequences in flight in one engine
     cpu_threads: int = 1  # CPU only; more than one slows a tiny model down
+    # vllm and GPU only: equal tokens and log-probabilities in any batch (VLLM_BATCH_INVARIANT), at some cost of speed.
+    # On the CPU in float32 they are equal anyway, to rounding.
+    batch_invariant: bool = False
+    # vllm only: further arguments of its LLM by their own names, such as {quantization: fp8, kv_cache_dtype: fp8}; what
+    # a setting of this section decides is refused here.
+    engine_args: dict[str, Any] = field(default_factory=dict)
 
     section = "engine"
     backends = ENGINES
@@ -32,26 +43,42 @@ class EngineConfig:
     def __post_init__(self) -> None:
         one_of(f"{self.section}.backend", self.backend, self.backends)
         one_of(f"{self.section}.dtype", self.dtype, DTYPES)
-        in_range(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
+        if self.gpu_memory_utilization is not None:
+            in_range(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
         positive(f"{self.section}.kv_cache_gib", self.kv_cache_gib)
         for name in ("num_workers", "tensor_parallel_size", "max_num_seqs", "cpu_threads"):
             at_least(f"{self.section}.{name}", getattr(self, name), 1)
+        if self.backend == "transformers" and self.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"{self.section}.tensor_parallel_size={self.tensor_parallel_size} needs {self.section}.backend=vllm: a "
+                "transformers engine is one process"
+            )
+        if self.engine_args and self.backend != "vllm":
+            raise ConfigError(f"{self.section}.engine_args are vLLM's; {self.section}.backend is {self.backend}")
+
+    def gpu_share(self, *, colocated: bool) -> float:
+        """The share of a GPU that vLLM fills."""
+        if self.gpu_memory_utilization is not None:
+            return self.gpu_memory_utilization
+        return COLOCATED_GPU_SHARE if colocated else GPU_SHARE
 
 
 @dataclass
 class RolloutConfig(EngineConfig):
-    max_response_tokens: int = 512
-    temperature: float = 1.0
-    top_p: float = 1.0
+    max_response_tokens: int = 512  # a longer answer is cut there
+    temperature: float = 1.0  # at which the student samples its answers
+    top_p: float = 1.0  # they are drawn from the likeliest tokens that have this probability together
     num_candidates: int = 32  # C: the student's own likeliest tokens that travel with each token
-    weight_transfer: str = "object_store"  # object_store | nccl (GPU only): how new weights reach the engines
+    # How new weights reach the engines: object_store | nccl (vLLM with GPUs of its own) | ipc (vLLM on the learner's,
+    # placement.mode=colocated) | auto: nccl or ipc where they are possible, else object_store.
+    weight_transfer: str = "auto"
     group_size: int = 32  # the teacher gets finished rollouts of an engine in groups of this size, at once
 
     section = "rollout"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("rollout.weight_transfer", self.weight_transfer, ("object_store", "nccl"))
+        one_of("rollout.weight_transfer", self.weight_transfer, TRANSFERS)
         positive("rollout.temperature", self.temperature)
         in_range("rollout.top_p", self.top_p, 0.0, 1.0)
         at_least("rollout.max_response_tokens", self.max_response_tokens, 1)
@@ -68,10 +95,13 @@ class TeacherConfig(EngineConfig):
     http: HttpConfig = field(default_factory=HttpConfig)
     by_source: dict[str, Any] = field(default_factory=dict)  # teachers by data_source, see opsd.teacher.sources
     top_k: int = 64  # K: log-probabilities returned for each token
+    # Also score the student's candidates, see loss.support. None: where the engines can, which is with transformers,
+    # and with vLLM on a GPU; false: never, which saves their part of the scoring.
+    score_candidates: bool | None = None
     # Ids, or tokens by their text, that mean something else to the student, or nothing: no probability goes to them,
     # an answer that holds one is dropped and counted (foreign_token), a prompt that holds one is refused.
     ignore_tokens: list[Any] = field(default_factory=list)
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run Python code that lies in the model's folder
     attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
     follow_decay: float | None = None  # d: the teacher is a running mean of the student, d old + (1 - d) new a step
     max_batch_tokens: int = 8192  # prompt and response tokens scored in one engine step; bounds its memory

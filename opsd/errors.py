@@ -1,4 +1,7 @@
-"""The errors that a user can cause or must act on; everything else is a bug of ours and keeps its traceback."""
+"""What a command says: its progress, and the errors that a user can cause or must act on.
+
+Everything else is a bug of ours and keeps its traceback.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,21 @@ class StageError(RuntimeError):
 
 
 @contextmanager
-def reported(*, when_stopped: str = "stopped") -> Iterator[None]:
-    """What a command does: our errors become one line on stderr and exit code 2; so does Ctrl-C, with exit code 130."""
+def reported() -> Iterator[None]:
+    """What a command does: our errors become one line on stderr and exit code 2; so does Ctrl-C, with exit code 130.
+
+    A KeyboardInterrupt with a text, as a run raises it, says what is left.
+    """
     try:
         yield
     except (ConfigError, DataError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(when_stopped, file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, at once: stdout is for results."""
+    print(line, file=sys.stderr, flush=True)

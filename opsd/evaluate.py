@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,21 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
+from opsd.data.grading import ready_to_judge
+from opsd.dtypes import planned_device, with_dtypes
+from opsd.engines.installed import require_vllm
 from opsd.engines.pool import EnginePool
-from opsd.errors import ConfigError, reported
+from opsd.errors import ConfigError, reported, say
 from opsd.evaluation.config import EvaluateConfig
-from opsd.evaluation.generate import answer_problems, grade_problem
+from opsd.evaluation.generate import answer_problems, grade_problems
 from opsd.evaluation.models import EvaluatedModel, check
 from opsd.evaluation.plan import plan
 from opsd.evaluation.results import write_results
 from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
-from opsd.placement import ray_cluster, resolve_device
-from opsd.run import git_commit, installed_versions, say
+from opsd.placement import joins_cluster, ray_cluster, resolve_device
+from opsd.run_summary import git_commit, installed_versions
+from opsd.setting_names import refuse_misspelt
 from opsd.types import Sampling
 
 
@@ -34,12 +39,17 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     StageError.
     """
     device = resolve_device(cfg.device)
+    if not joins_cluster():  # whose nodes may have what this one lacks
+        require_vllm({"engine": cfg.engine.backend})
+    cfg = with_dtypes(cfg, device)
     models = check(cfg)
     folder = _claim(cfg)
     evaluated = {}
-    with ray_cluster(dashboard=cfg.dashboard) as dashboard:
+    with ready_to_judge(cfg.data.grader), ray_cluster(dashboard=cfg.dashboard) as dashboard:
         say(f"ray     {dashboard}" if dashboard else "ray     no dashboard")
         for model in models:
+            for line in model.prompt_lines:
+                say(f"{model.name}: {line}")
             evaluated[model.name] = evaluate_model(model, cfg, device, folder)
     summary = {
         "models": evaluated,
@@ -83,13 +93,16 @@ def evaluate_model(model: EvaluatedModel, cfg: EvaluateConfig, device: str, fold
         )
     finally:
         engines.close()
-    results = [grade_problem(rollouts, model.tokenizer, cfg.data.grader) for rollouts in answers]
+    results, gave_up = grade_problems(answers, model.tokenizer, cfg.data.grader)
+    if gave_up:
+        say(f"{model.name}: the grader gave up {gave_up} of {sum(map(len, answers))} answers, which are wrong")
     write_results(folder / f"{model.name}.jsonl", results)
     return {
         "path": model.path,
         "parameters": model.num_parameters,
         "weight_bytes": model.num_bytes,
         "figures": summarise(results),
+        "grader_timeouts": gave_up,
         "speed": asdict(speed),
     }
 
@@ -126,8 +139,13 @@ def main() -> None:
     def run(hydra_cfg: DictConfig) -> None:
         with reported():
             cfg = compose_config(hydra_cfg, EvaluateConfig)
-            print(plan(cfg) if cfg.plan_only else report(evaluate(cfg)))
+            if cfg.plan_only:
+                print(plan(with_dtypes(cfg, planned_device(cfg.device))))
+            else:
+                print(report(evaluate(cfg)))
 
+    with reported():
+        refuse_misspelt(sys.argv[1:], EvaluateConfig, "opsd.conf")
     run()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from opsd.batch import drop_unusable
-from opsd.data.grading import Grader
+from opsd.data.grading import judge_rollouts
 from opsd.rollout.pool import RolloutPool
 from opsd.teacher.pool import TeacherPool
 from opsd.types import Prompt, Rollout
@@ -18,11 +18,14 @@ from opsd.types import Prompt, Rollout
 class Evaluation:
     """Accuracy over greedy answers; the rest over answers sampled at the rollout's temperature."""
 
-    accuracy: float | None  # None: no grader or no problems
-    reverse_kl: float  # nats a token: mean of log student(y) - log teacher(y), an unbiased estimate at temperature 1
-    top1_agreement: float  # share of tokens at which both models' likeliest event is the same
-    response_length: float  # tokens, of the sampled answers
-    truncated: float  # share of the sampled answers that hit the length limit
+    accuracy: float | None = None  # None: no grader or no problems
+    # Nats a token: mean of log student(y) - log teacher(y), an unbiased estimate at temperature 1. None, as the next
+    # three: no prompts for it.
+    reverse_kl: float | None = None
+    top1_agreement: float | None = None  # share of tokens at which both models' likeliest event is the same
+    response_length: float | None = None  # tokens, of the sampled answers
+    truncated: float | None = None  # share of the sampled answers that hit the length limit
+    grader_timeouts: int | None = None  # greedy answers that the grader gave up, as wrong; None: as accuracy
 
     def metrics(self) -> dict[str, float | None]:
         return {f"eval/{name}": value for name, value in vars(self).items()}
@@ -34,13 +37,15 @@ def evaluate(
     *,
     problems: list[Prompt],
     kl_prompts: list[Prompt],
-    grader: Grader | None,
+    grader: str | None,
     tokenizer: Any,
 ) -> Evaluation:
     """The current student on held-out prompts. The sampled answers use the same seeds at every call."""
-    right = None
+    right, timeouts = None, None
     if grader is not None and problems:
-        right = accuracy(rollout_pool.greedy(problems), grader, tokenizer)
+        right, timeouts = accuracy(rollout_pool.greedy(problems), grader, tokenizer)
+    if not kl_prompts:
+        return Evaluation(accuracy=right, grader_timeouts=timeouts)
     pending = teacher_pool.begin(rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1))
     scored, _ = drop_unusable(teacher_pool.finish(pending))
     rollouts = [item.rollout for item in scored]
@@ -52,14 +57,11 @@ def evaluate(
         top1_agreement=float(np.concatenate(same).mean()),
         response_length=float(np.mean([len(r) for r in rollouts])),
         truncated=float(np.mean([not r.stopped for r in rollouts])),
+        grader_timeouts=timeouts,
     )
 
 
-def accuracy(rollouts: list[Rollout], grader: Grader, tokenizer: Any) -> float:
-    """Share of the answers that the grader accepts."""
-    return float(np.mean([grade(r, grader, tokenizer) for r in rollouts]))
-
-
-def grade(rollout: Rollout, grader: Grader, tokenizer: Any) -> bool:
-    text = tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
-    return grader(text, rollout.prompt.answer)
+def accuracy(rollouts: list[Rollout], grader: str, tokenizer: Any) -> tuple[float, int]:
+    """Share of the answers that the grader accepts, and how many it gave up."""
+    judged = judge_rollouts(rollouts, grader, tokenizer)
+    return float(np.mean([answer.right for answer in judged])), sum(answer.gave_up for answer in judged)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opsd.errors import ConfigError
 from opsd.ops.divergences import DIVERGENCES
-from opsd.ops.objective import OBJECTIVES, REFUSED, Objective, is_row_input
+from opsd.ops.objective import OBJECTIVES, REFUSED, Objective, is_row_input, name_of
 from opsd.ops.terms import TERMS
 from opsd.types import BatchStats, Rollout, Selection, StepReport
 
@@ -77,17 +77,43 @@ def bind_objective(loss: LossConfig) -> Objective:
     return Objective(parts=tuple(parts))
 
 
-def bind_entry(field: str, entries: dict[str, Callable], name: str, options_field: str, options: dict) -> Callable:
-    """`entries[name]` with its options bound; a wrong name or option is a ConfigError that lists the right ones."""
+def bind_entry(
+    field: str,
+    entries: dict[str, Callable],
+    name: str,
+    options_field: str,
+    options: dict,
+    always: dict | None = None,
+) -> Callable:
+    """`entries[name]` with its options bound; a wrong name or option is a ConfigError that lists the right ones.
+
+    `options` are what the user gave, `always` what every entry of the dict gets: one that cannot take these was written
+    for another dict or without them, and is told so. **options takes anything.
+    """
     if name not in entries:
         raise ConfigError(f"{field} must be one of {', '.join(sorted(entries))}, got {name!r}")
+    always = always or {}
     parameters = inspect.signature(entries[name]).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and not is_row_input(p)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
+    known = [p.name for p in parameters if _is_option(p)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         takes = ", ".join(known) or "no options"
-        raise ConfigError(f"{options_field}: {name!r} takes {takes}, got {', '.join(unknown)}")
-    return partial(entries[name], **options)
+        lacking = sorted(set(always) - set(known))
+        if lacking:
+            raise ConfigError(
+                f"{field}={name}: {name_of(entries[name])} must take the keyword arguments {', '.join(sorted(always))} "
+                f"(or **options), as every entry does; it takes {takes}"
+            )
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ConfigError(f"{options_field}: {name!r} takes {takes}, got {', '.join(unknown)}")
+    return partial(entries[name], **{**always, **options})
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    """Whether it can be bound by name and is none of the arguments of each call."""
+    if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+        return parameter.default is not parameter.empty
+    return parameter.kind is parameter.KEYWORD_ONLY and not is_row_input(parameter)
 
 
 def load_build_hooks(path: str) -> Callable[[RunConfig], TrainHooks]:

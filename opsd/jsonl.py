@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import numbers
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def truncate_jsonl(path: Path, step: int) -> None:
-    """Drops the lines of `path` whose step is after `step`, and an unfinished last line. No file: nothing to do."""
+def truncate_jsonl(path: Path, step: int) -> Path | None:
+    """Drops the lines of `path` whose step is after `step`, and an unfinished last line. No file: nothing to do.
+
+    Where whole lines go, the file as it was stays beside it under another name, which is returned.
+    """
     if not path.exists():
-        return
-    kept = [record for record in read_jsonl(path) if record["step"] <= step]
+        return None
+    records = read_jsonl(path)
+    kept = [record for record in records if record["step"] <= step]
+    copy = _free_name(path) if len(kept) < len(records) else None
+    if copy is not None:
+        shutil.copyfile(path, copy)
     rewritten = path.with_name(path.name + ".tmp")
     rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.replace(rewritten, path)
+    return copy
+
+
+def _free_name(path: Path) -> Path:
+    """metrics.replaced_1.jsonl, or the next number for which there is no file yet."""
+    names = (path.with_name(f"{path.stem}.replaced_{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())

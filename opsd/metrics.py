@@ -94,10 +94,13 @@ class MetricsLog:
         if self._wandb and rows:
             self._wandb.log_tokens(rows)
 
-    def truncate_after(self, step: int) -> None:
-        """Forgets the lines after `step`: a run that resumes there writes them again."""
-        truncate_jsonl(self.path, step)
-        truncate_jsonl(self.tokens_path, step)
+    def truncate_after(self, step: int) -> list[Path]:
+        """Without the lines after `step`: a run that resumes there writes them again.
+
+        Returns the files that keep them.
+        """
+        copies = (truncate_jsonl(path, step) for path in (self.path, self.tokens_path))
+        return [copy for copy in copies if copy is not None]
 
     def log_report(self, path: Path) -> None:
         """Shows report.html, a file of output_dir, on wandb."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from opsd.errors import ConfigError
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
 
 def model_config(setting: str, path: str, trust_remote_code: bool) -> PreTrainedConfig:
     """The config of the folder that `setting` names, as in "student.path". Raises ConfigError where there is none."""
     if not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"{setting}={path}: there is no model here (expected a folder with a config.json)")
+        raise ConfigError(
+            f"{setting}={path}: there is no model here (expected a folder with a config.json){download(setting, path)}"
+        )
     return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
@@ -24,6 +29,14 @@ def text_setting(path: str, config: PreTrainedConfig, name: str) -> Any:
     if found is None:
         raise ConfigError(f"{path}: its config.json does not say {name}")
     return found
+
+
+def download(setting: str, path: str) -> str:
+    """What to do where a model's name on the hub was given for a folder: a run loads nothing from a network."""
+    if not HUB_NAME.fullmatch(path) or Path(path).exists():
+        return ""
+    folder = f"models/{path.partition('/')[2]}"
+    return f". To have the hub's model of this name: hf download {path} --local-dir {folder}, then {setting}={folder}"
 
 
 def model_tokenizer(setting: str, path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:

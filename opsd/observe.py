@@ -40,6 +40,8 @@ def step_metrics(
 ) -> dict[str, float | None]:
     """What metrics.jsonl has of one step. Shares are of the step's response tokens.
 
+    `named_mass`: the student's mean mass on the tokens on which reverse_kl compares the two models.
+
     `weight_version`: optimiser steps that the rollout engines' weights have seen after the step.
     """
     rollouts = [item.rollout for item in scored]
@@ -48,6 +50,7 @@ def step_metrics(
         "loss": report.loss,
         "reverse_kl": float(batch.tokens.reverse_kl_T.mean()),
         "entropy": float(batch.tokens.entropy_T.mean()),
+        "named_mass": None if batch.tokens.named_mass_T is None else float(batch.tokens.named_mass_T.mean()),
         "kept_ratio": len(selection) / num_tokens,
         "num_tokens": num_tokens,
         "num_kept": report.num_kept,

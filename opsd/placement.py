@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -63,19 +64,27 @@ def start_actor(
     seat: dict[str, Any] | None = None,
     **kwargs: Any,
 ):
-    """A Ray actor whose name the dashboard shows. It sees the driver's import path: a user's hooks load there too.
+    """A Ray actor whose name the dashboard shows. It has the import path of `actor_search_path`.
 
     `seat`: where it runs, see opsd.seats; None: wherever Ray finds `num_gpus` GPUs.
     """
-    search_path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
     options = {
         "name": name,
         "num_cpus": 0,  # the roles take turns, so they may share the cores
         "num_gpus": num_gpus,
-        "runtime_env": {"env_vars": {**environment, "PYTHONPATH": search_path}},
+        "runtime_env": {"env_vars": {**environment, "PYTHONPATH": actor_search_path()}},
         **(seat or {}),
     }
     return ray.remote(cls).options(**options).remote(*args, **kwargs)
+
+
+def actor_search_path() -> str:
+    """PYTHONPATH of an actor: the driver's own code first, then the folder that the command was started in.
+
+    A user's hooks lie there, and so may another checkout, whose code must not run in half of the processes.
+    """
+    own = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join([own, os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def require_here(what: str, path: str | os.PathLike) -> None:

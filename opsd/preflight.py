@@ -10,13 +10,18 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config import RunConfig
 from opsd.data.prompts import load_prompts
+from opsd.engine_config import EngineConfig, TeacherConfig
+from opsd.engines.installed import require_vllm
+from opsd.engines.vllm_settings import llm_arguments
 from opsd.errors import ConfigError, DataError
 from opsd.model_facts import ModelFacts, facts_of
 from opsd.model_folder import model_config, model_tokenizer
 from opsd.model_weights import check_weights
-from opsd.placement import resolve_device
-from opsd.teacher.facts import TeacherFacts, teacher_facts
+from opsd.placement import joins_cluster, resolve_device
+from opsd.support import decide_support
+from opsd.teacher.facts import teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
+from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Prompt, Vocabulary
 
 # Heads that multiply or squash the logits after lm_head; the sparse loss computes them from lm_head alone.
@@ -37,7 +42,8 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase  # the student's
     vocabulary: Vocabulary
     train_prompts: list[Prompt]
-    eval_prompts: list[Prompt]
+    eval_prompts: list[Prompt]  # none where the run is not evaluated
+    prompt_lines: list[str]  # what was made of the files, and how the first prompts look
     support: str  # teacher | student | union: loss.support, with auto decided
     max_model_tokens: int  # the longest prompt with the longest response, and one token for the scoring engine
 
@@ -45,26 +51,31 @@ class Setup:
 def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
+    configs = teachers_by_source(cfg.teacher)
+    if not joins_cluster():  # whose nodes may have what this one lacks
+        require_vllm({"rollout": cfg.rollout.backend, **{section_of(s): each.backend for s, each in configs.items()}})
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
     check_head(cfg.student.path, student_config)
     check_weights("student.path", cfg.student.path, cfg.student.trust_remote_code)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
-    configs = teachers_by_source(cfg.teacher)
-    teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
+    check_engine_heads("rollout", cfg.rollout, cfg.student.path, student_config)
+    teachers = {section_of(source): teacher_facts(each, section_of(source), device) for source, each in configs.items()}
+    _check_teacher_heads(configs)
     for section, teacher in ((section_of(source), each) for source, each in configs.items()):
         if not teacher.remote and teacher.path != cfg.student.path:
             check_weights(f"{section}.path", teacher.path, teacher.trust_remote_code)
-    vocabulary = _shared_vocabulary(
+    vocabulary = shared_vocabulary(
         student,
         {section: facts.model for section, facts in teachers.items()},
         {section_of(source): each.ignore_tokens for source, each in configs.items()},
     )
     check_counts(cfg, vocabulary.size, device)
-    support = _support(cfg.loss.support, teachers)
+    support = decide_support(cfg.loss.support, {name: facts.scores_candidates for name, facts in teachers.items()})
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
-    train_prompts = load_prompts(cfg.data.train_path, cfg.data, tokenizer, max_prompt_tokens)
-    eval_prompts = load_prompts(cfg.data.eval_path, cfg.data, tokenizer, max_prompt_tokens)
+    paths = [path for path in (cfg.data.train_path, cfg.data.eval_path) if path]
+    files = [load_prompts(path, cfg.data, tokenizer, max_prompt_tokens) for path in paths]
+    train_prompts, eval_prompts = [*(file.prompts for file in files), []][:2]
     check_sources([*train_prompts, *eval_prompts], configs)
     check_prompts([*train_prompts, *eval_prompts], vocabulary)
     longest = max(max(len(p.token_ids), len(p.scored_after)) for p in [*train_prompts, *eval_prompts])
@@ -74,6 +85,7 @@ def check(cfg: RunConfig) -> Setup:
         vocabulary=vocabulary,
         train_prompts=train_prompts,
         eval_prompts=eval_prompts,
+        prompt_lines=[line for file in files for line in file.described(tokenizer)],
         support=support,
         max_model_tokens=longest + cfg.rollout.max_response_tokens + 1,
     )
@@ -86,7 +98,15 @@ def check_head(path: str, config: PreTrainedConfig) -> None:
             raise ConfigError(f"student.path={path}: {name}={getattr(text, name)} in its config.json is not supported")
 
 
-def _shared_vocabulary(
+def _check_teacher_heads(configs: dict[str, TeacherConfig]) -> None:
+    for source, each in configs.items():
+        if each.tensor_parallel_size > 1 and not each.remote:
+            section = section_of(source)
+            config = model_config(f"{section}.path", each.path, each.trust_remote_code)
+            check_engine_heads(section, each, each.path, config)
+
+
+def shared_vocabulary(
     student: ModelFacts, teachers: dict[str, ModelFacts], ignored: dict[str, list[int | str]]
 ) -> Vocabulary:
     """The ids that all models know; each of them must name the same token for student and teacher, or be `ignored`."""
@@ -143,39 +163,46 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
     for name, value in (("teacher.top_k", cfg.teacher.top_k), ("rollout.num_candidates", cfg.rollout.num_candidates)):
         if value > vocab_size:
             raise ConfigError(f"{name} must be at most the shared vocabulary's {vocab_size} tokens, got {value}")
-    if cfg.loss.support in ("student", "union") and cfg.teacher.backend == "vllm":
-        raise ConfigError(
-            f"loss.support={cfg.loss.support} needs the teacher's scores at the student's candidates, which the vLLM "
-            "backend does not give: set teacher.backend=transformers or loss.support=teacher"
-        )
     if cfg.rollout.max_response_tokens > cfg.learner.micro_batch_tokens:
         raise ConfigError(
             f"learner.micro_batch_tokens ({cfg.learner.micro_batch_tokens}) must hold at least one response "
             f"(rollout.max_response_tokens={cfg.rollout.max_response_tokens})"
         )
-    if cfg.rollout.weight_transfer == "nccl" and (device == "cpu" or cfg.rollout.backend != "vllm"):
-        raise ConfigError(
-            "rollout.weight_transfer=nccl needs GPUs and rollout.backend=vllm, this run has "
-            f"{device} and {cfg.rollout.backend}: set rollout.weight_transfer=object_store"
-        )
+    _check_transfer(cfg, device)
+    for role in _local_engines(cfg):
+        if role.backend == "vllm":  # refuses what engine_args must not say
+            bound = role.max_batch_tokens if isinstance(role, TeacherConfig) else None
+            colocated = cfg.placement.mode == "colocated"
+            llm_arguments(role, device, max_model_tokens=1, max_batch_tokens=bound, shares_gpu=colocated)
     if cfg.placement.mode == "colocated":
         _check_colocated(cfg, device)
-    if device == "cpu" and max(cfg.rollout.tensor_parallel_size, cfg.teacher.tensor_parallel_size) > 1:
-        raise ConfigError("tensor_parallel_size above 1 needs GPUs; this run is on the CPU")
 
 
-def _support(wanted: str, teachers: dict[str, TeacherFacts]) -> str:
-    """`wanted` with auto decided. Whether candidates are scored only a server knows of itself, of several each."""
-    without = [section for section, facts in teachers.items() if not facts.scores_candidates]
-    if wanted == "auto":
-        return "teacher" if without else "union"
-    if wanted != "teacher" and without:
+def _local_engines(cfg: RunConfig) -> list[EngineConfig]:
+    """The sections of this run's own engines; a server's GPUs are its own."""
+    return [cfg.rollout] if cfg.teacher.remote else [cfg.rollout, cfg.teacher]
+
+
+def _check_transfer(cfg: RunConfig, device: str) -> None:
+    """Refuses a way for the weights that GPUs or their sharing do not allow."""
+    transfer = f"rollout.weight_transfer={cfg.rollout.weight_transfer}"
+    way_out = "set rollout.weight_transfer=auto"
+    if cfg.rollout.weight_transfer not in ("nccl", "ipc"):
+        return
+    if device == "cpu" or cfg.rollout.backend != "vllm":
         raise ConfigError(
-            f"loss.support={wanted} needs the teacher's scores at the student's candidates, which {without[0]} does "
-            "not give: take a teacher with backend=transformers, in this run or in its server, or set "
-            "loss.support=teacher"
+            f"{transfer} needs GPUs and rollout.backend=vllm, this run has {device} and {cfg.rollout.backend}: "
+            f"{way_out}"
         )
-    return wanted
+    if cfg.rollout.weight_transfer == "nccl" and cfg.placement.mode == "colocated":
+        raise ConfigError(f"placement.mode=colocated: NCCL joins no two processes on one GPU: {way_out}")
+    if cfg.rollout.weight_transfer == "ipc" and cfg.placement.mode != "colocated":
+        raise ConfigError(f"{transfer} is for engines on the learner's GPUs, placement.mode=colocated: {way_out}")
+    if cfg.rollout.weight_transfer == "ipc" and cfg.rollout.num_workers > cfg.learner.num_workers:
+        raise ConfigError(
+            f"{transfer}: an engine takes the weights from the learner on its GPU, so rollout.num_workers must be at "
+            f"most learner.num_workers={cfg.learner.num_workers}, got {cfg.rollout.num_workers}: {way_out}"
+        )
 
 
 def _check_colocated(cfg: RunConfig, device: str) -> None:
@@ -183,7 +210,7 @@ def _check_colocated(cfg: RunConfig, device: str) -> None:
     mode = "placement.mode=colocated"
     if device == "cpu":
         raise ConfigError(f"{mode} shares GPUs; this run is on the CPU: set placement.mode=separate")
-    roles = [cfg.rollout] if cfg.teacher.remote else [cfg.rollout, cfg.teacher]  # a server's GPUs are its own
+    roles = _local_engines(cfg)
     for role in roles:
         if role.tensor_parallel_size > 1:
             raise ConfigError(
@@ -194,9 +221,7 @@ def _check_colocated(cfg: RunConfig, device: str) -> None:
             raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend=vllm, got {role.backend}")
     if cfg.teacher.by_source:
         raise ConfigError(f"{mode} has room for one teacher: teacher.by_source must be empty")
-    if cfg.rollout.weight_transfer == "nccl":
-        raise ConfigError(f"{mode}: NCCL joins no two processes on one GPU: set rollout.weight_transfer=object_store")
-    both = sum(role.gpu_memory_utilization for role in roles)
+    both = sum(role.gpu_share(colocated=True) for role in roles)
     if both > 0.95:
         raise ConfigError(
             f"{mode}: rollout and teacher engines are awake together, so their gpu_memory_utilization must not sum to "

@@ -20,10 +20,10 @@ class HttpConfig:
     token_env: str = "OPSD_TEACHER_TOKEN"  # environment variable with the bearer token; unset: none is sent
     token_file: str = ""  # file with the token, before the variable; empty: none
     max_in_flight: int = 16  # requests that one server gets at once
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: float = 10.0  # for a connection to a server
     timeout_s: float = 600.0  # for one answer; a server that takes longer counts as dead
     backoff_s: float = 0.5  # before a server that failed is asked again; doubles with every failure
-    max_backoff_s: float = 30.0
+    max_backoff_s: float = 30.0  # up to this
     give_up_after_s: float = 300.0  # a request that no server has answered by then ends the run
     start_timeout_s: float = 1800.0  # how long a run waits for servers that still load their model
 

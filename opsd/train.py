@@ -14,16 +14,21 @@ from omegaconf import DictConfig
 from opsd.batch import batch_stats
 from opsd.config import RunConfig, compose_config
 from opsd.data.epochs import with_epochs_as_steps
+from opsd.dtypes import with_dtypes
 from opsd.errors import reported
+from opsd.hook_checks import check_hooks, checked_select
 from opsd.hooks import TrainHooks, load_build_hooks
 from opsd.observe import queue_lengths
+from opsd.placement import resolve_device
 from opsd.run import Run
+from opsd.setting_names import refuse_misspelt
+from opsd.stopping import says_what_is_left
 
 
 def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
     """The training steps from the run's position to its end."""
     run.evaluate_before()
-    for step in range(run.first_step, run.last_step):
+    for step in run.steps():
         prompts = run.prompt_source.next_batch()
         with run.timer.phase("rollout"):
             rollouts = run.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
@@ -34,7 +39,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
             run.rest_engines()
         with run.timer.phase("select"):
             batch = batch_stats(step, scored, run.token_stats(scored), run.rewards(scored), num_steps=cfg.num_steps)
-            selection = hooks.select(batch)
+            selection = checked_select(hooks.select, batch)
         with run.timer.phase("learn"):
             report = run.learner.train_step(scored, selection)
         with run.timer.phase("sync"):
@@ -44,9 +49,13 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
 
 
 def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> dict[str, Any]:
-    """A whole run. Returns what summary.json holds. Raises ConfigError, DataError or StageError."""
-    cfg = with_epochs_as_steps(cfg)
+    """A whole run. Returns what summary.json holds.
+
+    Raises ConfigError, DataError or StageError, and KeyboardInterrupt where it is told to stop.
+    """
+    cfg = with_dtypes(with_epochs_as_steps(cfg), resolve_device(cfg.device))
     hooks = build_hooks(cfg)
+    check_hooks(hooks, cfg)
     with Run(cfg, hooks) as run:
         loop(cfg, hooks, run)
         return run.finish()
@@ -58,11 +67,14 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
 
     @hydra.main(version_base=None, config_path=f"pkg://{conf_module}", config_name=config_name)
     def main(hydra_cfg: DictConfig) -> None:
-        with reported(when_stopped="stopped: resume=auto goes on from the newest checkpoint in output_dir"):
+        with reported():
             cfg = compose_config(hydra_cfg, config_class)
-            distil(cfg, load_build_hooks(cfg.hooks))
+            with says_what_is_left(cfg.output_dir):
+                distil(cfg, load_build_hooks(cfg.hooks))
 
     sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
+    with reported():
+        refuse_misspelt(sys.argv[1:], config_class, conf_module)
     main()
 
 

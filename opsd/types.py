@@ -94,7 +94,7 @@ class Rollout:
     """One answer that the student sampled. Log-probabilities are natural and at temperature 1."""
 
     prompt: Prompt
-    sample: int  # 0 .. samples_per_prompt-1
+    sample: int  # 0 .. samples_per_prompt-1, and on where the prompt is in the step's batch again
     response_ids: np.ndarray  # int32 [T], as generated, the stop token included; fed to the models as it is
     sampled_logprobs: np.ndarray  # float32 [T], of the sampled event
     candidate_ids: np.ndarray  # int32 [T, C] event ids, the student's likeliest; -1 marks an empty slot
@@ -142,6 +142,14 @@ class TeacherScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoScores:
+    """Why the teacher has none for a rollout, in place of TeacherScores."""
+
+    reason: str  # under which metrics count it: foreign_token | teacher_refused | teacher_error
+    said: str = ""  # by the teacher, in a line
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenStats:
     """What is known of every response token before selection: of one rollout, or of rollouts one after another.
 
@@ -156,6 +164,10 @@ class TokenStats:
     compatibility_T: Tensor | None = None  # float32 [T], the teacher's mass on the student's 16 likeliest events
     student_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
     teacher_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
+    teacher_entropy_T: Tensor | None = None  # float32 [T], H(teacher) / log V, in [0, 1]
+    # float32 [T], the student's mass on the tokens that have a bucket of their own in what compares the two models; the
+    # rest of it is one bucket, in which they cannot be told apart.
+    named_mass_T: Tensor | None = None
     attention_T: Tensor | None = None  # float32 [T], that the teacher pays to the token; only with teacher.attention
 
     def __post_init__(self) -> None:
@@ -208,7 +220,9 @@ class BatchStats:
     lengths: tuple[int, ...]  # response tokens of each rollout; sums to len(tokens)
     tokens: TokenStats
     progress: float = 0.0  # share of the run's steps that are done, [0, 1)
+    num_steps: int = 1  # of the whole run
     prompt_R: Tensor | None = None  # int64 [R], the prompt of each rollout: those of one prompt are a group
+    sample_R: Tensor | None = None  # int64 [R], the number of each among the answers to its prompt
     on_policy_R: Tensor | None = None  # bool [R], sampled by the current student
     reward_R: Tensor | None = None  # float32 [R], 1 right, 0 wrong; None: the run has no grader
 
@@ -232,13 +246,18 @@ class Selection:
     """Which tokens of the global batch are trained on, and with what weight relative to each other."""
 
     index_N: Tensor  # int64 [N], ascending and distinct, into the batch's tokens
-    weight_N: Tensor  # float32 [N], >= 0, at least one > 0; the learner divides by their sum over the global batch
+    weight_N: Tensor  # float32 [N], >= 0, at least one > 0; the learner divides by `denominator`
     temperature_N: Tensor | None = (
         None  # float32 [N], > 0, divides both models' logits; the loss is scaled by its square
     )
     inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each: what the objective takes by these names
+    # What the weighted sum over the global batch is divided by, > 0; None: the sum of the weights. Infinite: a step of
+    # loss 0, for a method that finds nothing to learn.
+    denominator: float | None = None
 
     def __post_init__(self) -> None:
+        if self.denominator is not None and not self.denominator > 0:
+            raise ValueError(f"denominator must be greater than 0, got {self.denominator}")
         rows = {"weight_N": self.weight_N, **self.inputs}
         if self.temperature_N is not None:
             rows["temperature_N"] = self.temperature_N
@@ -246,6 +265,16 @@ class Selection:
             _expect_shape(name, values, tuple(self.index_N.shape))
         if self.index_N.dtype != torch.int64:
             raise ValueError(f"index_N must be int64, got {self.index_N.dtype}")
+        if len(self) and int(self.index_N[0]) < 0:
+            raise ValueError(f"index_N must be places from 0 on, got {int(self.index_N[0])}")
+        unordered = (self.index_N[1:] <= self.index_N[:-1]).nonzero()
+        if len(unordered):
+            place = int(unordered[0])
+            pair = f"{int(self.index_N[place])} before {int(self.index_N[place + 1])}"
+            raise ValueError(f"index_N must be ascending and distinct, got {pair}")
+        _expect_all("weight_N must be finite and at least 0", self.weight_N, self.weight_N >= 0)
+        if self.temperature_N is not None:
+            _expect_all("temperature_N must be finite and above 0", self.temperature_N, self.temperature_N > 0)
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -257,6 +286,7 @@ class Selection:
             weight_N=self.weight_N[place_M],
             temperature_N=None if self.temperature_N is None else self.temperature_N[place_M],
             inputs={name: values[place_M] for name, values in self.inputs.items()},
+            denominator=self.denominator,
         )
 
 
@@ -274,6 +304,13 @@ class StepReport:
 def _expect_shape(name: str, array: np.ndarray | Tensor, shape: tuple[int, ...]) -> None:
     if tuple(array.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+
+
+def _expect_all(wanted: str, values_N: Tensor, holds_N: Tensor) -> None:
+    """Raises ValueError with the first of the values that is not finite or for which `holds_N` is false."""
+    wrong = (~(holds_N & values_N.isfinite())).nonzero()
+    if len(wrong):
+        raise ValueError(f"{wanted}, got {values_N[wrong[0, 0]].item()} at place {int(wrong[0, 0])} of {len(values_N)}")
 
 
 def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor | None:

@@ -47,7 +47,7 @@ class WandbRun:
             "id": id_file.read_text().strip(), "resume": "allow",
         }  # fmt: skip
         self._run = None
-        for mode in ("online", "offline") if os.environ.get("WANDB_API_KEY") else ("offline",):
+        for mode in wandb_modes():
             try:
                 self._run = _start_wandb(mode, options)
                 return
@@ -87,6 +87,28 @@ class WandbRun:
         except self._errors as error:
             logger.warning("wandb failed, going on without it: %s", error)
             self._run = None
+
+
+def wandb_modes() -> tuple[str, ...]:
+    """How to try to start, one after another: as wandb's own settings say, else online where there is a login.
+
+    Settings are WANDB_MODE and what `wandb offline` or `wandb disabled` have stored; a login is WANDB_API_KEY, an
+    identity token, the .netrc that `wandb login` writes, or a stored key. What cannot start online starts offline.
+    """
+    from wandb.errors import AuthenticationError
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    settings = wandb_setup.singleton().settings
+    chosen = {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)
+    if "mode" in settings.model_fields_set:
+        return (chosen, "offline") if chosen in ("online", "shared") else (chosen,)
+    try:
+        login = settings.api_key or settings.identity_token_file or wbauth.read_netrc_auth(host=settings.base_url)
+    except AuthenticationError as error:
+        logger.warning("wandb: the stored login cannot be used: %s", error)
+        login = None
+    return ("online", "offline") if login else ("offline",)
 
 
 def _start_wandb(mode: str, options: dict[str, Any]) -> Any:

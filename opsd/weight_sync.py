@@ -22,20 +22,42 @@ NUM_PROMPT_TOKENS, NUM_ANSWER_TOKENS = 4, 8
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 
 
+def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
+    """object_store | nccl | ipc: rollout.weight_transfer with auto decided, for a run on `device` (cpu or cuda).
+
+    `renamed`: the student's files have other names than the model in memory (see `opsd.model_weights.names_differ`).
+    Only the object store carries all weights at once, which it takes to name them as vLLM knows them.
+    """
+    if cfg.rollout.weight_transfer != "auto":
+        return cfg.rollout.weight_transfer
+    if device == "cpu" or cfg.rollout.backend != "vllm" or renamed:
+        return "object_store"
+    if cfg.placement.mode == "separate":
+        return "nccl"
+    # Each engine takes the weights from the rank that has the same GPU.
+    return "ipc" if cfg.rollout.num_workers <= cfg.learner.num_workers else "object_store"
+
+
 def weight_sync(cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: RolloutPool) -> Callable[[int], None]:
-    """Connects the two. What comes back, called with a policy version, puts the newest weights into every engine."""
+    """Connects the two. What comes back, called with a policy version, puts the newest weights into every engine.
+
+    `cfg.weight_transfer` is decided, see `weight_transfer`. Over nccl and ipc: not run on a GPU.
+    """
 
     def through_object_store(policy_version: int) -> None:
         rollout_pool.update_weights(learner.weights(cfg.dtype), policy_version=policy_version)
 
-    def through_nccl(policy_version: int) -> None:
+    def directly(policy_version: int) -> None:
+        rollout_pool.expect_weights()  # engines that share the learner's GPU make room for weights, not yet for a cache
         learner.send_weights()
         rollout_pool.received_weights(policy_version)
 
     if cfg.weight_transfer == "object_store":
         return through_object_store
-    learner.connect_engines(rollout_pool.engines.workers, cfg.tensor_parallel_size, cfg.dtype)
-    return through_nccl
+    learner.connect_engines(
+        rollout_pool.engines.workers, cfg.tensor_parallel_size, cfg.dtype, backend=cfg.weight_transfer
+    )
+    return directly
 
 
 def check_agreement(

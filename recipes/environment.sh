@@ -20,31 +20,55 @@ fail() {
 }
 is_on() { [[ ${!1:-0} != 0 ]]; }
 
-# Paths of the caller's, before the folder changes.
+# A recipe runs in the caller's folder: settings mean the caller's paths, and outputs/ is made there.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 for name in MODEL_PATH TEACHER_MODEL_PATH DATA_DIR GSM8K_DIR; do
     if [[ -n ${!name:-} && -d ${!name} ]]; then printf -v "$name" %s "$(cd "${!name}" && pwd)"; fi
 done
 if [[ -n ${OUTPUT_ROOT:-} && $OUTPUT_ROOT != /* ]]; then OUTPUT_ROOT=$PWD/$OUTPUT_ROOT; fi
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-python=${OPSD_PYTHON:-.venv/bin/python}
-[[ -n ${OPSD_PYTHON:-} ]] || scripts/setup.sh
-program=(-m tip.train)
-if is_on MEASURE_MEMORY; then program=(scripts/measure_memory.py); fi
-if is_on PLAN_ONLY; then program=(-m tip.plan); fi
+# --help, --cfg job and their like only look: nothing is installed, made or started, and nothing need be there.
+looks=0 helps=0
+for argument in "$@"; do
+    case $argument in
+        --help | -h) looks=1 helps=1 ;;
+        --cfg | --cfg=* | -c | --info | --info=* | -i | --hydra-help | --version) looks=1 ;;
+    esac
+done
+only_looks() { is_on PLAN_ONLY || ((looks)); }
+
+python=${OPSD_PYTHON:-$root/.venv/bin/python}
+if ((helps)); then
+    echo "bash recipes/$recipe [SETTING=VALUE ...]"
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$root/recipes/$recipe"
+    echo
+    sed -n '3,/^[^#]/s/^# \{0,1\}//p' "$root/recipes/environment.sh"
+    echo
+    echo "Every setting with its values and its meaning: docs/settings.md"
+fi
+if ((looks)) && [[ ! -x $python ]] && ! command -v "$python" >/dev/null; then
+    ((helps)) || fail "the packages are not installed yet, and this command installs none: run scripts/setup.sh"
+    exit 0
+fi
+((looks)) || [[ -n ${OPSD_PYTHON:-} ]] || "$root/scripts/setup.sh"
+# -P: this checkout's code, also where the caller's folder is another checkout.
+program=(-P -m tip.train)
+if is_on MEASURE_MEMORY && ! ((looks)); then program=("$root/scripts/measure_memory.py"); fi
+if is_on PLAN_ONLY; then program=(-P -m tip.plan); fi
 
 # start SETTING...: what the recipe is for.
 start() { exec "$python" "${program[@]}" "$@"; }
 
 # make_pair ARGUMENT...: a recipe's own models; a plan knows their sizes without them.
-make_pair() { is_on PLAN_ONLY || "$python" scripts/make_pair.py "$@"; }
+make_pair() { only_looks || "$python" "$root/scripts/make_pair.py" "$@"; }
 
 # distil SETTING...: starts a recipe that trains on DATA_DIR; the settings come after those of the environment.
 distil() {
     name_the_meaningless
     local arm=() settings=()
     if [[ -n ${ARM:-} ]]; then read_arm "$ARM"; fi
-    if ! is_on PLAN_ONLY; then
+    if ! only_looks; then
         : "${DATA_DIR:?set it to a folder with train.parquet or train.jsonl, and test.parquet or test.jsonl}"
         expect_model MODEL_PATH
         expect_model TEACHER_MODEL_PATH
@@ -70,7 +94,7 @@ data_file() {
             fi
         done
     done
-    is_on PLAN_ONLY || fail "DATA_DIR=$DATA_DIR has no $1.parquet and no $1.jsonl"
+    only_looks || fail "DATA_DIR=$DATA_DIR has no $1.parquet and no $1.jsonl"
     echo "${DATA_DIR:-DATA_DIR}/$1.jsonl"
 }
 
@@ -101,7 +125,7 @@ read_environment() {
         "data.max_prompt_tokens=${MAX_PROMPT_LENGTH:-2048}"
         "rollout.max_response_tokens=${MAX_RESPONSE_LENGTH:-8192}" rollout.dtype=bfloat16
         "rollout.temperature=${TEMPERATURE:-1.0}" "rollout.top_p=${TOP_P:-1.0}"
-        "rollout.tensor_parallel_size=${TP_SIZE:-1}" "rollout.gpu_memory_utilization=${GPU_MEMORY_UTIL:-0.7}"
+        "rollout.tensor_parallel_size=${TP_SIZE:-1}"
         "learner.learning_rate=${LEARNING_RATE:-1e-6}" learner.weight_decay=0.1 learner.activation_checkpointing=true
         "checkpoint.every=${SAVE_FREQ:-20}" "eval.every=${TEST_FREQ:-50}"
     )
@@ -110,6 +134,7 @@ read_environment() {
     else
         settings+=("num_epochs=${TOTAL_EPOCHS:-1}")
     fi
+    if [[ -n ${GPU_MEMORY_UTIL:-} ]]; then settings+=("rollout.gpu_memory_utilization=$GPU_MEMORY_UTIL"); fi
     if [[ -n ${OPD_LOSS_TYPE:-} ]]; then settings+=("loss.divergence=$OPD_LOSS_TYPE"); fi
     if [[ -n ${OPD_REWARD_BETA:-} ]]; then settings+=("++adjust.reward.beta=$OPD_REWARD_BETA"); fi
     if [[ -n ${ENABLE_THINKING:-} ]]; then settings+=("++data.template_options.enable_thinking=${ENABLE_THINKING,,}"); fi

@@ -10,7 +10,7 @@
 #   VAL_N 16   VAL_TEMPERATURE 1.0   VAL_TOP_P 1.0   VAL_TOP_K -1 (all)   MAX_RESPONSE_LENGTH 8192   MAX_PROMPT_LENGTH 2048
 #   REWARD_FUNCTION math_reward (last \boxed{}) | math_dapo (line "Answer:"); else any way of writing the answer counts
 #   ENABLE_THINKING true | false, for chat templates that know it       DEVICE cuda (default) | cpu
-#   DTYPE bfloat16   TP_SIZE 1   NUM_ENGINES 1   GPU_MEMORY_UTIL 0.7
+#   DTYPE bfloat16   TP_SIZE 1   NUM_ENGINES 1   GPU_MEMORY_UTIL 0.9
 #   OUTPUT_ROOT outputs   RUN_ID evaluation: the folder is OUTPUT_ROOT/RUN_ID
 # Untested on GPUs.
 set -euo pipefail
@@ -26,7 +26,7 @@ if [[ -n ${RUN_DIR:-} ]]; then models+=("run='$(absolute "$RUN_DIR" RUN_DIR)'");
 if [[ -n ${TEACHER_MODEL_PATH:-} ]]; then models+=("+models.teacher='$TEACHER_MODEL_PATH'"); fi
 if [[ -n ${MODEL_PATH:-} ]]; then models+=("+models.${MODEL_NAME:-student}='$MODEL_PATH'"); fi
 if ((${#models[@]} == 0)); then
-    is_on PLAN_ONLY || fail "set MODEL_PATH (and TEACHER_MODEL_PATH), or RUN_DIR"
+    only_looks || fail "set MODEL_PATH (and TEACHER_MODEL_PATH), or RUN_DIR"
     models=(+models.teacher=Qwen/Qwen3-8B +models.student=Qwen/Qwen3-4B)
 fi
 
@@ -37,7 +37,7 @@ elif [[ -n ${DATA_DIR:-} ]]; then
     for file in "$DATA_DIR"/val_*; do if [[ -f $file ]]; then files+=("$file"); fi; done
     ((${#files[@]})) || fail "DATA_DIR=$DATA_DIR has no val_*.parquet: make them with scripts/prepare_data.py"
 else
-    is_on PLAN_ONLY || fail "set DATA_DIR or EVAL_DATA"
+    only_looks || fail "set DATA_DIR or EVAL_DATA"
 fi
 for place in "${!files[@]}"; do files[place]="'$(absolute "${files[place]}" EVAL_DATA)'"; done
 paths=$(IFS=, && echo "${files[*]}")
@@ -50,7 +50,7 @@ case "${REWARD_FUNCTION:-}" in
 esac
 top_k=${VAL_TOP_K:--1}
 
-program=(-m opsd.evaluate)
+program=(-P -m opsd.evaluate)
 start \
     output_dir="'${OUTPUT_ROOT:-outputs}/${RUN_ID:-evaluation}'" plan_only="${PLAN_ONLY:-0}" device="${DEVICE:-cuda}" \
     "${models[@]}" "data.paths=[$paths]" data.grader="$grader" \
@@ -59,5 +59,5 @@ start \
     samples_per_problem="${VAL_N:-16}" temperature="${VAL_TEMPERATURE:-1.0}" top_p="${VAL_TOP_P:-1.0}" \
     top_k="$((top_k < 0 ? 0 : top_k))" \
     engine.dtype="${DTYPE:-bfloat16}" engine.tensor_parallel_size="${TP_SIZE:-1}" \
-    engine.num_workers="${NUM_ENGINES:-1}" engine.gpu_memory_utilization="${GPU_MEMORY_UTIL:-0.7}" \
+    engine.num_workers="${NUM_ENGINES:-1}" ${GPU_MEMORY_UTIL:+engine.gpu_memory_utilization="$GPU_MEMORY_UTIL"} \
     "$@"

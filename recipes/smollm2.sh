@@ -5,7 +5,7 @@
 set -euo pipefail
 # shellcheck source=recipes/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-if ! is_on PLAN_ONLY; then
+if ! only_looks; then
     : "${GSM8K_DIR:?set it to a folder with train.jsonl and test.jsonl that have a field \"question\" a line}"
     for split in train test; do [[ -f $GSM8K_DIR/$split.jsonl ]] || fail "$GSM8K_DIR has no $split.jsonl"; done
 fi

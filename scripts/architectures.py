@@ -37,7 +37,7 @@ from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.vllm_engine import VllmEngine, engine_environment
 from opsd.errors import ConfigError
 from opsd.learner.loading import open_student
-from opsd.learner.model import DistillationModel, full_weights, saved_buffers, shard
+from opsd.learner.model import DistillationModel, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
@@ -194,7 +194,7 @@ def start_engine(backend: str, folder: str) -> TransformersEngine | VllmEngine:
 
 def weights_of(model: DistillationModel) -> dict[str, torch.Tensor]:
     """What a learner's rank 0 gathers."""
-    return {**dict(saved_buffers(model)), **{name: w.clone() for name, w in full_weights(model.named_parameters())}}
+    return {name: tensor.clone() for name, tensor in full_weights(trained_tensors(model), torch.float32)}
 
 
 def answers(engine: TransformersEngine | VllmEngine, step: int) -> list[Rollout]:

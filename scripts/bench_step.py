@@ -24,7 +24,6 @@ from functools import partial, wraps
 from multiprocessing import get_context
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,15 +32,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import opsd.learner.model
 from measure import PeakMemory, clock, give_freed_memory_back, markdown
 from opsd.config import LearnerConfig
-from opsd.data.packing import build_sequences, pack
 from opsd.learner.attention import packed_attention_name
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import train_step
 from opsd.micro_batch import MicroBatch
 from opsd.ops.divergences import reverse_kl
-from opsd.types import Prompt, Rollout, ScoredRollout, StepReport, TeacherScores, Vocabulary
-from tip.selectors import SELECTORS
+from opsd.types import StepReport, Vocabulary
+from random_batches import random_micro_batches
 
 SMOLLM2_135M = dict(
     hidden_size=576,
@@ -121,7 +119,7 @@ def measure_time(way: str, ratio: float, args: argparse.Namespace) -> Measured:
     parts.wrap(torch.Tensor, "backward", "backward")
     parts.wrap(torch.nn.utils, "clip_grad_norm_", "optimiser")
     step = build_step(way, args, optimiser_clock=parts)
-    (micro_batches,) = random_micro_batches(ratio, args, args.tokens)
+    micro_batches = micro_batches_of(ratio, args, args.tokens)
     step(micro_batches)
     runs = []
     for _ in range(args.repeats):
@@ -140,9 +138,9 @@ def measure_peak_gib(way: str, ratio: float, args: argparse.Namespace) -> float:
     if args.device == "cpu":
         give_freed_memory_back()
     step = build_step(way, args)
-    (small,) = random_micro_batches(1.0, args, args.prompt_tokens + args.response_tokens)
+    small = micro_batches_of(1.0, args, args.prompt_tokens + args.response_tokens)
     step(small)  # makes the optimiser's state
-    (micro_batches,) = random_micro_batches(ratio, args, args.tokens)
+    micro_batches = micro_batches_of(ratio, args, args.tokens)
     if way == "dense":
         teacher_logits(torch.empty(max(len(batch.row_N) for batch in micro_batches), SMOLLM2_135M["vocab_size"]))
     with PeakMemory(args.device) as peak:
@@ -173,42 +171,17 @@ def build_step(
     return partial(train_step, model, optimizer, scheduler, device=device, max_grad_norm=1.0)
 
 
-def random_micro_batches(ratio: float, args: argparse.Namespace, num_tokens: int) -> list[list[MicroBatch]]:
-    """For one rank: `num_tokens` tokens in rollouts of one length, a random share `ratio` of each response kept."""
-    rng = np.random.default_rng(0)
+def micro_batches_of(ratio: float, args: argparse.Namespace, num_tokens: int) -> list[MicroBatch]:
+    """`num_tokens` tokens in rollouts of one length, a random share `ratio` of each response kept."""
     length = args.prompt_tokens + args.response_tokens
-    scored = [random_rollout(rng, index, args) for index in range(num_tokens // length)]
-    lengths = [args.response_tokens] * len(scored)
-    score_T = torch.from_numpy(rng.random(sum(lengths)))
-    selection = SELECTORS["top_ratio"](score_T, lengths, ratio=ratio)
-    return pack(build_sequences(scored, selection, "teacher", VOCABULARY), 1, args.micro_batch_tokens)
-
-
-def random_rollout(rng: np.random.Generator, index: int, args: argparse.Namespace) -> ScoredRollout:
-    num_tokens, top_k = args.response_tokens, args.top_k
-    prompt_ids, response_ids = (
-        rng.integers(1, VOCABULARY.size, size, dtype=np.int32) for size in (args.prompt_tokens, num_tokens)
+    return random_micro_batches(
+        [args.response_tokens] * (num_tokens // length),
+        prompt_tokens=args.prompt_tokens,
+        top_k=args.top_k,
+        ratio=ratio,
+        vocabulary=VOCABULARY,
+        micro_batch_tokens=args.micro_batch_tokens,
     )
-    logprobs_TB = torch.randn(num_tokens, top_k + 2, generator=torch.Generator().manual_seed(index)).log_softmax(1)
-    top_ids_TK = np.stack([rng.choice(VOCABULARY.size, top_k, replace=False) for _ in range(num_tokens)])
-    prompt = Prompt(index=index, token_ids=prompt_ids, text="", answer=None, source="random")
-    rollout = Rollout(
-        prompt=prompt,
-        sample=0,
-        response_ids=response_ids,
-        sampled_logprobs=logprobs_TB[:, 0].numpy(),
-        candidate_ids=response_ids[:, None],
-        candidate_logprobs=logprobs_TB[:, :1].numpy(),
-        stopped=False,
-        policy_version=0,
-    )
-    scores = TeacherScores(
-        top_ids=top_ids_TK.astype(np.int32),
-        top_logprobs=logprobs_TB[:, 1 : top_k + 1].numpy(),
-        sampled_logprobs=logprobs_TB[:, 0].numpy(),
-        candidate_logprobs=None,
-    )
-    return ScoredRollout(rollout=rollout, scores=scores)
 
 
 def in_fresh_process(measure: Callable[..., Any], *arguments: Any) -> Any:

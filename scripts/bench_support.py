@@ -3,8 +3,9 @@
     python scripts/bench_support.py outputs/smollm2-pair train.jsonl --prompt-key question --chat-template
 
 The student answers prompts; both models' dense distributions on these answers are the truth. Table 1: the reverse KL
-and its gradient for each support and K. Table 2: which half of the tokens soft_or selects from each source of
-statistics, and what that costs. All in float32 (the dense side in float64), transformers engines.
+and its gradient for each support and K. Table 2: the same at a temperature (`idts`, `adakd`), and what there is of it
+where the student is its own teacher. Table 3: which half of the tokens soft_or selects from each source of statistics,
+and what that costs. All in float32 (the dense side in float64), transformers engines.
 """
 # T response tokens of all rollouts, V vocabulary, D width, U support size, B = U + 1 buckets
 
@@ -33,7 +34,7 @@ from opsd.engines.transformers_engine import TransformersEngine
 from opsd.learner.group import LearnerGroup
 from opsd.ops.align import predicting_rows
 from opsd.ops.buckets import sparse_head_loss
-from opsd.ops.divergences import forward_kl, reverse_kl
+from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
 from opsd.placement import ray_cluster
 from opsd.preflight import Setup
 from opsd.types import Rollout, Sampling, ScoredRollout, Selection, TokenStats, Vocabulary
@@ -42,6 +43,8 @@ from tip.selectors import SELECTORS
 
 TOP_KS = (16, 64, 256)
 NUM_CANDIDATES = (16, 32, 64)
+TEMPERATURES = (0.6, 1.0, 1.25, 1.65)  # idts at base 1 gives 0.61 to 1.65
+TEMPERED_TOP_K = 64
 
 
 class Dense(NamedTuple):
@@ -52,6 +55,7 @@ class Dense(NamedTuple):
     stats: TokenStats
     grad_hidden_TD: Tensor  # of the mean reverse KL
     grad_weight_VD: Tensor
+    teacher_logprobs: list[Tensor]  # float32 [T, V] of each rollout
 
 
 def main() -> None:
@@ -67,6 +71,7 @@ def main() -> None:
         f"entropy {dense.stats.entropy_T.mean() * math.log(setup.vocabulary.size):.4f}"
     )
     support_table(scored, dense, setup.vocabulary)
+    temperature_table(dense, setup.vocabulary, [len(item.rollout) for item in scored])
     selection_table(cfg, setup, scored, dense)
 
 
@@ -92,7 +97,7 @@ def dense_truth(cfg: RunConfig, rollouts: list[Rollout], vocabulary: Vocabulary,
     )
     weight_VD = student.get_output_embeddings().weight.detach()
     head_VD = weight_VD[: vocabulary.size].double().requires_grad_()
-    hidden, hidden_grads, stats = [], [], []
+    hidden, hidden_grads, stats, teacher_logprobs = [], [], [], []
     for rollout in rollouts:
         own_TD = response_hidden(student, rollout)
         teacher_head_VD = teacher.get_output_embeddings().weight[: vocabulary.size]
@@ -102,6 +107,7 @@ def dense_truth(cfg: RunConfig, rollouts: list[Rollout], vocabulary: Vocabulary,
         value_T = reverse_kl(student_TV, teacher_TV)
         value_T.sum().backward()
         hidden.append(own_TD)
+        teacher_logprobs.append(teacher_TV.float())
         hidden_grads.append(leaf_TD.grad)
         student_TV = student_TV.detach()
         stats.append(
@@ -119,6 +125,7 @@ def dense_truth(cfg: RunConfig, rollouts: list[Rollout], vocabulary: Vocabulary,
         TokenStats.concatenate(stats).to("cpu"),
         torch.cat(hidden_grads) / len(hidden_TD),
         grad_weight_VD / len(hidden_TD),
+        teacher_logprobs,
     )
 
 
@@ -197,6 +204,64 @@ def sparse_gradients(
     )
     loss.backward()
     return value_T, hidden_TD.grad, weight_VD.grad
+
+
+def temperature_table(dense: Dense, vocabulary: Vocabulary, lengths: list[int]) -> None:
+    """A teacher known by its top K events at temperature 1, against the dense loss of all logits over a temperature."""
+    rows = []
+    for name in ("reverse_kl", "forward_kl"):
+        for temperature in TEMPERATURES:
+            found, truth, equal = [], [], []
+            for hidden_TD, teacher_TV in zip(dense.hidden_TD.split(lengths), dense.teacher_logprobs, strict=True):
+                found.append(tempered_gradient(hidden_TD, teacher_TV, dense, vocabulary, name, temperature))
+                leaf_TD = hidden_TD.double().requires_grad_()
+                student_TV = events(leaf_TD @ dense.weight_VD[: vocabulary.size].double().T, vocabulary)
+                own_TV = student_TV.detach()
+                value_T = DIVERGENCES[name](
+                    *((x / temperature).log_softmax(1) for x in (student_TV, teacher_TV.double()))
+                )
+                value_T.sum().backward()
+                truth.append((value_T.detach(), leaf_TD.grad))
+                equal.append(tempered_gradient(hidden_TD, own_TV, dense, vocabulary, name, temperature))
+            value_T, grad_TD = (torch.cat(part) for part in zip(*found, strict=True))
+            exact_T, exact_TD = (torch.cat(part) for part in zip(*truth, strict=True))
+            own_T, own_TD = (torch.cat(part) for part in zip(*equal, strict=True))
+            rows.append(
+                [
+                    name,
+                    str(temperature),
+                    f"{exact_T.mean():.4f}",
+                    f"{value_T.mean():.4f}",
+                    *agreement(grad_TD, exact_TD),
+                    f"{own_T.mean():.1e}",
+                    f"{own_TD.norm() / exact_TD.norm():.1e}",
+                ]
+            )
+    header = ["divergence", "temperature", "dense, nats", "sparse", "hidden gradient: cosine", "relative error",
+              "student = teacher: nats", "its gradient, of the dense norm"]  # fmt: skip
+    print_table(f"At a temperature, the teacher's top {TEMPERED_TOP_K} known", header, rows)
+
+
+def tempered_gradient(
+    hidden_TD: Tensor, teacher_TV: Tensor, dense: Dense, vocabulary: Vocabulary, name: str, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """(value of each row, gradient of their sum to the hidden states [T, D])."""
+    top = teacher_TV.topk(TEMPERED_TOP_K, dim=1)
+    rest_TV = teacher_TV.scatter(1, top.indices, -math.inf)
+    leaf_TD = hidden_TD.clone().requires_grad_()
+    loss, value_T = sparse_head_loss(
+        leaf_TD,
+        dense.weight_VD,
+        top.indices,
+        torch.cat([top.values, rest_TV.logsumexp(1, keepdim=True)], dim=1),
+        hidden_TD.new_ones(len(hidden_TD)),
+        DIVERGENCES[name],
+        temperature_N=hidden_TD.new_full((len(hidden_TD),), temperature),
+        vocab_size=vocabulary.size,
+        stop_ids=vocabulary.stop_ids,
+    )
+    loss.backward()
+    return value_T, leaf_TD.grad
 
 
 def agreement(found: Tensor, truth: Tensor) -> tuple[str, str]:

@@ -19,16 +19,20 @@ Method = Callable[[], Gradients]
 DENSE_CHUNK, TOP_K_CHUNK = 256, 128  # rows; the upstream repository's default, and one for little memory
 
 
-def dense_method(rows: Rows, *, teacher_logits_given: bool = False) -> Method:
+def dense_method(rows: Rows, *, teacher_logits_given: bool = False, compiled: bool = False) -> Method:
     """Reverse KL on logits of every row and token, kept by autograd; the softmax goes through chunks of rows.
 
     The teacher's full logits are made by its own head, of the student's size, without autograd: whoever distils on
-    dense logits runs it beside the student's. `teacher_logits_given`: they are an input instead.
+    dense logits runs it beside the student's. `teacher_logits_given`: they are an input instead. `compiled`: by
+    torch.compile, which gets all rows at once, to choose its own chunks.
     """
-    generator = torch.Generator().manual_seed(1)
+    device = rows.hidden_ND.device
+    generator = torch.Generator(device).manual_seed(1)
+    reverse_kl = torch.compile(summed_reverse_kl) if compiled else summed_reverse_kl
+    chunk_rows = len(rows.hidden_ND) if compiled else DENSE_CHUNK
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(rows.hidden_ND.device, rows.hidden_ND.dtype)
+        return torch.randn(shape, generator=generator, device=device).to(rows.hidden_ND.dtype)
 
     (num_rows, width), vocab = rows.hidden_ND.shape, len(rows.weight_VD)
     given_NV = random(num_rows, vocab) if teacher_logits_given else None
@@ -39,13 +43,18 @@ def dense_method(rows: Rows, *, teacher_logits_given: bool = False) -> Method:
         teacher_NV = teacher_ND @ head_VD.T if given_NV is None else given_NV
         student_NV = hidden_ND @ weight_VD.T
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
-        chunks = zip(student_NV.split(DENSE_CHUNK), teacher_NV.split(DENSE_CHUNK), strict=True)
+        chunks = zip(student_NV.split(chunk_rows), teacher_NV.split(chunk_rows), strict=True)
         for student_CV, teacher_CV in chunks:
-            log_p_CV, log_q_CV = student_CV.float().log_softmax(1), teacher_CV.float().log_softmax(1)
-            loss = loss + (log_p_CV.exp() * (log_p_CV - log_q_CV)).sum()
+            loss = loss + reverse_kl(student_CV, teacher_CV)
         return gradients_of(loss / len(student_NV), hidden_ND, weight_VD)
 
     return run
+
+
+def summed_reverse_kl(student_CV: Tensor, teacher_CV: Tensor) -> Tensor:
+    """Of logits, in nats."""
+    log_p_CV, log_q_CV = student_CV.float().log_softmax(1), teacher_CV.float().log_softmax(1)
+    return (log_p_CV.exp() * (log_p_CV - log_q_CV)).sum()
 
 
 def checkpointed_top_k_method(rows: Rows) -> Method:
@@ -94,6 +103,7 @@ def sparse_method(rows: Rows, *, divergence: str = "reverse_kl", filter_threshol
 METHODS: dict[str, Callable[[Rows], Method]] = {
     "dense": dense_method,
     "dense, teacher's logits given": functools.partial(dense_method, teacher_logits_given=True),
+    "dense, compiled": functools.partial(dense_method, teacher_logits_given=True, compiled=True),
     "checkpointed top-K (TRL's way)": checkpointed_top_k_method,
     "sparse": sparse_method,
     "sparse, filter off": functools.partial(sparse_method, filter_threshold=0.0),

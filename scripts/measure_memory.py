@@ -10,6 +10,7 @@ memory the peak comes out too small.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import sys
@@ -22,7 +23,9 @@ from hydra.core.config_store import ConfigStore
 from measure import markdown
 from opsd.config import compose_config
 from opsd.data.epochs import with_epochs_as_steps
+from opsd.dtypes import with_dtypes
 from opsd.hooks import load_build_hooks
+from opsd.placement import resolve_device
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB
 from opsd.plan.program import planned_job
@@ -33,23 +36,30 @@ from tip.config import TipRunConfig
 
 
 def main() -> None:
+    sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
     ConfigStore.instance().store(name="schema", node=TipRunConfig)
     with initialize_config_module("tip.conf", version_base=None):
         cfg = with_epochs_as_steps(compose_config(compose("tip", overrides=sys.argv[1:]), TipRunConfig))
+    cfg = with_dtypes(cfg, resolve_device(cfg.device))
     planned = {role.name: role.memory.total for role in plan_roles(planned_job(cfg, ClusterConfig()))}
     hooks = load_build_hooks(cfg.hooks)(cfg)
     with Run(cfg, hooks) as run:
         loop(cfg, hooks, run)
         run.finish()
-        peaks = {"driver": peak_bytes(os.getpid())} | {name: peak_bytes(pid) for name, pid in actor_processes().items()}
+        peaks = {name: sum(map(peak_bytes, pids)) for name, pids in actor_processes().items()}
+        peaks = {"driver": peak_bytes(os.getpid())} | peaks
     print(markdown(rows(peaks, planned)))
 
 
-def actor_processes() -> dict[str, int]:
-    """Process ids of the run's actors by their names on the dashboard."""
+def actor_processes() -> dict[str, list[int]]:
+    """Process ids of the run's actors, and of those that they started, by the actors' names on the dashboard."""
     names = sorted(ray.util.list_named_actors())
-    pids = [ray.get_actor(name).__ray_call__.remote(lambda actor: os.getpid()) for name in names]
+    pids = [ray.get_actor(name).__ray_call__.remote(lambda actor: own_processes()) for name in names]
     return dict(zip(names, ray.get(pids), strict=True))
+
+
+def own_processes() -> list[int]:
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
 
 
 def peak_bytes(pid: int) -> int:

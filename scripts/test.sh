@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Every check of this repository, from a clean checkout: set-up, lint, tests. Arguments go to pytest.
+#   TEST_PROCESSES   test files at one time (default 2, of 1 core and up to 5 GB each); 0: one, in this process
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
@@ -8,4 +9,5 @@ export OMP_NUM_THREADS=1 # tiny models run slower on more
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline
 export VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind
 .venv/bin/ruff check .
-exec .venv/bin/python -m pytest "$@"
+# Whole files: their fixtures (trained pairs, engines) are made once.
+exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"

@@ -20,7 +20,9 @@ class LossDrivenRatio:
     their end (of the first loss where there is no warm-up) is the reference. From then on a mean that is further than
     `loss_tolerance`, relative, below the reference shrinks the ratio by the factor 1 - `ratio_step`, down to `floor`,
     and one that is as far above grows it by 1 + `ratio_step`, up to 1. Either makes that mean the new reference, also
-    where the ratio already stood at its bound. The paper warms up for 5 % of the steps; the floor is its authors' code.
+    where the ratio already stood at its bound. The paper warms up for 5 % of the steps; the floor is its authors' code
+    (SassyRong/AdaKD, distillation.py). Relative means a share of the reference's size, so a loss below 0 works alike
+    (the authors' code would shrink at every step); at a reference of 0 any change counts.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class LossDrivenRatio:
         self._mean = loss if self._num_updates == 1 else self._beta * self._mean + (1.0 - self._beta) * loss
         if self._num_updates <= max(1, self._num_warmup):
             self._reference = self._mean
-        elif self._mean < self._reference * (1.0 - self._loss_tolerance):
+            return self.ratio
+        bounds = (self._reference * (1.0 - self._loss_tolerance), self._reference * (1.0 + self._loss_tolerance))
+        if self._mean < min(bounds):
             self.ratio = max(self._floor, self.ratio * (1.0 - self._ratio_step))
             self._reference = self._mean
-        elif self._mean > self._reference * (1.0 + self._loss_tolerance):
+        elif self._mean > max(bounds):
             self.ratio = min(1.0, self.ratio * (1.0 + self._ratio_step))
             self._reference = self._mean
         return self.ratio

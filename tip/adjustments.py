@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,6 +22,8 @@ from tip.per_rollout import mean_per_rollout, rewards
 from tip.rewards import group_advantage, paced_weight, reward_weight
 from tip.scores import known
 
+MIN_ENTROPY = 1e-6  # as a share of log V: below it, all tokens of a batch are certain
+
 
 def reward(batch: BatchStats, selection: Selection, *, beta: float = 1.0) -> Selection:
     """Weight of a rollout: softmax(reward / beta) among the answers to its prompt. METHODS section 4."""
@@ -29,14 +32,39 @@ def reward(batch: BatchStats, selection: Selection, *, beta: float = 1.0) -> Sel
 
 
 def paced(batch: BatchStats, selection: Selection, *, a: float = 1.0, b: float = 1.0) -> Selection:
-    """Weight of a prompt: p^a (1 - p)^b with the pass rate p of its answers. PACED, arXiv 2603.11178."""
-    return weigh_rollouts(batch, selection, paced_weight(rewards(batch, "adjust.paced"), batch.prompt_R, a=a, b=b))
+    """Weight of a prompt: p^a (1 - p)^b with the pass rate p of its answers. PACED, arXiv 2603.11178.
+
+    The loss is divided by the weights as they were before, so these are no shares of a step: one prompt on the edge
+    among many that teach nothing moves the student as little as its share of the tokens, and a step without any has
+    loss 0 (one token stays, as every step must have one).
+    """
+    weight_R = paced_weight(rewards(batch, "adjust.paced"), batch.prompt_R, a=a, b=b)
+    weighed = weigh_rollouts(batch, selection, weight_R)
+    if not weighed.weight_N.any():
+        return replace(selection.take(torch.zeros(1, dtype=torch.int64)), denominator=math.inf)
+    return replace(weighed, denominator=float(selection.weight_N.sum()))
 
 
 def forward_then_reverse(batch: BatchStats, selection: Selection, *, switch_at: float = 0.5) -> Selection:
     """`reverse_share_N`: 0 until that share of the steps is done, then 1. PACED's schedule, arXiv 2603.11178."""
     share = float(batch.progress >= switch_at)
     return with_input(selection, "reverse_share_N", torch.full((len(selection),), share))
+
+
+def fire(batch: BatchStats, selection: Selection, *, alpha: float = 1.0, beta: float = 1.0) -> Selection:
+    """Weight of a token: (1 + alpha (1 - H_q / max H_q)) (1 + beta H_p / max H_p).
+
+    H_q is the teacher's entropy, H_p the student's: high where the teacher is sure and the student is not. The maxima
+    are over all tokens of the batch, those left out included; the learner makes the mean 1. Top-k: the teacher's
+    entropy is extrapolated from the tokens that it named.
+    Source: FiRe, arXiv 2606.02684, YuYingLi0/FiRe-OPD, verl/workers/actor/dp_actor.py; METHODS section 6.
+    """
+    if not (alpha >= 0.0 and beta >= 0.0):
+        raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
+    teacher_T, student_T = known(batch.tokens, "teacher_entropy_T"), batch.tokens.entropy_T
+    confidence_T = 1.0 - teacher_T / teacher_T.max().clamp_min(MIN_ENTROPY)
+    weight_T = (1.0 + alpha * confidence_T) * (1.0 + beta * student_T / student_T.max().clamp_min(MIN_ENTROPY))
+    return replace(selection, weight_N=selection.weight_N * weight_T[selection.index_N].float())
 
 
 def temperature(batch: BatchStats, selection: Selection, *, base: float = 1.0, strength: float = 0.5) -> Selection:
@@ -46,11 +74,15 @@ def temperature(batch: BatchStats, selection: Selection, *, base: float = 1.0, s
     return replace(selection, temperature_N=temperature_N.float())
 
 
-def advantage(batch: BatchStats, selection: Selection) -> Selection:
-    """`advantage_N` (GRPO: the reward against those of the same prompt) and `wrong_N` for KDRL, arXiv 2506.02208."""
+def advantage(batch: BatchStats, selection: Selection, *, unbiased: bool = False) -> Selection:
+    """`advantage_N` (GRPO: the reward against those of the same prompt) and `wrong_N` for KDRL, arXiv 2506.02208.
+
+    `unbiased`: over the deviation that verl and TRL divide by, see `group_advantage`.
+    """
     reward_R = rewards(batch, "adjust.advantage")
     rollout_N = batch.rollout_T[selection.index_N]
-    selection = with_input(selection, "advantage_N", group_advantage(reward_R, batch.prompt_R)[rollout_N].float())
+    advantage_R = group_advantage(reward_R, batch.prompt_R, unbiased=unbiased)
+    selection = with_input(selection, "advantage_N", advantage_R[rollout_N].float())
     return with_input(selection, "wrong_N", reward_R[rollout_N] == 0)
 
 
@@ -63,17 +95,19 @@ def preference(batch: BatchStats, selection: Selection, *, beta: float = 0.1) ->
     log_ratio_T = known(batch.tokens, "student_logprob_T") - known(batch.tokens, "teacher_logprob_T")
     mean_R = mean_per_rollout(batch, log_ratio_T)
     sign_R = torch.where(batch.on_policy_R, -1.0, 1.0).double()
-    prompts, group_R, count_G = batch.prompt_R.unique(return_inverse=True, return_counts=True)
-    balance_G = torch.zeros(len(prompts), dtype=torch.float64).index_add(0, group_R, sign_R)
+    # A prompt that is in the batch several times has as many pairs.
+    pair_R2 = torch.stack([batch.prompt_R, batch.sample_R], dim=1)
+    pairs, group_R, count_G = pair_R2.unique(dim=0, return_inverse=True, return_counts=True)
+    balance_G = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, group_R, sign_R)
     if (count_G != 2).any() or balance_G.any():
         raise ConfigError(
             "adjust.preference needs one answer of the teacher and one of the student a prompt: set "
             "answers=teacher_pairs and data.samples_per_prompt=1"
         )
-    margin_G = beta * torch.zeros(len(prompts), dtype=torch.float64).index_add(0, group_R, sign_R * mean_R)
+    margin_G = beta * torch.zeros(len(pairs), dtype=torch.float64).index_add(0, group_R, sign_R * mean_R)
     push_R = torch.sigmoid(-margin_G)[group_R] * beta * sign_R / torch.tensor(batch.lengths)
-    # The learner averages over all kept tokens; this is to be a mean over prompts.
-    scale = len(selection) / len(prompts)
+    # The learner averages over all kept tokens; this is to be a mean over pairs.
+    scale = len(selection) / len(pairs)
     return with_input(selection, "advantage_N", (scale * push_R)[batch.rollout_T[selection.index_N]].float())
 
 
@@ -81,6 +115,7 @@ ADJUSTMENTS: dict[str, Callable[..., Selection]] = {
     "reward": reward,
     "paced": paced,
     "forward_then_reverse": forward_then_reverse,
+    "fire": fire,
     "temperature": temperature,
     "advantage": advantage,
     "preference": preference,

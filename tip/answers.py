@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from opsd.engines.pool import request_seed
+from opsd.engines.pool import occurrences, sample_seed
 from opsd.engines.rows import in_order
 from opsd.errors import ConfigError
 from opsd.hooks import RolloutSource, student_answers
@@ -59,12 +59,16 @@ def mixed(
 
 
 def teacher_pairs(rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed: int, max_tokens: int) -> RolloutSource:
-    """For every answer of the student one of the teacher beside it, sampled at temperature 1."""
+    """For every answer of the student one of the teacher beside it, of the same number, sampled at temperature 1."""
 
     def answers(prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
-        seeds = [request_seed(seed, step + 1, prompt.index, samples_per_prompt) for prompt in prompts]
+        numbers = occurrences(prompts)
+        seeds = [
+            sample_seed(seed, step, prompt, samples_per_prompt, number)
+            for prompt, number in zip(prompts, numbers, strict=True)
+        ]
         for group in teacher_pool.sample(prompts, seeds, max_tokens):
-            yield {2 * place: without_student(rollout) for place, rollout in group.items()}
+            yield {2 * p: replace(without_student(rollout), sample=numbers[p]) for p, rollout in group.items()}
         yield from moved(rollout_pool.sample(prompts, samples_per_prompt=1, step=step), lambda i: 2 * i + 1)
 
     return answers
@@ -76,7 +80,7 @@ def mixtures(
     """Beside every answer of the student the same answer mixed with another of the step. MixKD, arXiv 2011.00593.
 
     Both models read share * own embedding + (1 - share) * the other's, prompt and answer alike; the share is drawn from
-    Beta(concentration, concentration), the paper's alpha, and the larger part stays the answer's own.
+    Beta(concentration, concentration), the paper's alpha, as it comes: the larger part may be the other's.
     """
     if not concentration > 0:
         raise ConfigError(f"answer_options.concentration must be greater than 0, got {concentration}")
@@ -87,7 +91,7 @@ def mixtures(
         shares = rng.beta(concentration, concentration, len(own))
         others = [own[place] for place in rng.permutation(len(own))]
         for place, (rollout, other, share) in enumerate(zip(own, others, shares, strict=True)):
-            mixed_one = mixed_with(rollout, other, max(share, 1.0 - share))
+            mixed_one = mixed_with(rollout, other, share)
             yield {2 * place: rollout, 2 * place + 1: mixed_one}
 
     return answers

@@ -40,7 +40,7 @@ class TipRunConfig(RunConfig):
     filters: dict[str, Any] = field(default_factory=dict)  # before it: name in tip.filters.FILTERS -> options
     adjust: dict[str, Any] = field(default_factory=dict)  # after it: name in tip.adjustments.ADJUSTMENTS -> options
     answers: str = "student"  # a name in tip.answers.ANSWERS: whose answers are trained on
-    answer_options: dict[str, Any] = field(default_factory=dict)
+    answer_options: dict[str, Any] = field(default_factory=dict)  # of that function, e.g. {student_share: 0.5}
 
     def __post_init__(self) -> None:
         super().__post_init__()

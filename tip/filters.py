@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from opsd.types import BatchStats
@@ -19,20 +18,27 @@ from tip.scores import known
 
 
 def fire(batch: BatchStats, *, drop: float = 0.2) -> Tensor:
-    """Without the floor(drop * R) rollouts whose tokens the teacher finds least likely in the mean (FiRe)."""
+    """Without the rollouts below the `drop` quantile of the mean log-probability that the teacher gives their tokens.
+
+    Of the whole batch, and linear between two rollouts, so that of R rollouts ceil(drop (R - 1)) go: one of two to six
+    at 0.2, none of one. Rollouts at the quantile stay. Source: FiRe, arXiv 2606.02684, YuYingLi0/FiRe-OPD,
+    verl/workers/actor/dp_actor.py (`traj_skip_percentile`); its weights are `adjust.fire`.
+    """
     if not 0.0 <= drop < 1.0:
         raise ValueError(f"drop must be in [0, 1), got {drop}")
     mean_R = mean_per_rollout(batch, known(batch.tokens, "teacher_logprob_T"))
-    stays_R = torch.ones(len(mean_R), dtype=torch.bool)
-    stays_R[mean_R.argsort(stable=True)[: int(drop * len(mean_R))]] = False
-    return stays_R[batch.rollout_T]
+    return (mean_R >= mean_R.quantile(drop))[batch.rollout_T]
 
 
 def horizon(batch: BatchStats, *, start: int, end: int) -> Tensor:
-    """Only the first H response tokens of each rollout, H going evenly from `start` to `end` over the run."""
+    """Only the first H response tokens of each rollout, H going evenly from `start` to `end`, first step to last.
+
+    A control of our own, beside the prefixes of Prefix OPD, arXiv 2602.15260. A run of one step has `end`.
+    """
     if not 1 <= start <= end:
         raise ValueError(f"need 1 <= start <= end, got {start} and {end}")
-    return batch.position_T < round(start + (end - start) * batch.progress)
+    share = batch.step / (batch.num_steps - 1) if batch.num_steps > 1 else 1.0
+    return batch.position_T < round(start + (end - start) * share)
 
 
 FILTERS: dict[str, Callable[..., Tensor]] = {"fire": fire, "horizon": horizon}

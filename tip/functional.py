@@ -50,8 +50,8 @@ def token_stats(student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT:
     _check_shapes(student_logits_BTV, teacher_logits_BTV, mask_BT=mask_BT)
     place_N2, vocab_size = mask_BT.nonzero(), student_logits_BTV.shape[-1]
     # Filled in place: results kept of every chunk would lie among the freed ones and hold the heap's pages.
-    entropy_N, reverse_N, forward_N, hellinger_N, grad_norm_N, compatibility_N = student_logits_BTV.new_empty(
-        6, len(place_N2), dtype=softmax_dtype(student_logits_BTV)
+    entropy_N, reverse_N, forward_N, hellinger_N, grad_norm_N, compatibility_N, teacher_entropy_N = (
+        student_logits_BTV.new_empty(7, len(place_N2), dtype=softmax_dtype(student_logits_BTV))
     )
     num_compatible = min(NUM_COMPATIBLE, vocab_size)
     for rows, place in _chunks(place_N2, vocab_size):
@@ -64,6 +64,7 @@ def token_stats(student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT:
         grad_norm_N[rows] = reverse_kl_grad_norm(student_NV, teacher_NV)
         likeliest_NC = student_NV.topk(num_compatible, dim=-1).indices
         compatibility_N[rows] = teacher_NV.gather(-1, likeliest_NC).exp().sum(-1)
+        teacher_entropy_N[rows] = torch.special.entr(teacher_NV.exp()).sum(-1) / math.log(vocab_size)
     # Rounding can leave the range by a hair.
     return TokenStats(
         entropy_T=entropy_N.clamp(0.0, 1.0),
@@ -72,6 +73,8 @@ def token_stats(student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT:
         hellinger_T=hellinger_N,
         grad_norm_T=grad_norm_N,
         compatibility_T=compatibility_N.clamp_max(1.0),
+        teacher_entropy_T=teacher_entropy_N.clamp(0.0, 1.0),
+        named_mass_T=torch.ones_like(entropy_N),  # every token has a bucket of its own
     ).to("cpu")
 
 

@@ -3,5 +3,10 @@
 from opsd.plan.program import launch
 from tip.config import TipRunConfig
 
-if __name__ == "__main__":
+
+def main() -> None:
     launch(TipRunConfig, "tip.conf", "tip")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,14 +20,17 @@ from torch import Tensor
 
 import opsd.hooks
 from opsd.errors import ConfigError, StageError
+from opsd.hook_checks import check_selection, check_tokens
 from opsd.hooks import TrainHooks, bind_entry
 from opsd.ops.objective import Objective
+from opsd.ops.policy import WITHOUT_A_VALUE
 from opsd.types import BatchStats, Selection, StepReport
 from tip.adaptive import LossDrivenRatio
 from tip.adjustments import ADJUSTMENTS
 from tip.answers import ANSWERS
 from tip.config import SelectorConfig, TipRunConfig
 from tip.filters import FILTERS
+from tip.low_mass import LowMassWarning, comparing_parts
 from tip.scores import SCORES
 from tip.selectors import SELECTORS
 
@@ -41,21 +45,25 @@ def build_hooks(cfg: TipRunConfig) -> TrainHooks:
     if not hasattr(cfg, "selector"):
         raise ConfigError("hooks=tip.plugin:build_hooks needs the `selector` settings: start with python -m tip.train")
     plain = opsd.hooks.build_hooks(cfg)
+    check_schedule(cfg.selector.schedule, Objective.of(plain.divergence))
     importance = TokenImportance(
         filters=bind_all("filters", FILTERS, cfg.filters),
         score=bind_score(cfg.selector),
         selector=bind_selector(cfg.selector),
         adjustments=bind_all("adjust", ADJUSTMENTS, cfg.adjust),
+        score_name=cfg.selector.score,
+        selector_name=cfg.selector.name,
+        warning=LowMassWarning(comparing_parts(cfg)),
         ratio=bind_schedule(cfg),
         objective=Objective.of(plain.divergence),
         seed=cfg.seed,
     )
-    answer_options = {"seed": cfg.seed, "max_tokens": cfg.rollout.max_response_tokens, **cfg.answer_options}
+    of_the_run = {"seed": cfg.seed, "max_tokens": cfg.rollout.max_response_tokens}
     return dataclasses.replace(
         plain,
         select=importance.select,
         after_step=importance.after_step,
-        rollouts=bind_entry("answers", ANSWERS, cfg.answers, "answer_options", answer_options),
+        rollouts=bind_entry("answers", ANSWERS, cfg.answers, "answer_options", cfg.answer_options, of_the_run),
         state_dict=importance.state_dict,
         load_state_dict=importance.load_state_dict,
     )
@@ -77,36 +85,50 @@ class Ratio(Protocol):
 class TokenImportance:
     """The selection of a run. `ratio` is all of its state; what is drawn depends on `seed` and the step alone."""
 
-    filters: list[Callable[[BatchStats], Tensor]]
+    filters: dict[str, Callable[[BatchStats], Tensor]]  # by name
     score: Callable[..., Tensor]
     selector: Callable[..., Selection]
-    adjustments: list[Callable[[BatchStats, Selection], Selection]]
+    adjustments: dict[str, Callable[[BatchStats, Selection], Selection]]  # by name
+    score_name: str
+    selector_name: str
+    warning: LowMassWarning
     ratio: Ratio
     objective: Objective
     seed: int
 
     def select(self, batch: BatchStats) -> Selection:
-        """Raises ConfigError for an option out of range or a missing input of the loss, StageError for no token."""
-        try:
-            selection = self._select(batch)
-        except ValueError as error:
-            raise ConfigError(f"select: {error}") from error
+        """Raises ConfigError for an option out of range or a missing input of the loss, StageError for no token.
+
+        What each function returns is looked at, so that the line names the one at fault.
+        """
+        self.warning.look_at(batch)
+        selection = self._select(batch)
         missing = self.objective.required_inputs() - {"support_NU", *selection.inputs}
         if missing:
             raise ConfigError(f"the loss needs {', '.join(sorted(missing))}, which no entry of `adjust` gives")
         return without_zero_weights(selection)
 
     def _select(self, batch: BatchStats) -> Selection:
-        generator = step_generator(self.seed, batch.step)
-        eligible_T = torch.ones(len(batch.tokens), dtype=torch.bool)
-        for passes in self.filters:
-            eligible_T &= passes(batch)
-        score_T = self.score(batch.tokens, generator=generator)[eligible_T]
+        generator, num_tokens = step_generator(self.seed, batch.step), len(batch.tokens)
+        eligible_T = torch.ones(num_tokens, dtype=torch.bool)
+        for name, passes in self.filters.items():
+            with named(f"filters.{name}") as where:
+                passes_T = passes(batch)
+                check_tokens(where, passes_T, num_tokens, dtype=torch.bool)
+            eligible_T &= passes_T
+        with named(f"selector.score={self.score_name}") as where:
+            score_T = self.score(batch.tokens, generator=generator)
+            check_tokens(where, score_T, num_tokens)
+        score_T = score_T[eligible_T]
         lengths = torch.bincount(batch.rollout_T[eligible_T], minlength=len(batch.lengths))
-        selection = self.selector(score_T, lengths, ratio=self.ratio.ratio, generator=generator)
+        with named(f"selector.name={self.selector_name} (score {self.score_name})") as where:
+            selection = self.selector(score_T, lengths, ratio=self.ratio.ratio, generator=generator)
+            check_selection(where, selection, len(score_T))
         selection = dataclasses.replace(selection, index_N=eligible_T.nonzero()[:, 0][selection.index_N])
-        for adjust in self.adjustments:
-            selection = adjust(batch, selection)
+        for name, adjust in self.adjustments.items():
+            with named(f"adjust.{name}") as where:
+                selection = adjust(batch, selection)
+                check_selection(where, selection, num_tokens)
         return selection
 
     def after_step(self, report: StepReport) -> None:
@@ -140,6 +162,17 @@ def constant(*, initial: float, num_warmup: int = 0) -> Ratio:
 SCHEDULES: dict[str, Callable[..., Ratio]] = {"constant": constant, "loss_driven": LossDrivenRatio}
 
 
+def check_schedule(schedule: str, objective: Objective) -> None:
+    """Raises ConfigError where the ratio would follow a loss whose value says nothing: that of a policy gradient."""
+    functions = [getattr(function, "func", function) for _, function in objective.parts]
+    without = [function.__name__ for function in functions if function in WITHOUT_A_VALUE]
+    if schedule == "loss_driven" and without:
+        raise ConfigError(
+            f"selector.schedule=loss_driven follows the loss, and only the gradient of {without[0]} has a meaning, "
+            "not its value: set selector.schedule=constant or another loss"
+        )
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A generator for one step, so that a resumed run draws what the unbroken run drew."""
     state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
@@ -154,26 +187,40 @@ def without_zero_weights(selection: Selection) -> Selection:
     return selection if counts_N.all() else selection.take(counts_N.nonzero()[:, 0])
 
 
-def bind_all(field: str, entries: dict[str, Callable], chosen: dict[str, dict]) -> list[Callable]:
-    return [bind_entry(field, entries, name, f"{field}.{name}", options) for name, options in chosen.items()]
+@contextmanager
+def named(where: str) -> Iterator[str]:
+    """An option out of range, and a Selection that is none, come out as a ConfigError that says where."""
+    try:
+        yield where
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def bind_all(field: str, entries: dict[str, Callable], chosen: dict[str, dict]) -> dict[str, Callable]:
+    return {name: bind_entry(field, entries, name, f"{field}.{name}", options) for name, options in chosen.items()}
 
 
 def bind_score(cfg: SelectorConfig) -> Callable[..., Tensor]:
     # generator is given anew at each call; None stands here so that an entry without it is refused at start-up.
-    options = {"scaling": cfg.scaling, "clip_quantile": cfg.clip_quantile, "generator": None}
-    return bind_entry("selector.score", SCORES, cfg.score, "selector.score", options)
+    always = {"scaling": cfg.scaling, "clip_quantile": cfg.clip_quantile, "generator": None}
+    return bind_entry("selector.score", SCORES, cfg.score, "selector.score", {}, always)
 
 
 def bind_selector(cfg: SelectorConfig) -> Callable[..., Selection]:
-    options = {"ratio": cfg.ratio, "scope": cfg.scope, "generator": None}  # ratio, too, is given at each call
-    return bind_entry("selector.name", SELECTORS, cfg.name, "selector.name", options)
+    always = {"ratio": cfg.ratio, "scope": cfg.scope, "generator": None}  # ratio, too, is given at each call
+    return bind_entry("selector.name", SELECTORS, cfg.name, "selector.name", {}, always)
 
 
 def bind_schedule(cfg: TipRunConfig) -> Ratio:
     chosen = cfg.selector
     num_warmup = math.ceil(WARM_UP_SHARE * cfg.num_steps)
-    options = {"initial": chosen.ratio, "num_warmup": num_warmup, **chosen.schedule_options}
-    make = bind_entry("selector.schedule", SCHEDULES, chosen.schedule, "selector.schedule_options", options)
+    of_the_run = {"initial": chosen.ratio, "num_warmup": num_warmup}
+    options_field = "selector.schedule_options"
+    make = bind_entry(
+        "selector.schedule", SCHEDULES, chosen.schedule, options_field, chosen.schedule_options, of_the_run
+    )
     try:
         return make()
     except ValueError as error:

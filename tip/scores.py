@@ -5,7 +5,8 @@
 Every entry takes the same options, used or not, so that a method of your own is one function and one entry:
 `SCORES["mine"] = mine`. `scaling` says how an axis comes to [0, 1]: "minmax", as in the paper, or "quantile", which no
 outlier flattens. `clip_quantile` cuts the entropy before "minmax". `generator` is for a score that draws. A score of a
-statistic that `stats` lacks raises ValueError. Source: METHODS section 2; equations are of TIP, arXiv 2604.14084.
+statistic that `stats` lacks raises ValueError; `READS` says which statistics each is made of. Source: METHODS section
+2; equations are of TIP, arXiv 2604.14084.
 """
 # T response tokens of the global batch
 
@@ -111,6 +112,31 @@ SCORES: dict[str, Callable[..., Tensor]] = {
     "teachability": teachability,
     "attention": attention,
 }
+
+
+# The statistics that compare the two models. They see only the tokens on which both log-probabilities are known, so
+# they are no better than TokenStats.named_mass_T: of a student far from a teacher that names its top K, the order by
+# divergence was chance (rank correlation -0.04 with the dense one, where soft_or kept 0.91). stats=learner makes the
+# entropy exact and these not: only a teacher that scores the student's candidates, or a larger K, helps.
+COMPARING = frozenset({"reverse_kl_T", "forward_kl_T", "hellinger_T", "grad_norm_T", "compatibility_T"})
+
+READS: dict[str, tuple[str, ...]] = {
+    "soft_or": ("entropy_T", "reverse_kl_T"),
+    "entropy": ("entropy_T",),
+    "divergence": ("reverse_kl_T",),
+    "q3": ("entropy_T", "forward_kl_T"),
+    "random": (),
+    "bottom": ("entropy_T", "reverse_kl_T"),
+    "hellinger": ("hellinger_T",),
+    "grad_norm": ("grad_norm_T",),
+    "teachability": ("forward_kl_T", "compatibility_T"),
+    "attention": ("attention_T",),
+}
+
+
+def compares_models(name: str) -> bool:
+    """Whether the score of this name reads what compares the models; one of a user's own may, unless READS says not."""
+    return name not in READS or not COMPARING.isdisjoint(READS[name])
 
 
 def known(stats: TokenStats, field: str) -> Tensor:

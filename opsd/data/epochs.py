@@ -10,6 +10,7 @@ from typing import TypeVar
 import pyarrow.parquet
 
 from opsd.config import RunConfig
+from opsd.data.rows import read_lines
 from opsd.errors import DataError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -21,8 +22,7 @@ def count_prompts(path: str) -> int:
         raise DataError(f"{path}: there is no such file")
     if path.endswith(".parquet"):
         return pyarrow.parquet.read_metadata(path).num_rows
-    with open(path, encoding="utf-8") as file:
-        return sum(bool(line.strip()) for line in file)
+    return sum(bool(line.strip()) for line in read_lines(path))
 
 
 def with_epochs_as_steps(cfg: Config) -> Config:

@@ -18,12 +18,13 @@ from opsd.types import Mixture, ScoredRollout, Selection, Vocabulary
 def build_sequences(
     scored: list[ScoredRollout], selection: Selection, support: str, vocabulary: Vocabulary
 ) -> list[TrainSequence]:
-    """One TrainSequence for each rollout that keeps a token, weights divided by the sum over the global batch.
+    """One TrainSequence for each rollout that keeps a token, weights divided by the selection's denominator.
 
     A sequence ends at the last row that predicts a kept token: what follows cannot change the loss.
     """
     index_N = selection.index_N.numpy()
-    weight_N = (selection.weight_N / selection.weight_N.sum()).numpy()
+    denominator = selection.weight_N.sum() if selection.denominator is None else selection.denominator
+    weight_N = (selection.weight_N / denominator).numpy()
     temperature_N = None if selection.temperature_N is None else selection.temperature_N.numpy()
     inputs = {name: values.numpy() for name, values in selection.inputs.items()}
     ends = np.cumsum([len(item.rollout) for item in scored])

@@ -2,58 +2,73 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from opsd.config import DataConfig, PromptConfig
-from opsd.data.rows import Row, answer_keys, first_of, lookup, messages, read_rows, reference_answer
+from opsd.data.chat import Conversation, for_teacher, needed, read_conversation, render
+from opsd.data.grading import GRADERS, grader_of
+from opsd.data.rows import Row, answer_keys, lookup, read_rows, reference_answer
+from opsd.data.tokens import encode, encode_conversations, fitted
 from opsd.errors import ConfigError, DataError
 from opsd.types import Prompt
 
+SHOWN = 160  # characters of a prompt at start-up
 
-def load_prompts(path: str, data: DataConfig, tokenizer: Any, max_prompt_tokens: int) -> list[Prompt]:
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFile:
+    """The prompts of a file, and what was done to get them."""
+
+    path: str
+    prompts: list[Prompt]  # at least one
+    num_templated: int  # of them went through the chat template
+    num_dropped: int  # rows that are not among the prompts, as they are too long for a model
+    num_cut: int  # prompts whose beginning was cut off, of the student or of the teacher
+
+    def described(self, tokenizer: Any) -> list[str]:
+        """Lines that say what was done, and how the first prompt looks to student and teacher."""
+        facts = [f"{len(self.prompts):,} prompts", f"{self.num_templated or 'none'} through the chat template"]
+        if self.num_templated == len(self.prompts):
+            facts[1] = "all through the chat template"
+        if self.num_dropped:
+            facts.append(f"{self.num_dropped:,} rows dropped as too long")
+        if self.num_cut:
+            facts.append(f"{self.num_cut:,} cut on the left")
+        first = self.prompts[0]
+        lines = [f"prompts {self.path}: {', '.join(facts)}", f"        the first: {_shown(first.token_ids, tokenizer)}"]
+        if first.teacher_token_ids is not None:
+            lines.append(f"        as the teacher sees it: {_shown(first.teacher_token_ids, tokenizer)}")
+        return lines
+
+
+def load_prompts(path: str, data: DataConfig, tokenizer: Any, max_prompt_tokens: int) -> PromptFile:
     """The prompts of a JSONL or parquet file, with the teacher's view and the file's own answers where `data` asks.
 
     Raises DataError that names the file and the row. The limit holds for the teacher's version of a prompt too.
     """
     rows = read_rows(path)
-    prompts = student_prompts(path, rows, data, tokenizer, max_prompt_tokens)
+    conversations, prompts = _read(path, rows, data, tokenizer, data.response_key)
+    teachers = None
     if data.teacher_template:
-        texts = [_render(_teacher_messages(row, data), data, tokenizer) for row in rows]
-        encoded = _encode(tokenizer, texts, special=not data.chat_template)
-        _check_lengths(rows, encoded, "teacher's prompt", max_prompt_tokens)
-        prompts = [replace(prompt, teacher_token_ids=ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+        shown = [for_teacher(conversation, data) for conversation in conversations]
+        texts = [render(conversation, data, tokenizer) for conversation in shown]
+        teachers = encode_conversations(tokenizer, shown, texts)
     if data.response_key:
-        texts = [_needed(row, data.response_key) for row in rows]
-        whole = [np.append(ids, np.int32(tokenizer.eos_token_id)) for ids in _encode(tokenizer, texts, special=False)]
+        texts = [needed(own.row, data.response_key) if own.response is None else own.response for own in conversations]
+        whole = [np.append(ids, np.int32(tokenizer.eos_token_id)) for ids in encode(tokenizer, texts, special=False)]
         prompts = [replace(prompt, response_ids=ids) for prompt, ids in zip(prompts, whole, strict=True)]
-    return prompts
+    return _fitting(path, conversations, prompts, teachers, data, tokenizer, max_prompt_tokens)
 
 
 def student_prompts(
     path: str, rows: list[Row], data: PromptConfig, tokenizer: Any, max_prompt_tokens: int
-) -> list[Prompt]:
+) -> PromptFile:
     """The rows of the file at `path` as the student sees them. Raises DataError that names the row."""
-    if data.chat_template and tokenizer.chat_template is None:
-        raise ConfigError(f"data.chat_template=true, but {tokenizer.name_or_path}: its tokenizer has no chat template")
-    answers = [_answer(row, data) for row in rows]
-    texts = [_render(messages(row, data.prompt_key), data, tokenizer) for row in rows]
-    encoded = _encode(tokenizer, texts, special=not data.chat_template)
-    _check_lengths(rows, encoded, "prompt", max_prompt_tokens)
-    return [
-        Prompt(
-            index=index,
-            token_ids=ids,
-            text=text,
-            answer=answer,
-            source=str(path),
-            data_source=str(lookup(row, "data_source") or ""),
-        )
-        for index, (row, text, answer, ids) in enumerate(zip(rows, texts, answers, encoded, strict=True))
-    ]
+    conversations, prompts = _read(path, rows, data, tokenizer)
+    return _fitting(path, conversations, prompts, None, data, tokenizer, max_prompt_tokens)
 
 
 class PromptSource:
@@ -81,54 +96,74 @@ class PromptSource:
         return self.prompts[self._order[offset]]
 
 
+def _read(
+    path: str, rows: list[Row], data: PromptConfig, tokenizer: Any, response_key: str = ""
+) -> tuple[list[Conversation], list[Prompt]]:
+    if data.chat_template == "true" and tokenizer.chat_template is None:
+        raise ConfigError(f"data.chat_template=true, but {tokenizer.name_or_path}: its tokenizer has no chat template")
+    answers = [_answer(row, data) for row in rows]
+    conversations = [read_conversation(row, data, tokenizer, response_key) for row in rows]
+    texts = [render(conversation, data, tokenizer) for conversation in conversations]
+    encoded = encode_conversations(tokenizer, conversations, texts)
+    prompts = [
+        Prompt(
+            index=index,
+            token_ids=ids,
+            text=text,
+            answer=answer,
+            source=str(path),
+            data_source=str(lookup(row, "data_source") or ""),
+        )
+        for index, (row, text, answer, ids) in enumerate(zip(rows, texts, answers, encoded, strict=True))
+    ]
+    return conversations, prompts
+
+
+def _fitting(
+    path: str,
+    conversations: list[Conversation],
+    prompts: list[Prompt],
+    teachers: list[np.ndarray] | None,
+    data: PromptConfig,
+    tokenizer: Any,
+    max_tokens: int,
+) -> PromptFile:
+    """The prompts that both models can read, or an error: data.overlong."""
+    limits = (max_tokens, data.overlong, tokenizer.bos_token_id)
+    own = fitted([prompt.token_ids for prompt in prompts], conversations, "prompt", *limits)
+    shown = [None] * len(prompts) if teachers is None else fitted(teachers, conversations, "teacher's prompt", *limits)
+    kept, num_templated, num_cut = [], 0, 0
+    for place, (prompt, ids, teacher_ids) in enumerate(zip(prompts, own, shown, strict=True)):
+        if ids is None or (teachers is not None and teacher_ids is None):
+            continue
+        kept.append(replace(prompt, token_ids=ids, teacher_token_ids=teacher_ids))
+        num_templated += conversations[place].is_templated
+        num_cut += ids is not prompt.token_ids or (teachers is not None and teacher_ids is not teachers[place])
+    if not kept:
+        raise DataError(f"{path}: each of its {len(prompts):,} prompts has more than {max_tokens} tokens")
+    return PromptFile(
+        path=str(path),
+        prompts=kept,
+        num_templated=num_templated,
+        num_dropped=len(prompts) - len(kept),
+        num_cut=num_cut,
+    )
+
+
 def _answer(row: Row, data: PromptConfig) -> str | None:
     answer = reference_answer(row, data.answer_key)
+    if data.grader == "auto" and grader_of("auto", source := str(lookup(row, "data_source") or "")) is None:
+        raise DataError(
+            f"{row.where}: data.grader=auto knows no grader for data_source {source!r}: set data.grader to one of "
+            f"{', '.join(GRADERS)}"
+        )
     if answer is None and data.grader != "none":
         wanted = " or ".join(map(repr, answer_keys(data.answer_key)))
         raise DataError(f"{row.where}: data.grader={data.grader} needs {wanted}, got {row.names}")
     return answer
 
 
-def _needed(row: Row, *keys: str) -> str:
-    """The first of these fields that the row has."""
-    value = first_of(row, keys)
-    if value is None:
-        raise DataError(f"{row.where}: expected the field {' or '.join(map(repr, keys))}, got {row.names}")
-    return str(value)
-
-
-def _teacher_messages(row: Row, data: DataConfig) -> list[dict[str, Any]]:
-    """The last message is what the template makes of it; what stands in for one brace is not searched for the other."""
-    *earlier, last = messages(row, data.prompt_key)
-    keys = (data.solution_key,) if data.solution_key else answer_keys(data.answer_key)
-    text = "".join(
-        _needed(row, *keys) if part == "{solution}" else part.replace("{prompt}", last["content"])
-        for part in re.split(r"(\{solution\})", data.teacher_template)
-    )
-    return [*earlier, {**last, "content": text}]
-
-
-def _encode(tokenizer: Any, texts: list[str], *, special: bool) -> list[np.ndarray]:
-    return [np.asarray(ids, dtype=np.int32) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
-
-
-def _check_lengths(rows: list[Row], encoded: list[np.ndarray], what: str, max_tokens: int) -> None:
-    for row, ids in zip(rows, encoded, strict=True):
-        if len(ids) == 0:
-            raise DataError(f"{row.where}: the {what} has no tokens")
-        if len(ids) > max_tokens:
-            raise DataError(
-                f"{row.where}: the {what} has {len(ids)} tokens, the limit is {max_tokens} "
-                "(data.max_prompt_tokens, or the models' context less rollout.max_response_tokens)"
-            )
-
-
-def _render(conversation: list[dict[str, Any]], data: PromptConfig, tokenizer: Any) -> str:
-    *earlier, last = conversation
-    if data.instruction:
-        last = {**last, "content": f"{last['content']}\n{data.instruction}"}
-    if data.chat_template:
-        return tokenizer.apply_chat_template(
-            [*earlier, last], tokenize=False, add_generation_prompt=True, **data.template_options
-        )
-    return "\n".join(message["content"] for message in [*earlier, last])
+def _shown(token_ids: np.ndarray, tokenizer: Any) -> str:
+    text = tokenizer.decode(token_ids)
+    half = SHOWN // 2
+    return repr(text if len(text) <= SHOWN else f"{text[:half]} … {text[-half:]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ class Row:
 
     where: str  # for error messages: "FILE, line 3" (JSONL) or "FILE, row 3" (parquet), from 1
     fields: dict[str, Any]  # plain Python values: a list is a list in either format, never a NumPy array
+
+    @property
+    def place(self) -> str:
+        """Where in its file: "line 3"."""
+        return self.where.rpartition(", ")[2]
 
     @property
     def names(self) -> str:
@@ -64,7 +70,20 @@ def messages(row: Row, key: str) -> list[dict[str, Any]]:
     if not _are_messages(conversation):
         raise DataError(f"{row.where}: {key!r} must be a string or a list of role/content objects, got {value!r}")
     # Parquet gives every message the fields of all: a chat template would take a null for a value.
-    return [{name: item for name, item in message.items() if item is not None} for message in conversation]
+    known = [{name: item for name, item in message.items() if item is not None} for message in conversation]
+    return [{**message, "content": _content(row, key, message)} for message in known]
+
+
+def _content(row: Row, key: str, message: dict[str, Any]) -> str:
+    """A message's text; where it is a list of parts, these joined. Raises DataError for a part of another type."""
+    content = message.get("content", "")  # a message that calls tools may have none
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise DataError(f"{row.where}: {key!r} has content of type {kind!r}, expected text only")
+    return "".join(part["text"] for part in content)
 
 
 def reference_answer(row: Row, key: str) -> str | None:
@@ -81,11 +100,7 @@ def answer_keys(key: str) -> tuple[str, ...]:
 
 
 def _jsonl_rows(path: str | Path) -> Iterator[Row]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: neither JSONL in UTF-8 nor a file named *.parquet ({error})") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -96,6 +111,17 @@ def _jsonl_rows(path: str | Path) -> Iterator[Row]:
         if not isinstance(fields, dict):
             raise DataError(f"{where}: expected an object, got {type(fields).__name__}")
         yield Row(where=where, fields=fields)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file in UTF-8, with or without a byte order mark. Raises DataError for another encoding."""
+    content = Path(path).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\x00" in content[:4]:
+        raise DataError(f"{path}: it is in UTF-16 or UTF-32: save it in UTF-8")
+    try:
+        return content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: neither JSONL in UTF-8 nor a file named *.parquet ({error})") from error
 
 
 def _parquet_rows(path: str | Path) -> Iterator[Row]:
@@ -113,6 +139,9 @@ def _are_messages(value: Any) -> bool:
         isinstance(value, list)
         and len(value) > 0
         and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and (isinstance(m.get("content"), (str, list)) or (m.get("content") is None and m.get("tool_calls")))
+            for m in value
         )
     )

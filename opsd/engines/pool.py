@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import ray
@@ -36,7 +37,7 @@ class EnginePool:
         self.role = role
         num_gpus = config.tensor_parallel_size if device == "cuda" else 0
         seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
-        environment = engine_environment(device, config.cpu_threads)
+        environment = engine_environment(device, config.cpu_threads, config.batch_invariant)
         self.workers = [
             start_actor(EngineWorker, f"{role}-{index}", num_gpus=num_gpus, environment=environment, seat=seat)
             for index, seat in enumerate(seats)
@@ -106,6 +107,10 @@ class EnginePool:
         """The same weights into every engine; returns when all of them run on these."""
         gather("sync", [worker.update_weights.remote(weights, policy_version) for worker in self.workers])
 
+    def expect_weights(self) -> None:
+        """Weights are about to come another way."""
+        gather("sync", [worker.expect_weights.remote() for worker in self.workers])
+
     def received_weights(self, policy_version: int) -> None:
         """Names the weights that came to the engines another way."""
         gather("sync", [worker.received_weights.remote(policy_version) for worker in self.workers])
@@ -113,6 +118,22 @@ class EnginePool:
     def rest(self) -> None:
         """Free the engines' GPUs until their next call."""
         gather(self.role, [worker.rest.remote() for worker in self.workers])
+
+
+def occurrences(prompts: Sequence[Prompt]) -> list[int]:
+    """How often each prompt has stood before its place: 0 throughout, unless some are there twice."""
+    seen: Counter[tuple[str, int]] = Counter()
+    numbers = []
+    for prompt in prompts:
+        numbers.append(seen[prompt.source, prompt.index])
+        seen[prompt.source, prompt.index] += 1
+    return numbers
+
+
+def sample_seed(run_seed: int, step: int, prompt: Prompt, sample: int, occurrence: int) -> int:
+    """The seed of one answer of a step; `sample` counts those of one occurrence of the prompt in the step's batch."""
+    key = (run_seed, step + 1, prompt.index, sample)
+    return request_seed(*key, occurrence) if occurrence else request_seed(*key)
 
 
 def request_seed(*key: int) -> int:

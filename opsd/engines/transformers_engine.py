@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from opsd.engine_config import EngineConfig, TeacherConfig
@@ -18,11 +18,13 @@ from opsd.engines.rows import score_in_groups
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.ops.align import predicting_rows
+from opsd.ops.head_gradients import product_by_blocks
 from opsd.ops.mixing import mixed_embeddings
 from opsd.plain_head import head_difference, require_plain_head
+from opsd.support import scores_candidates
 from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
-HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits [R, V] that the head makes at once
+HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once
 
 
 class TransformersEngine:
@@ -48,6 +50,7 @@ class TransformersEngine:
         self.max_batch_tokens = max_batch_tokens or sys.maxsize
         self.policy_version: int | None = None  # None: the weights of `path`
         self.device = torch.device(device)
+        self.scores_candidates = scores_candidates(config, device)
         self.returns_attention = isinstance(config, TeacherConfig) and config.attention
         self.model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -69,7 +72,9 @@ class TransformersEngine:
         policy_version: int,
         group_size: int | None = None,
     ) -> Iterator[dict[int, Rollout]]:
-        """One rollout for each (prompt, sample number, seed), by its place; a seed draws the same tokens in any batch.
+        """One rollout for each (prompt, sample number, seed), by its place.
+
+        A seed draws the same tokens in any batch on the CPU; on a GPU a batch of another size rounds otherwise.
 
         A batch of max_num_seqs finishes as one group, whatever `group_size` says. Raises StageError where the engine
         holds the weights of another policy version.
@@ -197,23 +202,35 @@ class TransformersEngine:
         head = self.model.get_output_embeddings()
         actual_T = self._events(torch.from_numpy(rollout.response_ids.astype(np.int64)).to(self.device))
         candidates_TC = torch.from_numpy(rollout.candidate_ids.astype(np.int64)).to(self.device)
-        rows = max(1, HEAD_CHUNK_BYTES // (4 * head.weight.shape[0]))
+        rows = max(1, HEAD_CHUNK_BYTES[self.device.type] // (4 * head.weight.shape[0]))
         parts = []
         for hidden_RD, actual_R, candidates_RC in zip(
             hidden_TD.split(rows), actual_T.split(rows), candidates_TC.split(rows), strict=True
         ):
-            events_RV = event_logprobs(shared_logits(head(hidden_RD), self.vocabulary), self.vocabulary)
+            logits_RV = shared_logits(_float32_logits(head, hidden_RD), self.vocabulary)
+            events_RV = event_logprobs(logits_RV, self.vocabulary)
             candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
             actual = events_RV.gather(1, actual_R[:, None])[:, 0]
             parts.append((*_top_events(events_RV, top_k), actual, candidate_RC))
         top_ids, top_logprobs, actual, candidates = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         return TeacherScores(
-            top_ids=top_ids, top_logprobs=top_logprobs, sampled_logprobs=actual, candidate_logprobs=candidates
+            top_ids=top_ids,
+            top_logprobs=top_logprobs,
+            sampled_logprobs=actual,
+            candidate_logprobs=candidates if self.scores_candidates else None,
         )
 
     def _events(self, token_ids: Tensor) -> Tensor:
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=token_ids.device)
         return token_ids.masked_fill(torch.isin(token_ids, stop_ids), self.vocabulary.stop_event)
+
+
+def _float32_logits(head: nn.Linear, hidden_RD: Tensor) -> Tensor:
+    """[R, V] of the plain head; from bfloat16, whose own logits near 20 are off by 0.06, the sums in float32."""
+    if head.weight.dtype == torch.float32:
+        return head(hidden_RD)
+    logits_RV = product_by_blocks(hidden_RD, head.weight)
+    return logits_RV if head.bias is None else logits_RV.add_(head.bias)
 
 
 def _response_rows(rollout: Rollout) -> np.ndarray:

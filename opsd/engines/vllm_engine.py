@@ -1,7 +1,7 @@
 """A vLLM engine in this process: samples rollouts, scores them, takes new weights while it runs.
 
-Measured on CPU only. The GPU settings (tensor parallelism, CUDA graphs, the memory share) and the teacher's scores at
-named ids follow vLLM 0.32's documentation and have not been run here.
+Measured on CPU only. What a GPU alone can do (sleep, the teacher's scores at named ids) follows vLLM 0.32's
+documentation and has not been run on one.
 """
 # T response tokens, C student candidates, S stop ids
 
@@ -17,14 +17,16 @@ from torch import Tensor
 
 from opsd.engine_config import EngineConfig
 from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
+from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.model_weights import as_stored, model_without_weights, unties_head
 from opsd.ops.align import predicting_rows
+from opsd.support import scores_candidates
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
-def engine_environment(device: str, cpu_threads: int) -> dict[str, str]:
+def engine_environment(device: str, cpu_threads: int, batch_invariant: bool = False) -> dict[str, str]:
     """Environment variables of an engine's process, to be set before it imports torch or vLLM."""
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core stays in the actor: weights reach it without a copy
@@ -38,6 +40,8 @@ def engine_environment(device: str, cpu_threads: int) -> dict[str, str]:
         environment["OMP_NUM_THREADS"] = str(cpu_threads)
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several engines share the cores
         environment["TORCH_COMPILE_DISABLE"] = "1"  # else the first call compiles a one-line ranking kernel for 15 s
+    elif batch_invariant:
+        environment["VLLM_BATCH_INVARIANT"] = "1"
     return environment
 
 
@@ -62,38 +66,36 @@ class VllmEngine:
         """
         from vllm import LLM
 
+        check_engine_args(config)
         self.skeleton = model_without_weights(path, trust_remote_code=trust_remote_code)
         self.vocabulary = vocabulary
         self.max_batch_tokens = max_batch_tokens or sys.maxsize
         self.policy_version: int | None = None  # None: the weights of `path`
-        self.rests = False
+        self.sleep_level = sleep_level(config)
+        self.caches_prefixes = caches_prefixes(config, device)
+        self.asleep: set[str] = set()  # of "weights" and "kv_cache"
         # vLLM would read `tie_word_embeddings` and pass over a head in the files.
         has_own_head = unties_head(path, self.skeleton, trust_remote_code=trust_remote_code)
         untied = {"tie_word_embeddings": False}
-        max_model_len = max_model_tokens + 1  # scoring samples one token after the response
-        settings = _cpu_settings(config) if device == "cpu" else _gpu_settings(config)
-        if max_batch_tokens is not None:  # vLLM does not budget for a scoring step's float32 logits [tokens, V]
-            settings["max_num_batched_tokens"] = max(max_batch_tokens, config.max_num_seqs, max_model_len)
         self.llm = LLM(
             model=path,
-            skip_tokenizer_init=True,
             trust_remote_code=trust_remote_code,
-            dtype=config.dtype,
-            max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_logprobs=-1,
-            # Little to save where answers are longer than prompts; scoring needs every prefill, and a cached block
-            # would outlive a weight update.
-            enable_prefix_caching=False,
-            seed=0,
-            use_tqdm_on_load=False,
-            enable_sleep_mode=shares_gpu,
             hf_overrides={**untied, "text_config": untied} if has_own_head else {},
-            worker_extension_cls="opsd.engines.vllm_extension.WeightUpdateExtension",
-            **settings,
+            **llm_arguments(
+                config,
+                device,
+                max_model_tokens=max_model_tokens,
+                max_batch_tokens=max_batch_tokens,
+                shares_gpu=shares_gpu,
+            ),
         )
         self.vocab_size = self.llm.model_config.get_vocab_size()
-        self.scores_named_ids = device == "cuda" and self.llm.llm_engine.vllm_config.use_v2_model_runner
+        self.scores_candidates = scores_candidates(config, device)
+        if self.scores_candidates and not self.llm.llm_engine.vllm_config.use_v2_model_runner:
+            raise StageError(
+                f"{config.section}: vLLM does not run {path} with its V2 model runner, which alone scores the "
+                f"student's candidates: unset VLLM_USE_V2_MODEL_RUNNER, or set {config.section}.score_candidates=false"
+            )
 
     def generate(
         self,
@@ -104,7 +106,10 @@ class VllmEngine:
         policy_version: int,
         group_size: int | None = None,
     ) -> Iterator[dict[int, Rollout]]:
-        """One rollout for each (prompt, sample number, seed), by its place; a seed draws the same tokens in any batch.
+        """One rollout for each (prompt, sample number, seed), by its place.
+
+        A seed draws the same tokens in any batch on the CPU, on a GPU only with `batch_invariant`: its kernels round
+        otherwise in a batch of another size.
 
         They come in groups of at least `group_size` (the last may be smaller; None: one group), as they finish. Which
         group a rollout is in depends on the engine's steps, not on the clock.
@@ -132,7 +137,8 @@ class VllmEngine:
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """This model's log-probabilities on the response rows, in the order of `rollouts`.
 
-        `candidate_logprobs` is None on CPU. A stop id outside the top-k is not part of the stop event's mass.
+        `candidate_logprobs` is None where the engine does not score them (opsd.support). A stop id outside the top-k is
+        not part of the stop event's mass.
         """
         self._wake()
         return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))
@@ -142,21 +148,40 @@ class VllmEngine:
 
         Raises StageError, with the model unchanged, where the names are not this model's.
         """
-        self._wake()
         stored = as_stored(self.skeleton, complete_weights(self.skeleton, named))  # vLLM knows the files' names
+        self.expect_weights()
         self.llm.collective_rpc("replace_weights", args=(stored,))
+        self.received_weights(policy_version)
+
+    def expect_weights(self) -> None:
+        """New weights are on their way: makes room for them, and for nothing else yet. Then `received_weights`."""
+        if "weights" in self.asleep:
+            self.llm.wake_up(tags=["weights"])
+            self.asleep.discard("weights")
+
+    def received_weights(self, policy_version: int) -> None:
+        """New weights are in place: names them, and forgets what was computed with the old ones."""
+        if "kv_cache" in self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep.discard("kv_cache")
+        if self.caches_prefixes and not self.llm.reset_prefix_cache():
+            raise StageError("weight update: the engine is at work, so what it knows of prompts cannot be dropped")
         self.policy_version = policy_version
 
     def rest(self) -> None:
-        """Give the GPU's memory back until the next call; the weights wait in host memory. GPU only, untested."""
-        if not self.rests:
-            self.llm.sleep(level=1)
-            self.rests = True
+        """Give the GPU's memory back until the next call or weight update, see `sleep_level`. Not run on a GPU."""
+        if not self.asleep:
+            self.llm.sleep(level=self.sleep_level)
+            self.asleep = {"weights", "kv_cache"}
 
     def _wake(self) -> None:
-        if self.rests:
-            self.llm.wake_up()
-            self.rests = False
+        """Raises StageError where the weights were dropped and no others have come."""
+        if not self.asleep:
+            return
+        if self.sleep_level == 2:
+            raise StageError("the engine dropped its weights to rest, and has had no new ones since")
+        self.llm.wake_up()
+        self.asleep = set()
 
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         sequences = [np.concatenate([rollout.prompt.scored_after, rollout.response_ids]) for rollout in rollouts]
@@ -174,7 +199,7 @@ class VllmEngine:
                 candidate_logprobs=candidate_events(
                     output.prompt_token_id_logprobs, rollout.candidate_ids, part, self.vocabulary
                 )
-                if self.scores_named_ids
+                if self.scores_candidates
                 else None,
             )
             for rollout, output, part in zip(rollouts, outputs, parts, strict=True)
@@ -219,7 +244,7 @@ class VllmEngine:
         from vllm import SamplingParams
 
         named = {}
-        if self.scores_named_ids:
+        if self.scores_candidates:
             stop_ids_TS = np.tile(np.array(self.vocabulary.stop_ids, np.int32), (len(rollout), 1))
             named = {
                 "prompt_logprob_token_ids": np.concatenate([rollout.candidate_ids, stop_ids_TS], axis=1),
@@ -238,24 +263,6 @@ class VllmEngine:
     def _num_logprobs(self, num_events: int) -> int:
         """Enough ids for `num_events` events even where all stop ids are among them."""
         return min(num_events + len(self.vocabulary.stop_ids) - 1, self.vocab_size)
-
-
-def _cpu_settings(config: EngineConfig) -> dict:
-    return {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),  # without it vLLM claims nearly all memory
-        # A prompt that is prefilled in parts and has a seed crashes vLLM 0.32 on CPU, whose generators cannot rewind.
-        "enable_chunked_prefill": False,
-    }
-
-
-def _gpu_settings(config: EngineConfig) -> dict:
-    over_nccl = getattr(config, "weight_transfer", None) == "nccl"  # a teacher has no such setting
-    return {
-        "weight_transfer_config": {"backend": "nccl"} if over_nccl else None,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-    }
 
 
 def _rollout(

@@ -1,12 +1,19 @@
-"""What runs inside vLLM's worker: new weights into the running model."""
+"""What runs inside each of vLLM's workers, one a rank of tensor parallelism: new weights into the running model."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from opsd.engines.lifetime import end_with_parent
+
 
 class WeightUpdateExtension:
     """Mixed into vLLM's worker class by name (`worker_extension_cls`); called through `collective_rpc`."""
+
+    def __new__(cls, *_, **__) -> WeightUpdateExtension:
+        """vLLM makes its worker: from here on, before a weight is loaded, its process ends with the engine's."""
+        end_with_parent()
+        return super().__new__(cls)
 
     def replace_weights(self, named: dict[str, Tensor]) -> None:
         """Load a full Hugging Face state dict, without a tied `lm_head`, into the running model, in place.
@@ -14,6 +21,7 @@ class WeightUpdateExtension:
         `model.load_weights` would leave a CPU model half written, since its linear weights have been repacked;
         `reload_weights` unpacks, loads and repacks. Not so a tied `lm_head`: its packed copy of the embedding would
         keep the old values without a word, so on CPU the head is packed anew (an untied head: once more, the same).
+        Every rank is given all weights and keeps its share.
         """
         from vllm.platforms import current_platform
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from opsd.engine_config import EngineConfig
+from opsd.engines.installed import require_vllm
 from opsd.placement import require_here
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
@@ -28,6 +29,7 @@ class EngineWorker:
         shares_gpu: bool = False,
     ) -> None:
         require_here(f"the {config.section} engines' model", path)
+        require_vllm({config.section: config.backend})  # this node may lack what the driver's has
         if config.backend == "vllm":
             from opsd.engines.vllm_engine import VllmEngine as Engine
         else:
@@ -64,8 +66,11 @@ class EngineWorker:
         """One of the calls with which vLLM's sender drives an engine, see opsd.learner.nccl_sender."""
         getattr(self.engine.llm, call)(*request)
 
+    def expect_weights(self) -> None:
+        self.engine.expect_weights()
+
     def received_weights(self, policy_version: int) -> None:
-        self.engine.policy_version = policy_version
+        self.engine.received_weights(policy_version)
 
     def rest(self) -> None:
         self.engine.rest()

@@ -17,7 +17,7 @@ from opsd.errors import ConfigError
 class EvaluationData(PromptConfig):
     paths: list[str] = MISSING  # JSONL or parquet files; a row's data_source, else its file's name, is its group
     num_problems: int = 0  # the first so many of each file; 0: all
-    grader: str = "math"
+    grader: str = "math"  # final_hash | math | boxed | answer_line | none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -26,18 +26,18 @@ class EvaluationData(PromptConfig):
 
 @dataclass
 class EvaluateConfig:
-    output_dir: str = MISSING
+    output_dir: str = MISSING  # folder for summary.json and every model's answers
     models: dict[str, str] = field(default_factory=dict)  # name -> folder of a model, or of a run: then its student
     run: str = ""  # a run's folder: adds its teacher, its student before and its student after by these names
     samples_per_problem: int = 4  # k
     temperature: float = 1.0  # 0: greedy
-    top_p: float = 1.0
+    top_p: float = 1.0  # answers are drawn from the likeliest tokens that have this probability together
     top_k: int = 0  # 0: every token
     max_response_tokens: int = 512  # a longer answer is cut, and counted as truncated
     latency_problems: int = 8  # problems answered one at a time to measure the latency; 0: it is not measured
-    seed: int = 0
+    seed: int = 0  # of the answers
     device: str = "auto"  # auto | cpu | cuda
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run Python code that lies in the models' folders
     dashboard: bool = True  # Ray dashboard
     overwrite: bool = False  # replace an earlier evaluation in output_dir
     plan_only: bool = False  # print what would be done and load nothing

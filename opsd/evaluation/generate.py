@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Any
 
 from tqdm import tqdm
 
-from opsd.data.grading import EXTRACTORS, GRADERS
+from opsd.data.grading import NOTHING, judge_rollouts
+from opsd.data.math_process import Judgement
 from opsd.engines.pool import EnginePool, request_seed
 from opsd.engines.rows import in_order
 from opsd.evaluation.results import Answer, ProblemResult
@@ -70,25 +72,29 @@ def answer_problems(
     return [rollouts[start : start + samples_per_problem] for start in starts], speed
 
 
-def grade_problem(rollouts: list[Rollout], tokenizer: Any, grader: str) -> ProblemResult:
-    """The answers to one problem, by the graders of training."""
-    prompt = rollouts[0].prompt
-    return ProblemResult(
-        data_source=prompt.data_source,
-        row=prompt.index,
-        reference=prompt.answer,
-        prompt=prompt.text,
-        answers=tuple(_graded(rollout, tokenizer, grader) for rollout in rollouts),
-    )
+def grade_problems(answers: list[list[Rollout]], tokenizer: Any, grader: str) -> tuple[list[ProblemResult], int]:
+    """The answers to each problem, by the graders of training, and how many answers the grader gave up."""
+    rollouts = [rollout for of_one in answers for rollout in of_one]
+    judged = judge_rollouts(rollouts, grader, tokenizer) if grader != "none" else [NOTHING] * len(rollouts)
+    graded = iter(_graded(*pair, tokenizer, grader) for pair in zip(rollouts, judged, strict=True))
+    results = [
+        ProblemResult(
+            data_source=of_one[0].prompt.data_source,
+            row=of_one[0].prompt.index,
+            reference=of_one[0].prompt.answer,
+            prompt=of_one[0].prompt.text,
+            answers=tuple(islice(graded, len(of_one))),
+        )
+        for of_one in answers
+    ]
+    return results, sum(answer.gave_up for answer in judged)
 
 
-def _graded(rollout: Rollout, tokenizer: Any, grader: str) -> Answer:
-    text = tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
-    grade, reference = GRADERS[grader], rollout.prompt.answer
+def _graded(rollout: Rollout, judged: Judgement, tokenizer: Any, grader: str) -> Answer:
     return Answer(
-        text=text,
-        extracted=None if grade is None else EXTRACTORS[grader](text),
-        correct=None if grade is None or reference is None else grade(text, reference),
+        text=tokenizer.decode(rollout.response_ids, skip_special_tokens=True),
+        extracted=judged.value,
+        correct=None if grader == "none" or rollout.prompt.answer is None else judged.right,
         tokens=len(rollout),
         truncated=not rollout.stopped,
     )

@@ -14,6 +14,7 @@ from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
 from opsd.model_folder import model_config, model_tokenizer, stop_ids, text_setting, weight_bytes
 from opsd.model_weights import model_without_weights
+from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Prompt, Vocabulary
 
 
@@ -26,6 +27,7 @@ class EvaluatedModel:
     tokenizer: Any
     vocabulary: Vocabulary
     prompts: list[Prompt]
+    prompt_lines: list[str]  # what was made of the files, and how their first prompts look
     max_model_tokens: int  # the longest prompt with the longest answer
     num_parameters: int  # a matrix that is tied to another counts once
     num_bytes: int  # of its weight files
@@ -69,6 +71,7 @@ def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: Evaluate
     setting = f"models.{name}"
     config = model_config(setting, path, cfg.trust_remote_code)
     tokenizer = model_tokenizer(setting, path, cfg.trust_remote_code)
+    check_engine_heads("engine", cfg.engine, path, config)
     context = text_setting(path, config, "max_position_embeddings")
     room = context - cfg.max_response_tokens
     if room < 1:
@@ -77,10 +80,11 @@ def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: Evaluate
             f"{context} tokens"
         )
     limit = min(room, cfg.data.max_prompt_tokens)
+    files = [student_prompts(file, file_rows, cfg.data, tokenizer, limit) for file, file_rows in rows.items()]
     prompts = [
-        replace(prompt, data_source=prompt.data_source or Path(file).stem)
-        for file, file_rows in rows.items()
-        for prompt in student_prompts(file, file_rows, cfg.data, tokenizer, limit)
+        replace(prompt, data_source=prompt.data_source or Path(file.path).stem)
+        for file in files
+        for prompt in file.prompts
     ]
     size = min(len(tokenizer), text_setting(path, config, "vocab_size"))
     ends = sorted({index for index in stop_ids(path, config, tokenizer) if index < size})
@@ -91,6 +95,7 @@ def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: Evaluate
         tokenizer=tokenizer,
         vocabulary=Vocabulary(size=size, stop_ids=tuple(ends)),
         prompts=prompts,
+        prompt_lines=[line for file in files for line in file.described(tokenizer)],
         max_model_tokens=max(len(prompt.token_ids) for prompt in prompts) + cfg.max_response_tokens,
         num_parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
         num_bytes=weight_bytes(setting, path),

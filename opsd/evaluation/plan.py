@@ -8,6 +8,7 @@ from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.models import named_paths
 from opsd.evaluation.table import markdown_table
 from opsd.plan.models import BYTES, ModelSizes, read_model
+from opsd.tensor_parallel import check_tensor_parallel
 
 HEADER = [
     "model", "folder", "parameters", "weights, GiB", "KV cache of one full answer, MiB", "problems", "answers",
@@ -27,6 +28,8 @@ def plan(cfg: EvaluateConfig) -> str:
                 f"max_response_tokens={cfg.max_response_tokens} leaves no room for a prompt in models.{name}'s context "
                 f"of {sizes.max_position_embeddings} tokens"
             )
+        heads = (sizes.num_attention_heads, sizes.num_key_value_heads)
+        check_tensor_parallel("engine", cfg.engine.tensor_parallel_size, path, *heads)
         rows.append([name, path, *_needs(sizes, cfg), *_work(num_problems, cfg)])
     return markdown_table(HEADER, rows)
 

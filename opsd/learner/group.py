@@ -43,7 +43,9 @@ class LearnerGroup:
         self.vocabulary = vocabulary
         self.student_path = student.path
         self.micro_batch_tokens = learner.micro_batch_tokens
+        shares_gpu = placement is not None and placement.shares_gpus
         environment = {"OMP_NUM_THREADS": str(learner.cpu_threads), "HF_HUB_OFFLINE": "1"}
+        environment |= allocator_settings(device, shares_gpu)
         num_gpus = int(device == "cuda")
         seats = placement.seats("learner", learner.num_workers, num_gpus) if placement else [None] * learner.num_workers
         self.workers = [
@@ -63,7 +65,7 @@ class LearnerGroup:
                 divergence=divergence,
                 vocabulary=vocabulary,
                 mean_decay=mean_decay,
-                shares_gpu=placement is not None and placement.shares_gpus,
+                shares_gpu=shares_gpu,
             )
             for rank, worker in enumerate(self.workers)
         ]
@@ -91,8 +93,8 @@ class LearnerGroup:
     def token_stats(self, scored: list[ScoredRollout]) -> TokenStats:
         """A pass of the current student over all rollouts: the statistics of their tokens, one after another.
 
-        The entropy is exact; the divergences are on the buckets that the loss has. What needs the rollouts' candidates
-        or the teacher comes from the engines. METHODS 2 (`stats: learner`).
+        Exact is the entropy only: the divergences are on the buckets that the loss has, as far as `named_mass_T` says.
+        What needs the rollouts' candidates or the teacher comes from the engines. METHODS 2 (`stats: learner`).
         """
         num_tokens = sum(len(item.rollout) for item in scored)
         everything = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
@@ -102,7 +104,8 @@ class LearnerGroup:
         order_T = torch.cat(index).argsort()
         engines = rollout_stats(scored, self.vocabulary)
         own = TokenStats.concatenate(stats).take(order_T)
-        return replace(own, compatibility_T=engines.compatibility_T, attention_T=engines.attention_T)
+        names = ("compatibility_T", "teacher_entropy_T", "attention_T")
+        return replace(own, **{name: getattr(engines, name) for name in names})
 
     def _pack(self, scored: list[ScoredRollout], selection: Selection) -> list[list[MicroBatch]]:
         sequences = build_sequences(scored, selection, self.support, self.vocabulary)
@@ -112,10 +115,13 @@ class LearnerGroup:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""
         return [worker.gather_weights.remote(dtype) for worker in self.workers][0]
 
-    def connect_engines(self, engines: list[ActorHandle], ranks_each: int, dtype: str) -> None:
-        """Once, before `send_weights`: `engines` with `ranks_each` GPUs each take this learner's weights over NCCL."""
+    def connect_engines(self, engines: list[ActorHandle], ranks_each: int, dtype: str, *, backend: str) -> None:
+        """Once, before `send_weights`: `engines` with `ranks_each` GPUs each take this learner's weights.
+
+        `backend`: nccl, or ipc for engines on the learner's own GPUs.
+        """
         address = self.workers[0].free_address.remote()
-        gather("sync", [w.connect_engines.remote(address, engines, ranks_each, dtype) for w in self.workers])
+        gather("sync", [w.connect_engines.remote(address, engines, ranks_each, dtype, backend) for w in self.workers])
 
     def send_weights(self) -> None:
         """The current weights straight into the connected engines, without a copy on the CPU."""
@@ -133,3 +139,15 @@ class LearnerGroup:
 
     def save_student(self, folder: Path) -> None:
         gather("export", [worker.save_student.remote(folder.absolute()) for worker in self.workers])
+
+
+def allocator_settings(device: str, shares_gpu: bool) -> dict[str, str]:
+    """Environment of the ranks: rows of every length would fragment a GPU's memory. What the user set stays.
+
+    Not on a GPU shared with engines, which may be handed the weights' memory by CUDA IPC: segments that grow cannot be
+    shared so on every driver. torch reads PYTORCH_ALLOC_CONF since 2.9, and the older name first.
+    """
+    is_set = any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+    if device != "cuda" or shares_gpu or is_set:
+        return {}
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from opsd.learner.attention import packed_row
@@ -28,7 +30,6 @@ from opsd.ops.divergences import forward_kl, reverse_kl
 from opsd.ops.mixing import mixed_embeddings
 from opsd.ops.objective import Objective
 from opsd.ops.signals import hellinger, reverse_kl_grad_norm
-from opsd.ops.temperature import temper
 from opsd.types import TokenStats, Vocabulary
 
 Divergence = Callable[..., Tensor] | Objective
@@ -54,15 +55,14 @@ class DistillationModel(nn.Module):
         A row's temperature divides both models' logits, and its loss is multiplied by the square (Hinton et al.,
         arXiv 1503.02531), so that gradients keep their size.
         """
-        teacher_NB, weight_N = batch.teacher_logprobs_NB, batch.weight_N
+        weight_N = batch.weight_N
         if batch.temperature_N is not None:
-            teacher_NB = temper(teacher_NB, batch.temperature_N)
             weight_N = weight_N * batch.temperature_N**2
         return sparse_head_loss(
             self._hidden(batch),
             self.causal_lm.get_output_embeddings().weight,
             batch.support_NU,
-            teacher_NB,
+            batch.teacher_logprobs_NB,
             weight_N,
             self.objective,
             temperature_N=batch.temperature_N,
@@ -75,7 +75,8 @@ class DistillationModel(nn.Module):
     def token_stats(self, batch: MicroBatch) -> TokenStats:
         """Of the batch's N rows: the exact entropy, and what compares the two models on their buckets (METHODS 1).
 
-        Without the compatibility: the student's candidates are no part of a batch.
+        So the latter is no more exact than the buckets: see `named_mass_T`. Without the compatibility and the teacher's
+        entropy: neither the student's candidates nor the teacher's order are part of a batch.
         """
         student_NB, entropy_N = bucket_logprobs(
             self._hidden(batch),
@@ -95,6 +96,7 @@ class DistillationModel(nn.Module):
             grad_norm_T=reverse_kl_grad_norm(student_NB, teacher_NB),
             student_logprob_T=student_NB[:, 0],  # the sampled event is first in every support
             teacher_logprob_T=teacher_NB[:, 0],
+            named_mass_T=1.0 - student_NB[:, -1].exp(),
         )
 
     def measure(self, function: Callable[[PreTrainedModel], Result]) -> Result:
@@ -125,6 +127,7 @@ def shard(
     dtype: str,
     checkpointing: bool = False,
     cpu_offload: bool = False,
+    compile_layers: bool = False,
 ) -> None:
     """Wrap every decoder layer and then the whole in FSDP2, in place; gradients are summed over ranks, not averaged.
 
@@ -148,9 +151,13 @@ def shard(
     names, missing = {module: name for name, module in model.named_modules()}, agree_on_tensors(model)
     for layer in layers:
         bring(layer, names[layer], missing, torch.device(device))
+        if compile_layers:
+            layer.compile(dynamic=True)  # rows differ in length
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
     bring(model, "", missing, torch.device(device))
-    fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    # FSDP2 would look into the batch and round the teacher's log-probabilities, weights and temperatures to bfloat16.
+    as_given = replace(precision, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, mp_policy=as_given, offload_policy=offload)
     for name in ("token_stats", "measure", "hidden"):
         register_fsdp_forward_method(model, name)
     for module in model.modules():
@@ -182,16 +189,25 @@ def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-def full_weights(shards: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Every weight, whole, under its Hugging Face name, from a model's named parameters; a tied head appears once.
+def trained_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters, a tied head once, and the buffers that a model's files hold, such as e_score_correction_bias."""
+    yield from model.named_parameters()
+    yield from stored_buffers(model)
 
-    One at a time, so that a rank never holds more than it keeps. A collective: every rank iterates to the end.
+
+def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and key not in module._non_persistent_buffers_set:
+                yield f"{path}.{key}".removeprefix("."), buffer
+
+
+def full_weights(shards: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor, whole, under its Hugging Face name, from `trained_tensors`; a parameter in `dtype`.
+
+    A buffer, which is whole on every rank, keeps its own: files hold it in float32 beside weights in bfloat16. One at a
+    time, so that a rank never holds more than it keeps. A collective: every rank iterates to the end.
     """
     for name, shard in shards:
-        yield name.removeprefix("causal_lm."), shard.full_tensor().detach()
-
-
-def saved_buffers(model: DistillationModel) -> list[tuple[str, Tensor]]:
-    """What of the model's state is no parameter, under its Hugging Face name. Every rank holds it whole."""
-    saved = model.state_dict().keys()
-    return [(name.removeprefix("causal_lm."), value) for name, value in model.named_buffers() if name in saved]
+        whole = shard.full_tensor().detach().to(dtype) if isinstance(shard, DTensor) else shard
+        yield name.removeprefix("causal_lm."), whole

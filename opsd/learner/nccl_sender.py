@@ -1,7 +1,8 @@
-"""The learner's weights into vLLM engines over NCCL, one weight at a time, by vLLM's own transfer engine.
+"""The learner's weights into vLLM engines without a copy on the CPU, by vLLM's own transfer engines.
 
-Written after vLLM 0.32's interfaces for two machines with GPUs: untested but for what a rank sends. Importing this
-module imports vLLM.
+Over NCCL to engines with GPUs of their own, through CUDA IPC to engines on the learner's GPUs. Written after vLLM
+0.32's sources and not run on a GPU; tested is what a rank sends and what the engines are told. Importing this module
+imports vLLM.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from typing import Any
 import torch
 from ray.actor import ActorHandle
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from vllm.distributed.weight_transfer import (
     ParamMeta,
     TrainerWeightTransferEngine,
     WeightSource,
     WeightTransferTrainerFactory,
 )
+from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from opsd.learner.model import DistillationModel, full_weights, saved_buffers
+from opsd.learner.model import DistillationModel, full_weights, trained_tensors
 from opsd.placement import gather
 
 
 class TrainedWeights(WeightSource):
-    """What is sent: every weight once (a tied head as the embedding), whole, in the engines' dtype, in one order.
-
-    Then the model's buffers, in their own dtype.
-    """
+    """What is sent, in one order: every weight once (a tied head as the embedding), whole, in the engines' dtype, and
+    the buffers that files hold, in their own."""
 
     def __init__(self, model: DistillationModel, dtype: torch.dtype, device: torch.device) -> None:
         self.model = model
@@ -37,15 +38,17 @@ class TrainedWeights(WeightSource):
 
     def metadata(self) -> list[ParamMeta]:
         return [
-            ParamMeta(name.removeprefix("causal_lm."), self.dtype, tuple(shard.shape))
-            for name, shard in self.model.named_parameters()
-        ] + [ParamMeta(name, value.dtype, tuple(value.shape)) for name, value in saved_buffers(self.model)]
+            ParamMeta(
+                name.removeprefix("causal_lm."),
+                self.dtype if isinstance(tensor, DTensor) else tensor.dtype,
+                tuple(tensor.shape),
+            )
+            for name, tensor in trained_tensors(self.model)
+        ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in full_weights(self.model.named_parameters()):
-            yield name, weight.to(self.device, self.dtype)
-        for name, value in saved_buffers(self.model):
-            yield name, value.to(self.device)
+        for name, weight in full_weights(trained_tensors(self.model), self.dtype):
+            yield name, weight.to(self.device)
 
 
 class EngineGroup:
@@ -54,12 +57,16 @@ class EngineGroup:
     vLLM's own client for Ray gives every engine the same place in the NCCL group; these are engines of their own.
     """
 
-    def __init__(self, workers: list[ActorHandle], ranks_each: int) -> None:
+    def __init__(self, workers: list[ActorHandle], ranks_each: int | None) -> None:
+        """`ranks_each`: places of an engine in the NCCL group; None: there is no such group."""
         self.workers = workers
         self.ranks_each = ranks_each
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        places = [{**init_info, "rank_offset": 1 + i * self.ranks_each} for i in range(len(self.workers))]
+        places = [dict(init_info) for _ in self.workers]
+        if self.ranks_each is not None:
+            for index, place in enumerate(places):
+                place["rank_offset"] = 1 + index * self.ranks_each
         self._all("init_weight_transfer_engine", [({"init_info": place},) for place in places])
 
     def start_weight_update(self) -> None:
@@ -87,3 +94,12 @@ def nccl_sender(
         rank=rank, master_address=address[0], master_port=address[1], world_size=1 + len(workers) * ranks_each
     )
     return WeightTransferTrainerFactory.trainer_init(place, client=EngineGroup(workers, ranks_each), source=weights)
+
+
+def ipc_sender(weights: TrainedWeights, *, rank: int, workers: list[ActorHandle]) -> TrainerWeightTransferEngine:
+    """As nccl_sender, to `workers` on GPUs that learner ranks have too: each opens what the rank on its GPU holds.
+
+    Packed: a rank shares one buffer of vLLM's size at a time, not a copy of the model.
+    """
+    place = IPCTrainerInitInfo(rank=rank, packed=True)
+    return WeightTransferTrainerFactory.trainer_init(place, client=EngineGroup(workers, None), source=weights)

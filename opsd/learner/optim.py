@@ -13,8 +13,14 @@ from opsd.config import LearnerConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], cfg: LearnerConfig) -> torch.optim.AdamW:
+    """AdamW; where the weights are on a GPU as one kernel over all of them (not run on a GPU)."""
+    parameters = list(parameters)
     return torch.optim.AdamW(
-        parameters, lr=cfg.learning_rate, betas=tuple(cfg.adam_betas), weight_decay=cfg.weight_decay
+        parameters,
+        lr=cfg.learning_rate,
+        betas=tuple(cfg.adam_betas),
+        weight_decay=cfg.weight_decay,
+        fused=True if all(p.is_cuda for p in parameters) else None,
     )
 
 

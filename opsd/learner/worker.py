@@ -17,7 +17,7 @@ from opsd.errors import ConfigError, StageError
 from opsd.learner.checkpoint import load_learner, save_learner
 from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
-from opsd.learner.model import DistillationModel, Divergence, full_weights, saved_buffers, shard
+from opsd.learner.model import DistillationModel, Divergence, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
@@ -80,6 +80,7 @@ class LearnerWorker:
             dtype=student.dtype,
             checkpointing=learner.activation_checkpointing,
             cpu_offload=learner.cpu_offload,
+            compile_layers=learner.compile,
         )
         require_student_head(self.model, student.path, self.device)
         self.optimizer = build_optimizer(self.model.parameters(), learner)
@@ -101,46 +102,50 @@ class LearnerWorker:
         )
         if self.mean is not None:
             self.mean.update(self.model)
-        if self.shares_gpu:
-            torch.cuda.empty_cache()  # what activations took; it is the engines' turn
+        self._leave_gpu()
         return report
 
     def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
         return token_stats(self.model, micro_batches, device=self.device)
 
     def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
-        """All weights, or their running mean, on the CPU in `dtype`, on rank 0; None elsewhere.
-
-        With the model's buffers (a router's correction, say), in their own dtype: no step changes them, but a model
-        is not whole without.
-        """
-        shards = self.mean.shards.items() if mean else self.model.named_parameters()
+        """All weights, or their running mean, and buffers, on the CPU, on rank 0; None elsewhere. See full_weights."""
+        shards = dict(trained_tensors(self.model))
+        if mean:
+            shards.update(self.mean.shards)
         found, first = {}, dist.get_rank() == 0
-        if first:
-            found = {name: buffer.to("cpu", copy=True) for name, buffer in saved_buffers(self.model)}
-        for name, weight in full_weights(shards):
+        for name, weight in full_weights(shards.items(), getattr(torch, dtype)):
             if first:
-                found[name] = weight.to("cpu", getattr(torch, dtype))
+                found[name] = weight.to("cpu")
+        self._leave_gpu()
         return found if first else None
 
     def connect_engines(
-        self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str
+        self, address: tuple[str, int], engines: list[ActorHandle], ranks_each: int, dtype: str, backend: str
     ) -> None:
         """Raises ConfigError for a model whose weights would go out, one by one, by names that vLLM does not know."""
-        from opsd.learner.nccl_sender import TrainedWeights, nccl_sender  # imports vLLM
+        from opsd.learner.nccl_sender import TrainedWeights, ipc_sender, nccl_sender  # imports vLLM
 
         if names_differ(model_without_weights(self.student.path, trust_remote_code=self.student.trust_remote_code)):
             raise ConfigError(
-                f"rollout.weight_transfer=nccl: {self.student.path} holds its weights by other names than transformers "
-                "(fused experts, or a part of a multimodal model): set rollout.weight_transfer=object_store"
+                f"rollout.weight_transfer={backend}: {self.student.path} holds its weights by other names than "
+                "transformers (fused experts, or a part of a multimodal model): set "
+                "rollout.weight_transfer=object_store"
             )
-        weights = TrainedWeights(self.model, getattr(torch, dtype), self.device)
-        self.sender = nccl_sender(
-            weights, rank=dist.get_rank(), address=address, workers=engines, ranks_each=ranks_each
-        )
+        weights, rank = TrainedWeights(self.model, getattr(torch, dtype), self.device), dist.get_rank()
+        if backend == "ipc":
+            self.sender = ipc_sender(weights, rank=rank, workers=engines)
+        else:
+            self.sender = nccl_sender(weights, rank=rank, address=address, workers=engines, ranks_each=ranks_each)
 
     def send_weights(self) -> None:
         self.sender.send_weights()
+        self._leave_gpu()
+
+    def _leave_gpu(self) -> None:
+        """What activations or gathered weights took goes back, where it is the turn of engines on the same GPU."""
+        if self.shares_gpu:
+            torch.cuda.empty_cache()
 
     def save(self, folder: Path) -> None:
         save_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)

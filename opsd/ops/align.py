@@ -129,9 +129,10 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
     """What the rollout engine and the teacher returned, as statistics of each token, with no forward pass.
 
     What compares the two models is over the sampled token and the student's candidates for which the teacher's
-    log-probability is known; all others share one rest bucket, so each divergence is a lower bound of the dense one.
-    The entropy extrapolates beyond the candidates. All are exact where every event is named. METHODS 1 and 2
-    (`stats: rollout`).
+    log-probability is known; all others share one rest bucket, so each divergence is a lower bound of the dense one,
+    and how low differs from token to token: with a teacher that names its top K only, a student far from it has little
+    mass on these tokens (`named_mass_T`), and the order of the tokens by divergence can be chance. The entropies
+    extrapolate beyond the likeliest. All are exact where every event is named. METHODS 1 and 2 (`stats: rollout`).
     """
     teacher_TC, known_TC = rows.teacher_at_candidates()
     shared_TC = known_TC & (rows.candidate_ids_TC != rows.events_T[:, None])
@@ -139,6 +140,8 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
     num_candidates_T = (rows.candidate_ids_TC >= 0).sum(axis=1)
     outside_T = rest_logprob(rows.candidate_logprobs_TC, num_candidates_T, vocabulary)
     entropy_T = entropy_from_top(rows.candidate_logprobs_TC, outside_T, num_events(vocabulary))
+    teacher_outside_T = rest_logprob(rows.top_logprobs_TK, (rows.top_ids_TK >= 0).sum(axis=1), vocabulary)
+    teacher_entropy_T = entropy_from_top(rows.top_logprobs_TK, teacher_outside_T, num_events(vocabulary))
 
     num_named_T = 1 + shared_TC.sum(axis=1)
     student_TC = np.where(shared_TC, rows.candidate_logprobs_TC, -np.inf)
@@ -146,8 +149,9 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
     student_TB = _with_rest(np.column_stack([rows.sampled_logprobs_T, student_TC]), num_named_T, vocabulary)
     teacher_TB = _with_rest(np.column_stack([rows.teacher_sampled_T, teacher_TC]), num_named_T, vocabulary)
     buckets = torch.from_numpy(student_TB), torch.from_numpy(teacher_TB)
+    named_T = np.exp(rows.sampled_logprobs_T.astype(np.float64)) + np.exp(student_TC.astype(np.float64)).sum(axis=1)
     return TokenStats(
-        entropy_T=torch.from_numpy(np.clip(entropy_T / math.log(vocabulary.size), 0.0, 1.0).astype(np.float32)),
+        entropy_T=_share_of_log_size(entropy_T, vocabulary),
         reverse_kl_T=torch.from_numpy(_kl(student_TB, teacher_TB).astype(np.float32)),
         forward_kl_T=torch.from_numpy(_kl(teacher_TB, student_TB).astype(np.float32)),
         hellinger_T=hellinger(*buckets).float(),
@@ -155,6 +159,8 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
         compatibility_T=compatibility(rows),
         student_logprob_T=torch.from_numpy(rows.sampled_logprobs_T),
         teacher_logprob_T=torch.from_numpy(rows.teacher_sampled_T),
+        teacher_entropy_T=_share_of_log_size(teacher_entropy_T, vocabulary),
+        named_mass_T=torch.from_numpy(np.minimum(named_T, 1.0).astype(np.float32)),
         attention_T=None if rows.attention_T is None else torch.from_numpy(rows.attention_T),
     )
 
@@ -195,6 +201,10 @@ def support_buckets(rows: TokenRows, support: str, vocabulary: Vocabulary) -> tu
     logprobs_TU = np.where(ids_TU >= 0, np.concatenate(logprobs, axis=1), -np.inf).astype(np.float32)
     rest_T = rest_logprob(logprobs_TU, (ids_TU >= 0).sum(axis=1), vocabulary)
     return ids_TU, np.concatenate([logprobs_TU, rest_T[:, None]], axis=1)
+
+
+def _share_of_log_size(entropy_T: np.ndarray, vocabulary: Vocabulary) -> Tensor:
+    return torch.from_numpy(np.clip(entropy_T / math.log(vocabulary.size), 0.0, 1.0).astype(np.float32))
 
 
 def _stacked(parts: list[np.ndarray], width: int, empty: float) -> np.ndarray:

@@ -17,12 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opsd.ops.head_gradients import BLOCK_COLUMNS, column_blocks, linear, softmax_dtype
+from opsd.ops.head_gradients import column_blocks, linear, softmax_dtype
+from opsd.ops.head_plan import HeadPlan
 
-# Of the shares of a chunk in float32 (207 rows of a 152k vocabulary), and of the blocks made on the way to them.
-# Every chunk reads the whole head and updates its whole gradient: half as many rows cost a tenth more time.
-CHUNK_BYTES = 120 << 20
-BLOCK_COPIES = 3  # at one time, at most
+BLOCK_COPIES = 3  # of blocks of logits, at one time, at most
 
 
 class Events(NamedTuple):
@@ -43,8 +41,8 @@ class Block(NamedTuple):
     """Consecutive columns of the vocabulary, and which named tokens are among them."""
 
     columns: slice
-    slot_P: Tensor  # int64, into support_NU.flatten()
-    place_P: Tensor  # int64, into the block's [N, C], flat
+    slot_P: Tensor | None  # int64, into support_NU.flatten(); None: not needed
+    place_P: Tensor | None  # int64, into the block's [N, C], flat
 
 
 class Chunk(NamedTuple):
@@ -56,22 +54,27 @@ class Chunk(NamedTuple):
     scale_NM: Tensor  # probability of each block given the whole rest; 0 where that is empty
     rest_entropy_N: Tensor | None  # of the tokens in the rest, given that it is one of them; None: not asked for
     stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids
+    rest_tail_N: Tensor | None  # float64, what `temper` needs of the rest; None: no temperature
 
 
-def row_chunks(num_rows: int, weight_VD: Tensor, vocab_size: int, chunk_rows: int | None = None) -> list[slice]:
+def row_chunks(
+    num_rows: int, weight_VD: Tensor, vocab_size: int, plan: HeadPlan, chunk_rows: int | None = None
+) -> list[slice]:
     """Splits the rows into chunks of `chunk_rows`. None: as large as there is room for.
 
-    That is CHUNK_BYTES; the first chunk's shares may wait in the weight's gradient, so of it only the blocks count.
+    That is the plan's; where there are blocks of columns, the first chunk's shares may wait in the weight's gradient,
+    so of it only the blocks count.
     Raises ValueError where `chunk_rows` is less than 1.
     """
     if chunk_rows is not None:
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
         return [slice(start, start + chunk_rows) for start in range(0, num_rows, chunk_rows)]
-    most = max(1, CHUNK_BYTES // (4 * vocab_size))
-    in_gradient = weight_VD.numel() // vocab_size if weight_VD.requires_grad else 0
-    in_blocks = CHUNK_BYTES // (4 * BLOCK_COPIES * BLOCK_COLUMNS[weight_VD.device.type])
-    most_first = max(most, min(in_gradient, in_blocks))
+    most = most_first = max(1, plan.chunk_bytes // (4 * vocab_size))
+    if plan.block_columns is not None:
+        in_gradient = weight_VD.numel() // vocab_size if weight_VD.requires_grad else 0
+        in_blocks = plan.chunk_bytes // (4 * BLOCK_COPIES * plan.block_columns)
+        most_first = max(most, min(in_gradient, in_blocks))
     num_others = max(0, -(-(num_rows - most_first) // most))
     # All equally full: a small one at the end would cost as much time as a large one.
     others = -(-num_rows * most // (most_first + num_others * most))
@@ -80,7 +83,13 @@ def row_chunks(num_rows: int, weight_VD: Tensor, vocab_size: int, chunk_rows: in
 
 
 def chunk_buckets(
-    hidden_ND: Tensor, weight_VD: Tensor, events: Events, room: Tensor | None, *, with_entropy: bool = False
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    events: Events,
+    room: Tensor | None,
+    *,
+    block_columns: int,
+    with_entropy: bool = False,
 ) -> Chunk:
     """The buckets of a chunk, whose shares are written to `room` [N x V]: the Chunk is valid as long as that is.
 
@@ -92,11 +101,12 @@ def chunk_buckets(
     small difference of large terms: in float32 its relative error was 3e-4 on peaked rows, so it is 1e-6.
     """
     dtype = softmax_dtype(hidden_ND)
+    hidden_ND = hidden_ND.to(dtype)
     merged_N, stop_prob_NE = _merged_stops(hidden_ND, weight_VD, events)
     named_NU = torch.full(events.support_NU.shape, -math.inf, dtype=dtype, device=hidden_ND.device)
-    blocks, shares, logsumexp_N1s, entropy_N1s = _blocks(events), [], [], []
+    blocks, shares, logsumexp_N1s, entropy_N1s, untempered_N1s = _blocks(events, block_columns), [], [], [], []
     for columns, slot_P, place_P in blocks:
-        logits_NC = linear(hidden_ND, weight_VD[columns]).to(dtype)
+        logits_NC = linear(hidden_ND, weight_VD[columns].to(dtype))
         if events.temperature_N is not None:
             logits_NC.div_(events.temperature_N[:, None])
         for stop_id in _inside(events.stop_ids, columns):
@@ -106,6 +116,8 @@ def chunk_buckets(
         named_NU.view(-1)[slot_P] = logits_NC.view(-1)[place_P]
         logits_NC.view(-1)[place_P] = -math.inf  # out of the rest
         max_N1 = logits_NC.amax(1, keepdim=True)
+        if events.temperature_N is not None:
+            untempered_N1s.append(untempered_logsumexp(logits_NC, max_N1, events.temperature_N[:, None]))
         share_NC = torch.softmax(logits_NC, 1, out=_part_of(room, logits_NC, columns))
         if max_N1.isneginf().any():  # a block that a row names from end to end
             share_NC.masked_fill_(max_N1.isneginf(), 0.0)
@@ -127,6 +139,7 @@ def chunk_buckets(
         scale_NM=scale_NM,
         rest_entropy_N=_rest_entropy(scale_NM, torch.cat(entropy_N1s, dim=1)) if with_entropy else None,
         stop_prob_NE=stop_prob_NE,
+        rest_tail_N=rest_tail(rest_N1, untempered_N1s, events.temperature_N),
     )
 
 
@@ -180,22 +193,45 @@ def _part_of(room: Tensor | None, logits_NC: Tensor, columns: slice) -> Tensor:
     return room[num_rows * columns.start : num_rows * columns.stop].view(num_rows, -1)
 
 
+def untempered_logsumexp(logits_NC: Tensor, max_N1: Tensor, temperature_N1: Tensor) -> Tensor:
+    """log sum_v exp(temperature * logit_v) [N, 1], float64: at temperature 1, of logits that are already divided."""
+    shift_N1 = max_N1.masked_fill(max_N1 == -math.inf, 0.0)
+    sum_N1 = (logits_NC - shift_N1).mul_(temperature_N1).exp_().sum(1, keepdim=True)
+    return sum_N1.double().log() + temperature_N1.double() * shift_N1.double()
+
+
+def rest_tail(rest_N1: Tensor, untempered_N1s: list[Tensor], temperature_N: Tensor | None) -> Tensor | None:
+    """logsumexp of the rest at its temperature - (logsumexp at temperature 1) / temperature [N]; see `temper`.
+
+    0 where the rest is empty, and exactly 0 at temperature 1.
+    """
+    if temperature_N is None:
+        return None
+    untempered_N = torch.cat(untempered_N1s, dim=1).logsumexp(1)
+    tail_N = rest_N1[:, 0] - untempered_N / temperature_N.double()
+    return tail_N.masked_fill((temperature_N == 1.0) | (rest_N1[:, 0] == -math.inf), 0.0)
+
+
 def _merged_stops(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> tuple[Tensor | None, Tensor | None]:
-    """The stop event's logit [N], and how its probability divides among the stop ids [N, E]."""
+    """The stop event's logit [N], and how its probability divides among the stop ids [N, E].
+
+    They are one event before a temperature divides its logit, as they are in what is known of the teacher.
+    """
     if len(events.stop_ids) < 2:
         return None, None
-    logits_NE = (hidden_ND @ weight_VD[list(events.stop_ids)].T).to(softmax_dtype(hidden_ND))
+    logits_NE = hidden_ND @ weight_VD[list(events.stop_ids)].to(hidden_ND.dtype).T
+    merged_N = logits_NE.logsumexp(1)
     if events.temperature_N is not None:
-        logits_NE.div_(events.temperature_N[:, None])
-    return logits_NE.logsumexp(1), logits_NE.softmax(1)
+        merged_N = merged_N / events.temperature_N
+    return merged_N, logits_NE.softmax(1)
 
 
-def _blocks(events: Events) -> list[Block]:
+def _blocks(events: Events, block_columns: int) -> list[Block]:
     """The blocks of the vocabulary, each with its own named tokens: one sort finds those of all."""
     num_slots = events.support_NU.shape[1]
     id_S, slot_S = events.support_NU.flatten().sort()
     row_S = slot_S // max(1, num_slots)
-    all_columns = column_blocks(events.vocab_size, id_S.device)
+    all_columns = column_blocks(events.vocab_size, block_columns)
     edges = torch.tensor([columns.start for columns in all_columns] + [events.vocab_size], device=id_S.device)
     bounds = itertools.pairwise(torch.searchsorted(id_S, edges).tolist())  # before the first are the empty slots
     blocks = []

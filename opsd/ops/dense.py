@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def dense_divergence(name: str, student_logits_NV: Tensor, teacher_logits_NV: Tensor, **options: float) -> Tensor:
+def dense_divergence(name: str, student_logits_NV: Tensor, teacher_logits_NV: Tensor, **options: float | str) -> Tensor:
     """The divergence `name` of two softmax distributions at temperature 1: [N] nats, float64, >= 0.
 
     `options` are those of the entry of the same name in `opsd.ops.divergences`, with the same defaults.
@@ -41,11 +41,13 @@ def _todi(student: Tensor, teacher: Tensor) -> Tensor:
     return (share * forward + (1.0 - share) * reverse).sum(-1)
 
 
-def _akl(student: Tensor, teacher: Tensor, head_mass: float = 0.5) -> Tensor:
-    # A token's cumulative mass: its own and that of every token below it. Of equal ones the earlier is below.
-    below = teacher[:, None, :] < teacher[:, :, None]
-    tied_before = (teacher[:, None, :] == teacher[:, :, None]).tril()
-    in_tail = ((below | tied_before) * teacher[:, None, :]).sum(-1) <= 1.0 - head_mass
+def _akl(student: Tensor, teacher: Tensor, head_mass: float = 0.5, crossing: str = "head") -> Tensor:
+    # A token's cumulative mass: its own and that of every token below (above) it. Of equal ones the earlier counts.
+    here, other = teacher[:, :, None], teacher[:, None, :]
+    before = (other < here if crossing == "head" else other > here) | (other == here).tril()
+    mass = (before * other).sum(-1)
+    beyond = (mass > head_mass) & (before.sum(-1) > 1)
+    in_tail = mass <= 1.0 - head_mass if crossing == "head" else beyond
     gap = (teacher - student).abs().detach()
     head, tail = (gap * ~in_tail).sum(-1), (gap * in_tail).sum(-1)
     weighted = head * _kl(teacher, student) + tail * _kl(student, teacher)

@@ -3,7 +3,10 @@
     grad_hidden = G @ W        grad_W += G.T @ H        with G = dL/dlogits
 
 Both go through the vocabulary in blocks of columns: a block's gradient is multiplied while the cache still has it, and
-a copy (in the weight's dtype, of the columns that count) is a block's size. The filter is cut-cross-entropy's idea
+a copy (of the columns that count) is a block's size. On CUDA the block is the whole vocabulary, see
+`opsd.ops.head_plan`. Every product is summed and returned in float32, also that of bfloat16 factors: a logit near 20 is
+off by 0.06 in bfloat16. The CPU makes float32 copies of the factors, block by block, for it has no such product; CUDA
+takes the gradient in bfloat16 to it. The filter is cut-cross-entropy's idea
 (arXiv 2411.09009) with another criterion: a column of G is left out of a chunk where in every row |G_nv| <= threshold *
 |G_n|_1. Probability alone would not do: where the student is certain and the teacher is not, forward KL puts the whole
 gradient on tokens that the student finds unlikely.
@@ -17,8 +20,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-# A block of logits and what is made of it stays in a core's cache; a GPU has few, large kernels to start.
-BLOCK_COLUMNS = {"cpu": 4096, "cuda": 16384}
+from opsd.ops.head_plan import HeadPlan, plan_for
+
 ONEDNN_FROM = 2**26  # multiplications, about a millisecond
 # Gathering columns costs far less than multiplying by them: it pays until most are kept.
 COMPACT_BELOW = 0.75
@@ -28,14 +31,20 @@ FIRST_LOOK = 8  # rows: where the student is unsure, they alone need nearly all 
 class HeadGradients:
     """The gradients of `hidden` and `weight` where they are needed, filled chunk by chunk.
 
-    That of the weight is one buffer in the softmax's dtype: bfloat16 would lose the later chunks of a sum. The products
-    are made in the weight's dtype, as plain PyTorch makes them, so that bfloat16 is fast where the hardware has it.
+    That of the weight is one buffer in the softmax's dtype: bfloat16 would lose the later chunks of a sum.
     """
 
     def __init__(
-        self, hidden_ND: Tensor, weight_VD: Tensor, needs_grad: tuple[bool, bool], filter_threshold: float = 0.0
+        self,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        needs_grad: tuple[bool, bool],
+        plan: HeadPlan,
+        filter_threshold: float = 0.0,
     ) -> None:
         self.inputs = hidden_ND, weight_VD
+        self.in_blocks = plan.block_columns is not None
+        self.factor_dtype = softmax_dtype(hidden_ND) if self.in_blocks else hidden_ND.dtype
         self.filter_threshold = filter_threshold
         self.hidden_ND = torch.zeros_like(hidden_ND) if needs_grad[0] else None
         dtype = softmax_dtype(weight_VD)
@@ -49,9 +58,10 @@ class HeadGradients:
 
         The first chunk's wait at the end of the weight's gradient, which holds nothing yet: the gradient of a block is
         written from the front, and however large the blocks, it ends before the next block's shares begin. The other
-        chunks have one buffer, as fresh pages cost time.
+        chunks have one buffer, as fresh pages cost time; so has the first where the vocabulary is one block, whose
+        gradient may be written over its shares.
         """
-        if self.sum_VD is not None and not self.begun and size <= self.sum_VD.numel():
+        if self.in_blocks and self.sum_VD is not None and not self.begun and size <= self.sum_VD.numel():
             return self.sum_VD.view(-1)[self.sum_VD.numel() - size :]
         if self.buffer.numel() < size:
             self.buffer = self.buffer.new_empty(size)
@@ -62,7 +72,7 @@ class HeadGradients:
 
         `row_sum_N1`: sum_v |dL/dz_v|, which the filter measures by.
         """
-        hidden_ND = self.inputs[0][rows]
+        hidden_ND = self.inputs[0][rows].to(self.factor_dtype)
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=softmax_dtype(hidden_ND))
         for columns, grad_NC in grad_blocks:
             kept_K = None
@@ -70,7 +80,7 @@ class HeadGradients:
                 kept_K = kept_columns(grad_NC, row_sum_N1, self.filter_threshold)
             if kept_K is not None:
                 grad_NC = grad_NC.index_select(1, kept_K)
-            self._add_block(columns, kept_K, grad_NC.to(hidden_ND.dtype), hidden_ND, grad_hidden_ND)
+            self._add_block(columns, kept_K, grad_NC.to(self.factor_dtype), hidden_ND, grad_hidden_ND)
             self.end = max(self.end, columns.stop)
         if self.hidden_ND is not None:
             self.hidden_ND[rows] = grad_hidden_ND
@@ -81,22 +91,17 @@ class HeadGradients:
         if self.hidden_ND is not None:
             weight_KD = self.inputs[1][columns]
             weight_KD = weight_KD if kept_K is None else weight_KD.index_select(0, kept_K)
-            grad_hidden_ND.add_(linear(grad_NK, weight_KD.T))
+            grad_hidden_ND.add_(linear(grad_NK, weight_KD.to(self.factor_dtype).T))
         if self.sum_VD is not None:
             sum_CD = self.sum_VD[columns]
             empty = columns.start not in self.begun
             self.begun.add(columns.start)
-            if kept_K is None and sum_CD.dtype == grad_NK.dtype:
-                sum_CD.addmm_(grad_NK.T, hidden_ND, beta=0.0 if empty else 1.0)
+            if kept_K is None:
+                add_product_(sum_CD, grad_NK.T, hidden_ND, empty=empty)
                 return
-            # A product of bfloat16 matrices is rounded once before it is added to the float32 sum.
-            product_KD = (grad_NK.T @ hidden_ND).to(sum_CD.dtype)
             if empty:
                 sum_CD.zero_()
-            if kept_K is None:
-                sum_CD.add_(product_KD)
-            else:
-                sum_CD.index_add_(0, kept_K, product_KD)
+            sum_CD.index_add_(0, kept_K, product(grad_NK.T, hidden_ND))
 
     def results(self) -> tuple[Tensor | None, Tensor | None]:
         """Of hidden and weight, in their dtypes; None where not needed."""
@@ -120,8 +125,7 @@ def kept_columns(grad_NC: Tensor, row_sum_N1: Tensor, threshold: float) -> Tenso
     return kept_C.nonzero()[:, 0]
 
 
-def column_blocks(num_columns: int, device: torch.device) -> list[slice]:
-    size = BLOCK_COLUMNS[device.type]
+def column_blocks(num_columns: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, num_columns)) for first in range(0, num_columns, size)]
 
 
@@ -132,8 +136,32 @@ def linear(left_MK: Tensor, right_NK: Tensor) -> Tensor:
     """
     on_cpu = left_MK.device.type == "cpu" and left_MK.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if not on_cpu or left_MK.numel() * len(right_NK) < ONEDNN_FROM:
-        return left_MK @ right_NK.T
+        return product(left_MK, right_NK.T)
     return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
+
+
+def product(left_MK: Tensor, right_KN: Tensor, out: Tensor | None = None) -> Tensor:
+    """left @ right, summed and returned in float32 also where both are 16 bits wide (float64 for float64)."""
+    dtype = softmax_dtype(left_MK)
+    if left_MK.dtype != dtype and left_MK.device.type == "cuda":
+        return torch.mm(left_MK, right_KN, out_dtype=dtype, out=out)
+    return torch.mm(left_MK.to(dtype), right_KN.to(dtype), out=out)
+
+
+def product_by_blocks(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """hidden @ weight.T [N, V] as `product` makes it; the CPU copies a block of the weight to float32 at a time."""
+    block_columns = plan_for(weight_VD).block_columns or len(weight_VD)
+    return torch.cat([product(hidden_ND, block_CD.T) for block_CD in weight_VD.split(block_columns)], dim=1)
+
+
+def add_product_(sum_MN: Tensor, left_MK: Tensor, right_KN: Tensor, *, empty: bool) -> None:
+    """sum += left @ right, as `product` makes it. `empty`: the sum holds nothing yet, not even zeros."""
+    if left_MK.dtype == sum_MN.dtype or left_MK.device.type != "cuda":
+        sum_MN.addmm_(left_MK.to(sum_MN.dtype), right_KN.to(sum_MN.dtype), beta=0.0 if empty else 1.0)
+    elif empty:
+        product(left_MK, right_KN, out=sum_MN)
+    else:
+        torch.addmm(sum_MN, left_MK, right_KN, out_dtype=sum_MN.dtype, out=sum_MN)
 
 
 def softmax_dtype(tensor: Tensor) -> torch.dtype:

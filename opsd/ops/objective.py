@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from torch import Tensor
 
+from opsd.errors import ConfigError
 from opsd.ops.divergences import forward_kl, reverse_kl
-from opsd.ops.policy import kdrl, kdrl_advantage, kdrl_mask
+from opsd.ops.policy import kdrl, kdrl_advantage, kdrl_mask, policy_gradient
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Objective:
         total_N = student_NB.new_zeros(len(student_NB))
         for weight, function in self.parts:
             own = {name: row_inputs[name] for name in row_input_names(function) if name in row_inputs}
-            total_N = total_N + weight * function(student_NB, teacher_NB, **own)
+            value_N = function(student_NB, teacher_NB, **own)
+            check_values(function, value_N, len(student_NB))
+            total_N = total_N + weight * value_N
         return total_N
 
     def required_inputs(self) -> set[str]:
@@ -60,6 +64,25 @@ def is_row_input(parameter: inspect.Parameter) -> bool:
     return parameter.kind is parameter.KEYWORD_ONLY and "_N" in parameter.name
 
 
+def check_values(function: Callable[..., Tensor], value_N: Any, num_rows: int) -> None:
+    """Raises ConfigError unless `function` returned one real number a row: any other shape would be broadcast."""
+    wanted = f"the loss: {name_of(function)} must return one value a row, a tensor of shape ({num_rows},)"
+    if not isinstance(value_N, Tensor):
+        raise ConfigError(f"{wanted}, got {type(value_N).__name__}")
+    if tuple(value_N.shape) != (num_rows,):
+        raise ConfigError(f"{wanted}, got shape {tuple(value_N.shape)}")
+    if not value_N.is_floating_point():
+        raise ConfigError(f"{wanted}, got {value_N.dtype}")
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Where a function is defined, with the options that are bound to it: my_method.total_variation(power=2)."""
+    options = getattr(function, "keywords", {})
+    inner = getattr(function, "func", function)
+    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__name__)}"
+    return name + (f"({', '.join(f'{key}={value!r}' for key, value in options.items())})" if options else "")
+
+
 def forward_then_reverse(
     student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, reverse_share_N: Tensor
 ) -> Tensor:
@@ -73,6 +96,7 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "kdrl": kdrl,
     "kdrl_advantage": kdrl_advantage,
     "kdrl_mask": kdrl_mask,
+    "policy_gradient": policy_gradient,
     "forward_then_reverse": forward_then_reverse,
 }
 REFUSED = {

@@ -33,12 +33,18 @@ def todi(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
     return (weight_NB * forward_NB + (1.0 - weight_NB) * reverse_NB).sum(-1)
 
 
-def akl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, head_mass: float = 0.5) -> Tensor:
+def akl(
+    student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, head_mass: float = 0.5, crossing: str = "head"
+) -> Tensor:
     """The forward KL as far as the models differ in the teacher's head, the reverse KL as far as in its tail.
 
-    Buckets in ascending order of teacher mass are tail while their cumulative mass is at most 1 - `head_mass`; the
-    others, the one that crosses included, are head. With g = sum |q - p| over either, detached:
-    (g_head KL(q || p) + g_tail KL(p || q)) / (g_head + g_tail); 0 where both are 0.
+    With g = sum |q - p| over head and tail, detached: (g_head KL(q || p) + g_tail KL(p || q)) / (g_head + g_tail); 0
+    where both are 0. `crossing` says where the bucket goes with which the cumulative teacher mass crosses:
+    "head": buckets in ascending order are tail while their cumulative mass is at most 1 - `head_mass`. METHODS section
+    3; songmzhang/DSKD (its `<` differs only where the mass meets the bound exactly) and jungseongryong/ToDi,
+    code/criterions/various_divergence.py of both.
+    "tail": buckets in descending order are head while their cumulative mass is at most `head_mass`, and the first
+    always. The authors' own wutaiqiang/LLM_KD_AKL, AKL.py; so too SassyRong/AdaKD, loss/losses.py.
     Top-k: no bound of the dense value. The rest is placed by its whole mass, so it is head where that is large, though
     each of its tokens alone may belong to the tail; and gaps that cancel within it are not seen.
     Source: AKL, arXiv 2404.02657.
@@ -46,10 +52,16 @@ def akl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, head_mass: 
     check_shapes(student_logprobs_NB, teacher_logprobs_NB)
     if not 0.0 < head_mass < 1.0:
         raise ValueError(f"head_mass must be in (0, 1), got {head_mass}")
+    if crossing not in ("head", "tail"):
+        raise ValueError(f"crossing must be one of head, tail, got {crossing!r}")
     teacher_NB = teacher_logprobs_NB.detach().double().exp()
     gap_NB = (teacher_NB - student_logprobs_NB.detach().double().exp()).abs()
-    ascending_NB, order_NB = teacher_NB.sort(dim=-1, stable=True)
-    in_head_NB = ascending_NB.cumsum(-1) > 1.0 - head_mass
+    sorted_NB, order_NB = teacher_NB.sort(dim=-1, stable=True, descending=crossing == "tail")
+    if crossing == "head":
+        in_head_NB = sorted_NB.cumsum(-1) > 1.0 - head_mass
+    else:
+        in_head_NB = sorted_NB.cumsum(-1) <= head_mass
+        in_head_NB[..., 0] = True
     # The last of a cumulative sum: like it, and unlike sum, the same to the last bit with empty buckets in front.
     gap_NB = gap_NB.gather(-1, order_NB)
     head_N = (gap_NB * in_head_NB).cumsum(-1)[..., -1]

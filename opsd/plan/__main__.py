@@ -7,5 +7,10 @@ No weights are loaded and no Ray is started; models may be folders with a config
 from opsd.config import RunConfig
 from opsd.plan.program import launch
 
-if __name__ == "__main__":
+
+def main() -> None:
     launch(RunConfig, "opsd.conf", "run")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,9 +12,9 @@ from opsd.config import at_least, positive
 class ClusterConfig:
     """Settings of the plan alone: `cluster.nodes=2` and so on. A training takes the machines that Ray shows it."""
 
-    nodes: int = 1
-    gpus_per_node: int = 8
-    gib_per_gpu: float = 80.0
+    nodes: int = 1  # machines
+    gpus_per_node: int = 8  # of each machine
+    gib_per_gpu: float = 80.0  # memory of a GPU
     host_gib: float = 0.0  # memory of a node, which a run on the CPU lives in; 0: this machine's
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from opsd.config import RunConfig
 from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES
-from opsd.ops.chunks import CHUNK_BYTES
+from opsd.ops.head_plan import PLANS
 from opsd.plan.models import BYTES, ModelSizes
 from opsd.plan.traffic import Traffic
 
@@ -71,7 +71,10 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
     else:
         activations = tokens * layers * saved
     gathered = size * (model.num_root_parameters + 2 * model.num_layer_parameters)
-    logits = min(CHUNK_BYTES, 4 * tokens * model.vocab_size)
+    # Of a chunk: the shares in float32; on a GPU their gradient, in a product's dtype, beside them.
+    logits = min(PLANS[device].chunk_bytes, 4 * tokens * model.vocab_size)
+    if device == "cuda" and size < 4:
+        logits *= 1 + size / 4
     head = logits + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32
     # On the CPU the engines' weights are gathered in rank 0's own memory, when gradients are gone, and then lie in the
     # object store, whose pages count as its own.
@@ -91,35 +94,40 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
 def rollout_memory(
     cfg: RunConfig, engine: RolloutConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float
 ) -> Memory:
-    """One rollout engine, on each GPU of its tensor parallel group. `gpu_bytes`: of a whole GPU."""
+    """One rollout engine: on each GPU of its tensor parallel group, on the CPU in all of its processes together.
+
+    `gpu_bytes`: of a whole GPU.
+    """
     in_flight = min(engine.max_num_seqs, traffic.rollouts_an_engine)
     step_tokens = min(VLLM_STEP_TOKENS[device], engine.max_num_seqs * cfg.data.max_prompt_tokens)
     sampling = in_flight * model.vocab_size * (BYTES[engine.dtype] + SAMPLING_BYTES_A_LOGIT)
-    # New weights: in the object store, and a copy of them.
-    arriving = 2 * BYTES[engine.dtype] * model.num_parameters if device == "cpu" else 0.0
+    arriving = _arriving_bytes(engine, model) if device == "cpu" else 0.0
     if engine.backend == "transformers":
         cache = in_flight * traffic.longest_sequence * model.cache_bytes_a_token(engine.dtype)
         step_tokens = in_flight * cfg.data.max_prompt_tokens
         return _plain_engine(engine, model, device, step_tokens, cache=cache, buffers=sampling + arriving)
-    return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=sampling, beside=arriving)
+    share = engine.gpu_share(colocated=cfg.placement.mode == "colocated") * gpu_bytes
+    return _vllm_engine(engine, model, device, share, step_tokens, in_share=sampling, beside=arriving)
 
 
 def teacher_memory(
     cfg: RunConfig, engine: TeacherConfig, model: ModelSizes, traffic: Traffic, device: str, gpu_bytes: float
 ) -> Memory:
-    """One teacher engine, on each GPU of its tensor parallel group. `gpu_bytes`: of a whole GPU.
+    """One teacher engine: on each GPU of its tensor parallel group, on the CPU in all of its processes together.
 
+    `gpu_bytes`: of a whole GPU.
     The logits of a scoring step come on top of vLLM's share: it does not budget for them.
     """
     step_tokens = max(engine.max_batch_tokens, traffic.longest_sequence)
     if engine.backend == "transformers":
-        logits = 3 * min(HEAD_CHUNK_BYTES, 4 * traffic.longest_sequence * model.vocab_size)
+        logits = 3 * min(HEAD_CHUNK_BYTES[device], 4 * traffic.longest_sequence * model.vocab_size)
         return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=logits)
     rows = traffic.longest_sequence if device == "cpu" else VLLM_SCORING_ROWS_GPU
     scoring = rows * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)  # logits, log-probabilities, a comparison
     follows = device == "cpu" and engine.follow_decay is not None
-    arriving = 2 * BYTES[engine.dtype] * model.num_parameters if follows else 0.0
-    return _vllm_engine(engine, model, device, gpu_bytes, step_tokens, in_share=0.0, beside=scoring + arriving)
+    arriving = _arriving_bytes(engine, model) if follows else 0.0
+    share = engine.gpu_share(colocated=cfg.placement.mode == "colocated") * gpu_bytes
+    return _vllm_engine(engine, model, device, share, step_tokens, in_share=0.0, beside=scoring + arriving)
 
 
 def driver_memory(traffic: Traffic) -> Memory:
@@ -133,20 +141,20 @@ def _vllm_engine(
     engine: EngineConfig,
     model: ModelSizes,
     device: str,
-    gpu_bytes: float,
+    share: float,
     step_tokens: int,
     *,
     in_share: float,
     beside: float,
 ) -> Memory:
-    """`in_share`: buffers within gpu_memory_utilization, which leave less for the cache; `beside`: those on top."""
+    """`share`: bytes of a GPU that vLLM fills; `in_share`: buffers within it, which leave less for the cache; `beside`:
+    those on top."""
     weights = _held_weights(engine, model, device)
-    activations = _passing_bytes(engine, model, step_tokens)
+    activations = _passing_bytes(engine, model, step_tokens, device)
     if device == "cpu":
-        runtime, cache = RUNTIME_CPU["vllm"], engine.kv_cache_gib * GIB
+        runtime, cache = RUNTIME_CPU["vllm"] * _cpu_processes(engine), engine.kv_cache_gib * GIB
     else:
         runtime = RUNTIME_GPU["vllm"]
-        share = engine.gpu_memory_utilization * gpu_bytes
         cache = max(0.0, share - weights - activations - in_share - runtime)
     return Memory(weights=weights, activations=activations, cache=cache, buffers=in_share + beside, runtime=runtime)
 
@@ -157,7 +165,7 @@ def _plain_engine(
     runtime = RUNTIME_CPU if device == "cpu" else RUNTIME_GPU
     return Memory(
         weights=BYTES[engine.dtype] * model.num_parameters,
-        activations=_passing_bytes(engine, model, step_tokens),
+        activations=_passing_bytes(engine, model, step_tokens, device),
         cache=cache,
         buffers=buffers,
         runtime=runtime["transformers"],
@@ -166,12 +174,25 @@ def _plain_engine(
 
 def _held_weights(engine: EngineConfig, model: ModelSizes, device: str) -> float:
     """vLLM on CPU keeps a packed copy of a tied head beside the embedding."""
-    copies = model.num_embedding_parameters if device == "cpu" and model.tied else 0
-    return BYTES[engine.dtype] * (model.num_parameters + copies) / engine.tensor_parallel_size
+    if device == "cpu":
+        copies = model.num_embedding_parameters if model.tied else 0
+        return BYTES[engine.dtype] * (model.num_parameters + copies)
+    return BYTES[engine.dtype] * model.num_parameters / engine.tensor_parallel_size
 
 
-def _passing_bytes(engine: EngineConfig, model: ModelSizes, tokens: int) -> float:
+def _arriving_bytes(engine: EngineConfig, model: ModelSizes) -> float:
+    """New weights: in the object store, and a copy of them in each process that takes its share."""
+    return (1 + engine.tensor_parallel_size) * BYTES[engine.dtype] * model.num_parameters
+
+
+def _cpu_processes(engine: EngineConfig) -> int:
+    """The actor holds the model itself, or starts a process for each part of it."""
+    return 1 if engine.tensor_parallel_size == 1 else 1 + engine.tensor_parallel_size
+
+
+def _passing_bytes(engine: EngineConfig, model: ModelSizes, tokens: int, device: str) -> float:
     """What a forward pass without a backward holds at once: the residual stream, and one layer's attention or MLP."""
     attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim
-    widest = max(3 * model.intermediate_size, attention) / engine.tensor_parallel_size
-    return tokens * BYTES[engine.dtype] * (4 * model.hidden_size + widest)
+    of_one_part = 4 * model.hidden_size + max(3 * model.intermediate_size, attention) / engine.tensor_parallel_size
+    parts = engine.tensor_parallel_size if device == "cpu" else 1
+    return tokens * BYTES[engine.dtype] * parts * of_one_part

@@ -15,10 +15,14 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from opsd.config import StudentConfig
+from opsd.engine_config import EngineConfig
 from opsd.errors import ConfigError
 from opsd.learner.model import decoder_layers
+from opsd.model_facts import ModelFacts, read_facts
 from opsd.model_weights import model_without_weights, tied_names
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 BYTES = {"float32": 4, "bfloat16": 2}
 SHAPE_FIELDS = (
     "vocab_size",
@@ -79,6 +83,13 @@ def read_model(role: str, path: str, *, trust_remote_code: bool = False) -> Mode
     if missing:
         raise ConfigError(f"{role}.path={path}: the plan needs {', '.join(missing)} in its config.json")
     return _sizes(path, config, shape, trust_remote_code)
+
+
+def tokenizer_facts(setting: str, cfg: StudentConfig | EngineConfig) -> ModelFacts | None:
+    """What tells tokenizers apart; None for a model whose folder, or a tokenizer in it, is not here."""
+    if not any((Path(cfg.path) / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    return read_facts(f"{setting}.path", cfg.path, cfg.trust_remote_code)
 
 
 def kept_configs() -> dict[str, dict[str, Any]]:

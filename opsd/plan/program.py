@@ -11,14 +11,17 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import RunConfig, compose_config
+from opsd.dtypes import planned_device, with_dtypes
 from opsd.errors import ConfigError, DataError
+from opsd.hook_checks import check_hooks
 from opsd.hooks import load_build_hooks
-from opsd.placement import resolve_device
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.models import read_model
 from opsd.plan.refusals import refusals
 from opsd.plan.roles import Engine, Job
 from opsd.plan.table import plan_text
+from opsd.plan.traffic import candidates_scored
+from opsd.setting_names import refuse_misspelt
 from opsd.teacher.sources import section_of, teachers_by_source
 
 
@@ -32,7 +35,7 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
     def main(hydra_cfg: DictConfig) -> None:
         try:
             cfg = compose_config(hydra_cfg, planned_class)
-            load_build_hooks(cfg.hooks)(cfg)
+            check_hooks(load_build_hooks(cfg.hooks)(cfg), cfg)
             job = planned_job(cfg, cfg.cluster)
         except (ConfigError, DataError) as error:
             problems = [str(error)]
@@ -44,16 +47,24 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
         sys.exit(1 if problems else 0)
 
     sys.path.insert(0, os.getcwd())  # a user's hooks module lies where the command is started
+    try:
+        refuse_misspelt(sys.argv[1:], planned_class, conf_module)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     main()
 
 
 def planned_job(cfg: RunConfig, cluster: ClusterConfig) -> Job:
     """Raises ConfigError where a model's sizes are not to be had. device=cuda is planned for without a GPU here."""
+    device = planned_device(cfg.device)
+    cfg = with_dtypes(cfg, device)
     teachers = {section_of(source): teacher for source, teacher in teachers_by_source(cfg.teacher).items()}
+    candidates_scored(cfg, device)  # refuses what a teacher cannot do, before it is counted
     return Job(
         cfg=cfg,
         cluster=cluster,
-        device=cfg.device if cfg.device == "cuda" else resolve_device(cfg.device),
+        device=device,
         student=read_model("student", cfg.student.path, trust_remote_code=cfg.student.trust_remote_code),
         teachers=tuple(
             Engine(

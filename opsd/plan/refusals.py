@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from opsd.errors import ConfigError
-from opsd.plan.memory import GIB
-from opsd.plan.models import ModelSizes
+from opsd.plan.memory import GIB, Memory
+from opsd.plan.models import ModelSizes, tokenizer_facts
 from opsd.plan.roles import Engine, Job, engine_role, learner_role, plan_roles
-from opsd.preflight import check_counts, prompt_limit
+from opsd.plan.traffic import candidates_scored
+from opsd.preflight import check_counts, prompt_limit, shared_vocabulary
+from opsd.support import decide_support
+from opsd.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 
 MOST_RANKS = 512  # where the search for a number of learners that fits ends
 
@@ -20,11 +23,15 @@ def refusals(job: Job) -> list[str]:
     found = [
         *_refused(lambda: check_counts(job.cfg, min(model.vocab_size for model in models), job.device)),
         *_refused(lambda: prompt_limit(job.cfg, *models)),
+        *_refused(lambda: decide_support(job.cfg.loss.support, candidates_scored(job.cfg, job.device))),
+        *_tokenizers(job),
     ]
+    of_heads = {engine.section: _heads(engine) for engine in job.engines}
+    found += [problem for problems in of_heads.values() for problem in problems]
     if job.device == "cpu":
         return [*found, *_host_memory(job)]
-    of_engines = [problem for engine in job.engines for problem in _engine(job, engine)]
-    shared = _shared_gpus(job) if job.cfg.placement.mode == "colocated" else []
+    of_engines = [problem for engine in job.engines if not of_heads[engine.section] for problem in _engine(job, engine)]
+    shared = shared_gpus(job) if job.cfg.placement.mode == "colocated" else []
     return [*found, *of_engines, *_gpu_count(job), *_learner(job), *shared]
 
 
@@ -36,14 +43,18 @@ def _refused(check: Callable[[], object]) -> list[str]:
     return []
 
 
+def _tokenizers(job: Job) -> list[str]:
+    """As the run's own check, where the tokenizers are there."""
+    student = tokenizer_facts("student", job.cfg.student)
+    teachers = {engine.section: tokenizer_facts(engine.section, engine.config) for engine in job.teachers}
+    teachers = {section: facts for section, facts in teachers.items() if facts is not None}
+    ignored = {engine.section: engine.config.ignore_tokens for engine in job.teachers}
+    return _refused(lambda: shared_vocabulary(student, teachers, ignored)) if student is not None else []
+
+
 def _engine(job: Job, engine: Engine) -> list[str]:
-    """What is wrong with its GPUs: heads that they cannot share, a node that is too small, memory."""
-    size, model, sizes = engine.config.tensor_parallel_size, engine.model, _tensor_parallel_sizes(engine.model)
-    if size not in sizes:
-        return [
-            f"{engine.section}.tensor_parallel_size={size} does not divide the {model.num_attention_heads} attention "
-            f"heads ({model.num_key_value_heads} of keys) of {model.path}: use one of {', '.join(map(str, sizes))}"
-        ]
+    """What is wrong with its GPUs: a node that has too few, memory."""
+    size, sizes = engine.config.tensor_parallel_size, _tensor_parallel_sizes(engine.model)
     if size > job.cluster.gpus_per_node:
         return [
             f"{engine.section}.tensor_parallel_size={size} is more than a node's {job.cluster.gpus_per_node} GPUs "
@@ -59,10 +70,14 @@ def _engine(job: Job, engine: Engine) -> list[str]:
     return [_memory_sentence(job, engine, way)]
 
 
+def _heads(engine: Engine) -> list[str]:
+    size, model = engine.config.tensor_parallel_size, engine.model
+    heads = (model.num_attention_heads, model.num_key_value_heads)
+    return _refused(lambda: check_tensor_parallel(engine.section, size, model.path, *heads))
+
+
 def _tensor_parallel_sizes(model: ModelSizes) -> list[int]:
-    """vLLM gives each GPU whole heads; heads of keys are repeated where they are fewer than GPUs."""
-    heads, key_heads = model.num_attention_heads, model.num_key_value_heads
-    return [n for n in range(1, heads + 1) if heads % n == 0 and (key_heads % n == 0 or n % key_heads == 0)]
+    return tensor_parallel_sizes(model.num_attention_heads, model.num_key_value_heads)
 
 
 def _with_tensor_parallel(engine: Engine, size: int) -> Engine:
@@ -87,7 +102,8 @@ def _memory_sentence(job: Job, engine: Engine, way: str) -> str:
     if engine.config.backend != "vllm":
         return f"{engine.section} does not fit: {memory.total / GIB:.1f} GiB of a GPU's {limit}: {way}"
     cache, weights, needed = (x / GIB for x in (memory.cache, memory.weights, _one_sequence(job, engine)))
-    share = f"{engine.section}.gpu_memory_utilization={engine.config.gpu_memory_utilization:g}"
+    used = engine.config.gpu_share(colocated=job.cfg.placement.mode == "colocated")
+    share = f"{engine.section}.gpu_memory_utilization={used:g}"
     if cache < needed:
         return (
             f"{share} of {limit} GiB leaves {cache:.1f} GiB for keys and values beside {weights:.1f} GiB of weights, "
@@ -112,7 +128,7 @@ def _gpu_count(job: Job) -> list[str]:
     ]
 
 
-def _shared_gpus(job: Job) -> list[str]:
+def shared_gpus(job: Job) -> list[str]:
     """Colocated roles: the engines are awake together beside the learner's state, or asleep while the learner works."""
     learner, engines = learner_role(job).memory, [engine_role(job, engine).memory for engine in job.engines]
     awake = learner.weights + learner.optimizer + learner.runtime + sum(memory.total for memory in engines)
@@ -127,21 +143,57 @@ def _shared_gpus(job: Job) -> list[str]:
 
 
 def _learner(job: Job) -> list[str]:
-    learner, ways = learner_role(job), []
-    if learner.memory.total <= job.gpu_bytes:
+    learner = learner_role(job)
+    if _learner_fits(job):
         return []
-    for ranks in range(learner.processes + 1, MOST_RANKS + 1):
-        more = replace(job.cfg, learner=replace(job.cfg.learner, num_workers=ranks))
-        if learner_role(replace(job, cfg=more)).memory.total <= job.gpu_bytes:
-            ways.append(f"learner.num_workers={ranks}")
-            break
-    if not job.cfg.learner.activation_checkpointing:
-        ways.append("learner.activation_checkpointing=true")
-    ways.append("a smaller learner.micro_batch_tokens or rollout.max_response_tokens")
+    longest = job.cfg.data.max_prompt_tokens + job.cfg.rollout.max_response_tokens
+    savings = {
+        "student.dtype=bfloat16": {"student": {"dtype": "bfloat16"}},
+        "learner.activation_checkpointing=true": {"learner": {"activation_checkpointing": True}},
+        "learner.cpu_offload=true": {"learner": {"cpu_offload": True}},
+        f"learner.micro_batch_tokens={longest}": {"learner": {"micro_batch_tokens": longest}},
+    }
+    savings = {name: change for name, change in savings.items() if _saves(job, change)}
+    ways = [*_enough_ranks(job), *(name for name, change in savings.items() if _learner_fits(_with(job, change)))]
+    if not ways:
+        every = job
+        for change in savings.values():
+            every = _with(every, change)
+        ways = [" and ".join([*savings, *([] if _learner_fits(every) else _enough_ranks(every))])]
+        if not _learner_fits(every) and not _enough_ranks(every):
+            ways = ["a smaller student or larger GPUs"]
     return [
         f"learner.num_workers={learner.processes}: a rank needs {learner.memory.total / GIB:.1f} GiB of a GPU's "
-        f"{job.cluster.gib_per_gpu:g}: take {', or '.join(ways)}"
+        f"{job.cluster.gib_per_gpu:g}, {_state(learner.memory) / GIB:.1f} of it whatever the micro-batch: take "
+        f"{', or '.join(ways)}"
     ]
+
+
+def _learner_fits(job: Job) -> bool:
+    return learner_role(job).memory.total <= job.gpu_bytes
+
+
+def _saves(job: Job, change: dict[str, dict]) -> bool:
+    return learner_role(_with(job, change)).memory.total < learner_role(job).memory.total
+
+
+def _with(job: Job, change: dict[str, dict]) -> Job:
+    """`change`: settings by section."""
+    sections = {name: replace(getattr(job.cfg, name), **settings) for name, settings in change.items()}
+    return replace(job, cfg=replace(job.cfg, **sections))
+
+
+def _enough_ranks(job: Job) -> list[str]:
+    """The setting with the fewest ranks that fit; empty where no number does."""
+    for ranks in range(job.cfg.learner.num_workers + 1, MOST_RANKS + 1):
+        if _learner_fits(_with(job, {"learner": {"num_workers": ranks}})):
+            return [f"learner.num_workers={ranks}"]
+    return []
+
+
+def _state(memory: Memory) -> float:
+    """Bytes that no smaller micro-batch takes away."""
+    return memory.weights + memory.gradients + memory.optimizer + memory.runtime
 
 
 def _host_memory(job: Job) -> list[str]:
@@ -150,8 +202,10 @@ def _host_memory(job: Job) -> list[str]:
     if needed <= job.cluster.host_gib:
         return []
     largest = max(roles, key=lambda role: role.processes * role.memory.total)
+    ways = "a smaller model or a machine with more memory"
+    if sum(role.processes * _state(role.memory) for role in roles) / GIB < job.cluster.host_gib:
+        ways = f"a smaller learner.micro_batch_tokens, {ways}"
     return [
         f"the processes need {needed:.1f} GiB together, the host has {job.cluster.host_gib:.1f} (cluster.host_gib); "
-        f"the largest part is {largest.actors} with {largest.memory.total / GIB:.1f} GiB each: use a smaller model or "
-        "a smaller learner.micro_batch_tokens there, or a machine with more memory"
+        f"the largest part is {largest.actors} with {largest.memory.total / GIB:.1f} GiB each: take {ways}"
     ]

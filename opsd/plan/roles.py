@@ -42,7 +42,7 @@ class Job:
 
     @property
     def traffic(self) -> Traffic:
-        return step_traffic(self.cfg, self.student)
+        return step_traffic(self.cfg, self.student, self.device)
 
     @property
     def gpu_bytes(self) -> float:
@@ -51,7 +51,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """Processes that are alike: their number, the GPUs that each has, and the memory of each GPU (or process)."""
+    """Processes that are alike: their number, the GPUs that each has, and the memory of each GPU.
+
+    Without GPUs the memory is that of the process and of those that it starts.
+    """
 
     name: str  # driver | learner | an engine's actor
     processes: int

@@ -7,7 +7,7 @@ from dataclasses import fields
 from opsd.data.epochs import count_prompts, with_epochs_as_steps
 from opsd.errors import DataError
 from opsd.plan.memory import GIB, Memory
-from opsd.plan.models import ModelSizes
+from opsd.plan.models import ModelSizes, tokenizer_facts
 from opsd.plan.roles import Job, Role, engine_role, plan_roles
 from opsd.teacher.sources import teachers_by_source
 
@@ -20,11 +20,12 @@ def plan_text(job: Job) -> str:
         ("machines", _machines(job)),
         ("student", _model(job.student)),
         *_teachers(job),
+        *_tokenizers(job),
         *_traffic(job),
         *_cache(job),
         ("steps", _steps(job)),
     ]
-    unit = "GPU" if job.device == "cuda" else "process"
+    unit = "GPU" if job.device == "cuda" else "process, with those that it starts,"
     lines = [f"{name:<10}{text}" for name, text in facts]
     return "\n".join([*lines, "", f"GiB a {unit} at the peak, estimated", *_table(job)])
 
@@ -44,6 +45,13 @@ def _teachers(job: Job) -> list[tuple[str, str]]:
     local = [("teacher", _model(engine.model)) for engine in job.teachers]
     others = [teacher for teacher in teachers_by_source(job.cfg.teacher).values() if teacher.remote]
     return [*local, *(("teacher", f"{', '.join(teacher.urls)}: its memory is there") for teacher in others)]
+
+
+def _tokenizers(job: Job) -> list[tuple[str, str]]:
+    """A run refuses a pair of models whose ids name different tokens; a plan can only where it sees both."""
+    sections = {"student": job.cfg.student, **{engine.section: engine.config for engine in job.teachers}}
+    without = [cfg.path for section, cfg in sections.items() if tokenizer_facts(section, cfg) is None]
+    return [("tokens", f"not compared: no tokenizer of {', '.join(without)} here")] if without else []
 
 
 def _traffic(job: Job) -> list[tuple[str, str]]:

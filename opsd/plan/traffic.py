@@ -6,19 +6,15 @@ from dataclasses import dataclass
 
 from opsd.config import RunConfig
 from opsd.plan.models import BYTES, ModelSizes
-from opsd.teacher.sources import teachers_by_source
+from opsd.support import scores_candidates
+from opsd.teacher.sources import section_of, teachers_by_source
 
 
-def scores_candidates(cfg: RunConfig) -> bool:
-    """Whether every teacher scores the student's candidates; of an HTTP server, which alone knows, it is assumed."""
-    return all(teacher.backend in ("transformers", "http") for teacher in teachers_by_source(cfg.teacher).values())
-
-
-def support(cfg: RunConfig) -> str:
-    """loss.support with auto decided, as opsd.preflight does once it has asked the servers."""
-    if cfg.loss.support != "auto":
-        return cfg.loss.support
-    return "union" if scores_candidates(cfg) else "teacher"
+def candidates_scored(cfg: RunConfig, device: str) -> dict[str, bool]:
+    """By the teacher's section, whether it scores the student's candidates; of a server, which alone knows, whether it
+    will be asked to. Raises ConfigError where one is told to and cannot."""
+    teachers = teachers_by_source(cfg.teacher).items()
+    return {section_of(source): scores_candidates(teacher, device) for source, teacher in teachers}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +32,17 @@ class Traffic:
     weight_bytes: int  # into each rollout engine
 
 
-def step_traffic(cfg: RunConfig, student: ModelSizes) -> Traffic:
+def step_traffic(cfg: RunConfig, student: ModelSizes, device: str) -> Traffic:
     """Of arrays as opsd.types has them: int32 ids and float32 log-probabilities, int64 supports in a micro-batch."""
     rollouts = cfg.data.prompts_per_step * cfg.data.samples_per_prompt
     at_once = max(rollouts, cfg.eval.num_kl_prompts, cfg.eval.num_problems if cfg.data.grader != "none" else 0)
     longest = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
     tokens = rollouts * cfg.rollout.max_response_tokens
     num_candidates, top_k = cfg.rollout.num_candidates, cfg.teacher.top_k
-    scored = 4 * num_candidates * scores_candidates(cfg)
-    num_named = {"teacher": top_k, "student": num_candidates, "union": top_k + num_candidates}[support(cfg)] + 1
+    all_scored = all(candidates_scored(cfg, device).values())
+    scored = 4 * num_candidates * all_scored
+    support = cfg.loss.support if cfg.loss.support != "auto" else "union" if all_scored else "teacher"
+    num_named = {"teacher": top_k, "student": num_candidates, "union": top_k + num_candidates}[support] + 1
     return Traffic(
         rollouts=rollouts,
         rollouts_an_engine=-(-at_once // cfg.rollout.num_workers),

@@ -51,18 +51,24 @@ def render_page(run: RunData) -> str:
 
 
 def _subtitle(run: RunData) -> str:
-    """Student, teacher, objective and seed, as far as the config names them."""
+    """Models, which tokens were trained on, objective and seed, as far as the config names them."""
     config = run.summary.get("config") or {}
-    facts = []
-    for label, section, key in (("student", "student", "path"), ("teacher", "teacher", "path")):
-        path = (config.get(section) or {}).get(key)
-        if path:
-            facts.append((label, Path(str(path)).name))
-    divergence = (config.get("loss") or {}).get("divergence")
-    if divergence:
-        facts.append(("loss", divergence))
-    if run.summary.get("seed") is not None:
-        facts.append(("seed", run.summary["seed"]))
+    teacher, loss, selector = (config.get(section) or {} for section in ("teacher", "loss", "selector"))
+    others = [f"{source}: {value}" for source, value in (teacher.get("by_source") or {}).items()]
+    chosen = selector.get("name")
+    if chosen and chosen != "all":
+        chosen = f"{selector.get('score')} ({chosen})"
+    support = run.summary.get("support") or loss.get("support")
+    facts = [
+        ("student", (config.get("student") or {}).get("path")),
+        ("teacher", ", ".join([*filter(None, [teacher.get("path")]), *(teacher.get("urls") or []), *others])),
+        ("selector", chosen),
+        ("ratio", selector.get("ratio")),
+        ("loss", loss.get("divergence")),
+        ("support", support),
+        ("seed", run.summary.get("seed")),
+    ]
+    facts = [(label, value) for label, value in facts if value not in (None, "")]
     spans = "".join(f"<span>{label} <b>{escape(str(value))}</b></span>" for label, value in facts)
     return f'<p class="sub">{spans}</p>'
 

@@ -203,6 +203,13 @@ def draw_quadrants(axes: Axes, run: RunData) -> None:
     _as_percent(axes)
 
 
+def draw_named_mass(axes: Axes, run: RunData) -> None:
+    _curve(axes, run, "named_mass", "blue")
+    if axes.has_data():
+        axes.set_ylim(-0.02, 1.04)
+    _as_percent(axes)
+
+
 def draw_length(axes: Axes, run: RunData) -> None:
     _curve(axes, run, "response_length", "grey", "training")
     _points(axes, run, "eval/response_length", "blue", "held-out")
@@ -248,6 +255,9 @@ CHARTS = {
     "quadrants": Chart(title="Tokens by quadrant", note="Share of all response tokens.", draw=draw_quadrants),
     "agreement": Chart(title="Top-1 agreement", note="Same first choice as the teacher.", draw=draw_agreement),
     "entropy": Chart(title="Student entropy", note="Mean, as a share of log V.", draw=draw_entropy),
+    "named_mass": Chart(
+        title="Compared mass", note="Student's mass on the tokens that both models named.", draw=draw_named_mass
+    ),
     "length": Chart(title="Answer length", note="Mean response tokens.", draw=draw_length),
     "truncated": Chart(title="Cut answers", note="Share that hit the length limit.", draw=draw_truncated),
     "grad_norm": Chart(title="Gradient norm", note="Before clipping.", draw=draw_grad_norm),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from opsd.errors import DataError
 from opsd.jsonl import read_jsonl
 
@@ -27,7 +29,7 @@ class RunData:
     evals: list[dict[str, Any]]  # one an evaluation, ascending; step 0 is before training
     rollouts: list[dict[str, Any]]  # for the token view, ascending by step
     summary: dict[str, Any]
-    finished: bool  # False: no summary.json yet; what `summary` holds was worked out from the lines
+    finished: bool  # False: no summary.json yet; what `summary` holds was worked out from the lines and config.yaml
 
 
 def read_run(run_dir: Path) -> RunData:
@@ -42,7 +44,7 @@ def read_run(run_dir: Path) -> RunData:
         train=train,
         evals=evals,
         rollouts=_read_rollouts(run_dir / "tokens.jsonl"),
-        summary=_read_summary(summary_path) if finished else _summarise(train, evals),
+        summary=_read_summary(summary_path) if finished else {**_summarise(train, evals), **_read_config(run_dir)},
         finished=finished,
     )
 
@@ -70,6 +72,18 @@ def _read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(summary).__name__}")
     return summary
+
+
+def _read_config(run_dir: Path) -> dict[str, Any]:
+    """The settings of a run without a summary, as the summary would hold them."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: expected YAML ({' '.join(str(error).split())})") from error
+    return {"config": config, "seed": config.get("seed")}
 
 
 def _summarise(train: list[dict[str, Any]], evals: list[dict[str, Any]]) -> dict[str, Any]:

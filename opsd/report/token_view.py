@@ -1,4 +1,4 @@
-"""The token view: every token of a few rollouts as a chip, coloured by quadrant, faded where it was not trained on."""
+"""The token view: every token of a few rollouts as a chip, coloured by quadrant, filled where it was trained on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ SAMPLE = (
     '<span class="sample"><i class="t q1 kept" style="--w:1;--d:.5">token</i> trained on'
     '<i class="t q1 drop" style="--w:0;--d:.5">token</i> dropped</span>'
 )
+SPLIT = (
+    "The four kinds are split at the medians of all of a step's tokens, kept or not: high is above the median of the "
+    "student's entropy, or of the reverse KL."
+)
 VISIBLE = {" ": "·", "\n": "↵", "\t": "→"}
 
 
@@ -36,8 +40,8 @@ def token_view(run: RunData) -> str:
     return f"""<section id="tokens">
 <h2>Which tokens were trained on</h2>
 <p class="lead">Answers that the student wrote during training. A filled token is in the loss, the deeper the heavier;
-a faded, struck one was dropped. The bar under a token is the reverse KL to the teacher, full at {decimal(full_bar)}
-nats. Rest on a token to see its numbers, on a field below to see only its kind.</p>
+one with a thin frame only was dropped. The bar under a token is the reverse KL to the teacher, full at
+{decimal(full_bar)} nats. {SPLIT} Rest on a token to see its numbers, on a field below to see only its kind.</p>
 <div class="tokenview">
 {_legend(run)}
 <div class="steps" role="group" aria-label="Training step"><b>Step</b>{buttons}{SAMPLE}</div>

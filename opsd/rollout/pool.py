@@ -8,7 +8,7 @@ from ray import ObjectRef
 
 from opsd.config import StudentConfig
 from opsd.engine_config import RolloutConfig
-from opsd.engines.pool import EnginePool, request_seed
+from opsd.engines.pool import EnginePool, occurrences, request_seed, sample_seed
 from opsd.engines.rows import in_order
 from opsd.seats import Placement
 from opsd.types import Prompt, Rollout, Sampling, Vocabulary
@@ -52,11 +52,12 @@ class RolloutPool:
     def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
         """`samples_per_prompt` answers a prompt, in groups as they finish. `step` seeds them (-1: evaluation).
 
-        The key is the rollout's place: prompts in the order given, a prompt's answers side by side.
+        The key is the rollout's place: prompts in the order given, a prompt's answers side by side. A prompt that is
+        there several times gets other answers each time, numbered on.
         """
         requests = [
-            (prompt, sample, request_seed(self.seed, step + 1, prompt.index, sample))
-            for prompt in prompts
+            (prompt, number * samples_per_prompt + sample, sample_seed(self.seed, step, prompt, sample, number))
+            for prompt, number in zip(prompts, occurrences(prompts), strict=True)
             for sample in range(samples_per_prompt)
         ]
         sampling = Sampling(
@@ -81,6 +82,10 @@ class RolloutPool:
         """New weights (a reference to a state dict) into every running engine."""
         self.engines.update_weights(weights, policy_version)
         self.policy_version = policy_version
+
+    def expect_weights(self) -> None:
+        """The learner is about to send weights without this pool; `received_weights` follows."""
+        self.engines.expect_weights()
 
     def received_weights(self, policy_version: int) -> None:
         """The engines have taken weights from the learner without this pool."""

@@ -6,11 +6,10 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import threading
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import connection
 
 from opsd.engine_config import TeacherConfig
+from opsd.engines.lifetime import end_with_parent
 from opsd.engines.rows import in_order
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker
@@ -26,10 +25,11 @@ class EngineProcess:
         self.device = device
         self._executor = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
-    async def start(self, vocabulary: Vocabulary, max_model_tokens: int) -> bool:
-        """Loads the model. Returns whether it scores ids that the client names."""
-        os.environ.update(engine_environment(self.device, self.cfg.cpu_threads))  # the child's, before it imports torch
-        return await self._run(_start, self.cfg, self.device, vocabulary, max_model_tokens)
+    async def start(self, vocabulary: Vocabulary, max_model_tokens: int) -> None:
+        """Loads the model."""
+        # The child's, before it imports torch.
+        os.environ.update(engine_environment(self.device, self.cfg.cpu_threads, self.cfg.batch_invariant))
+        await self._run(_start, self.cfg, self.device, vocabulary, max_model_tokens)
 
     async def score(self, request: ScoreRequest) -> list[TeacherScores]:
         return await self._run(_score, request)
@@ -50,9 +50,9 @@ class EngineProcess:
 _worker = EngineWorker()  # the child's; the server's own stays empty
 
 
-def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_tokens: int) -> bool:
+def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_tokens: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _worker.start(
         path=cfg.path,
         config=cfg,
@@ -62,7 +62,6 @@ def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_to
         trust_remote_code=cfg.trust_remote_code,
         max_batch_tokens=cfg.max_batch_tokens,
     )
-    return cfg.backend == "transformers" or _worker.engine.scores_named_ids
 
 
 def _score(request: ScoreRequest) -> list[TeacherScores]:
@@ -74,10 +73,3 @@ def _generate(request: GenerateRequest) -> list[Rollout]:
     _worker.engine.vocabulary = request.vocabulary
     samples = [0] * len(request.prompts)
     return in_order(_worker.generate(request.prompts, samples, request.seeds, request.sampling, 0, None))
-
-
-def _end_with_parent() -> None:
-    """A killed server must not leave its engine, and the memory that it holds, behind."""
-    parent = multiprocessing.parent_process()
-    connection.wait([parent.sentinel])
-    os._exit(1)

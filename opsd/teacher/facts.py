@@ -9,6 +9,7 @@ import httpx
 from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.model_facts import ModelFacts, read_facts
+from opsd.support import scores_candidates
 from opsd.teacher.openai import PATH, served_model
 from opsd.teacher.remote import served_info
 from opsd.teacher.transport import client_settings, get_when_ready, sentence
@@ -20,10 +21,14 @@ class TeacherFacts:
     scores_candidates: bool  # whether it returns log-probabilities at the student's candidates
 
 
-def teacher_facts(cfg: TeacherConfig, role: str) -> TeacherFacts:
-    """From its folder, or from its servers, for which this waits. Raises ConfigError; `role` is the section's name."""
+def teacher_facts(cfg: TeacherConfig, role: str, device: str) -> TeacherFacts:
+    """From its folder, or from its servers, for which this waits. Raises ConfigError.
+
+    `role` is the section's name, `device` that of the run's own engines.
+    """
+    asked = scores_candidates(cfg, device)
     if cfg.backend == "http":
-        return _served(cfg)
+        return _served(cfg, asked)
     if cfg.backend == "openai" and not cfg.path:
         raise ConfigError(f"{role}.path must name a folder with the served model's config and tokenizer (no weights)")
     model = read_facts(f"{role}.path", cfg.path, cfg.trust_remote_code)
@@ -31,11 +36,16 @@ def teacher_facts(cfg: TeacherConfig, role: str) -> TeacherFacts:
         served = served_model(cfg)
         _check_num_logprobs(cfg, served["id"], model)
         model = replace(model, max_position_embeddings=min(model.max_position_embeddings, served["max_model_len"]))
-    return TeacherFacts(model=model, scores_candidates=cfg.backend == "transformers")
+    return TeacherFacts(model=model, scores_candidates=asked)
 
 
-def _served(cfg: TeacherConfig) -> TeacherFacts:
+def _served(cfg: TeacherConfig, asked: bool) -> TeacherFacts:
     info = served_info(cfg)
+    if cfg.score_candidates and not info["scores_candidates"]:
+        raise ConfigError(
+            f"teacher.score_candidates=true, but the server at {cfg.urls[0]} does not score the student's candidates: "
+            "start it with teacher.backend=transformers or on a GPU"
+        )
     if cfg.top_k > info["max_top_k"]:
         raise ConfigError(
             f"teacher.top_k={cfg.top_k}: the server allows {info['max_top_k']} (its own teacher.top_k when it starts)"
@@ -46,7 +56,7 @@ def _served(cfg: TeacherConfig) -> TeacherFacts:
         stop_ids=tuple(info["stop_ids"]),
         max_position_embeddings=info["max_model_tokens"],
     )
-    return TeacherFacts(model=model, scores_candidates=info["scores_candidates"])
+    return TeacherFacts(model=model, scores_candidates=asked and info["scores_candidates"])
 
 
 def _check_num_logprobs(cfg: TeacherConfig, name: str, model: ModelFacts) -> None:

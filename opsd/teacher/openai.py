@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -23,9 +24,9 @@ import numpy as np
 
 from opsd.engine_config import TeacherConfig
 from opsd.engines.rows import event_rows
-from opsd.errors import ConfigError, StageError
-from opsd.teacher.transport import Transport, get_when_ready
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.errors import ConfigError
+from opsd.teacher.transport import Transport, get_when_ready, result_of
+from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 PATH = "/v1/completions"
 
@@ -33,7 +34,7 @@ PATH = "/v1/completions"
 @dataclass(frozen=True, kw_only=True)
 class PendingRollout:
     rollout: Rollout
-    response: Future[httpx.Response]
+    scores: Future[TeacherScores]
 
 
 class OpenAIEngines:
@@ -47,6 +48,7 @@ class OpenAIEngines:
 
     def wait_ready(self) -> None:
         self.model = served_model(self.cfg)["id"]
+        self.transport.expect_answer(PATH, json={"model": self.model, "prompt": [0, 0], "max_tokens": 1})
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[PendingRollout]:
         """Does not wait."""
@@ -56,27 +58,25 @@ class OpenAIEngines:
         for rollout in rollouts:
             ids = np.concatenate([rollout.prompt.scored_after, rollout.response_ids])
             body = {"model": self.model, "prompt": ids.tolist(), "max_tokens": 1, "temperature": 0.0}
-            response = self.transport.post(PATH, json={**body, "prompt_logprobs": num_logprobs})
-            pending.append(PendingRollout(rollout=rollout, response=response))
+            read = partial(scores_of, rollout, top_k=top_k, vocabulary=self.vocabulary)
+            scores = self.transport.post(PATH, read, json={**body, "prompt_logprobs": num_logprobs})
+            pending.append(PendingRollout(rollout=rollout, scores=scores))
         return pending
 
     def are_scored(self, pending: list[PendingRollout]) -> bool:
         """Whether all of these are answered, or have failed. Does not wait."""
-        return all(part.response.done() for part in pending)
+        return all(part.scores.done() for part in pending)
 
-    def scores(self, pending: list[PendingRollout]) -> list[TeacherScores]:
-        """In the order of `score`'s rollouts. Raises StageError."""
-        return [
-            scores_of(each.rollout, _choice(each.response.result())["prompt_logprobs"], self.cfg.top_k, self.vocabulary)
-            for each in pending
-        ]
+    def scores(self, pending: list[PendingRollout]) -> list[TeacherScores | NoScores]:
+        """In the order of `score`'s rollouts. Raises StageError where the servers are lost, not one rollout."""
+        return [result_of(each.scores) for each in pending]
 
     def generate(
         self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
     ) -> Iterator[dict[int, Rollout]]:
         """As EnginePool.generate, without candidates: one empty slot a token."""
         under_way = {}
-        for place, (prompt, _, seed) in enumerate(requests):
+        for place, (prompt, sample, seed) in enumerate(requests):
             body = {
                 "model": self.model,
                 "prompt": prompt.token_ids.tolist(),
@@ -92,11 +92,10 @@ class OpenAIEngines:
                 "logprobs": 0,
                 "return_token_ids": True,
             }
-            under_way[self.transport.post(PATH, json=body)] = place
-        for response in as_completed(under_way):
-            place = under_way[response]
-            prompt, sample, _ = requests[place]
-            yield {place: answer_of(prompt, sample, _choice(response.result()), self.vocabulary)}
+            read = partial(answer_of, prompt, sample, vocabulary=self.vocabulary)
+            under_way[self.transport.post(PATH, read, json=body)] = place
+        for answer in as_completed(under_way):
+            yield {under_way[answer]: answer.result()}
 
 
 def served_model(cfg: TeacherConfig) -> dict[str, Any]:
@@ -110,13 +109,15 @@ def served_model(cfg: TeacherConfig) -> dict[str, Any]:
     return next(iter(models.values()))
 
 
-def scores_of(
-    rollout: Rollout, prompt_logprobs: Sequence[dict | None], top_k: int, vocabulary: Vocabulary
-) -> TeacherScores:
-    """vLLM's JSON, {token id: {logprob, ...}} or null for each token of prompt and response, as event rows."""
+def scores_of(rollout: Rollout, response: httpx.Response, top_k: int, vocabulary: Vocabulary) -> TeacherScores:
+    """vLLM's JSON, {token id: {logprob, ...}} or null for each token of prompt and response, as event rows.
+
+    Raises one of UNREADABLE where it is anything else.
+    """
+    prompt_logprobs: Sequence[dict | None] = _choice(response)["prompt_logprobs"]
     rows = prompt_logprobs[len(rollout.prompt.scored_after) :]  # entry i is about token i
     if len(rows) != len(rollout):
-        raise StageError(f"score: {len(rows)} rows of prompt_logprobs, expected {len(rollout)}")
+        raise ValueError(f"{len(rows)} rows of prompt_logprobs, expected {len(rollout)}")
     num_entries = 1 + max(map(len, rows))
     ids_TM = np.full((len(rows), num_entries), -1, np.int32)
     logprobs_TM = np.full((len(rows), num_entries), -np.inf, np.float32)
@@ -133,8 +134,9 @@ def scores_of(
     )
 
 
-def answer_of(prompt: Prompt, sample: int, choice: dict[str, Any], vocabulary: Vocabulary) -> Rollout:
+def answer_of(prompt: Prompt, sample: int, response: httpx.Response, vocabulary: Vocabulary) -> Rollout:
     """A stop id's log-probability is its own, not that of all stop ids: the server names no others."""
+    choice = _choice(response)
     ids = np.array(choice["token_ids"], np.int32)
     return Rollout(
         prompt=prompt,

@@ -15,7 +15,7 @@ from opsd.errors import StageError
 from opsd.seats import Placement
 from opsd.teacher.openai import OpenAIEngines
 from opsd.teacher.remote import RemoteEngines
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +87,14 @@ class TeacherPool:
             pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts, engines=self.engines))
         return pending
 
-    def finish(self, pending: list[PendingScores]) -> list[tuple[Rollout, TeacherScores | None]]:
-        """Each rollout with its scores, by place, whenever they came; None: it was not scored."""
+    def finish(self, pending: list[PendingScores]) -> list[tuple[Rollout, TeacherScores | NoScores]]:
+        """Each rollout with its scores or the reason why it has none, by place, whenever they came."""
         rollouts, scores = {}, {}
         for group in pending:
             rollouts.update(group.rollouts)
             scores.update(zip(group.scored_places, self.engines.scores(group.parts), strict=True))
-        return [(rollouts[place], scores.get(place)) for place in sorted(rollouts)]
+        foreign = NoScores(reason="foreign_token")
+        return [(rollouts[place], scores.get(place, foreign)) for place in sorted(rollouts)]
 
     def update_weights(self, weights: ObjectRef) -> None:
         """New weights (a reference to a state dict) into every running engine; servers take none."""

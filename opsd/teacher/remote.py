@@ -9,14 +9,15 @@ from functools import partial
 from typing import Any
 
 import httpx
+import numpy as np
 
 from opsd.engine_config import TeacherConfig
-from opsd.errors import ConfigError, StageError
+from opsd.errors import ConfigError
 from opsd.placement import split_evenly
-from opsd.teacher.frames import MEDIA_TYPE, PROTOCOL, WireError
-from opsd.teacher.transport import Transport, get_when_ready
+from opsd.teacher.frames import MEDIA_TYPE, PROTOCOL
+from opsd.teacher.transport import RequestFailed, Transport, get_when_ready, result_of
 from opsd.teacher.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 HEADERS = {"Content-Type": MEDIA_TYPE}
 FRAME_OVERHEAD_BYTES = 4096  # more than a frame's header has
@@ -27,7 +28,7 @@ class PendingPart:
     """A request under way and the rollouts that it asks about."""
 
     rollouts: Sequence[Rollout]
-    response: Future[httpx.Response]
+    scores: Future[list[TeacherScores]]
 
 
 class RemoteEngines:
@@ -41,26 +42,55 @@ class RemoteEngines:
 
     def wait_ready(self) -> None:
         self.info = served_info(self.cfg)
+        self.transport.expect_answer("/score", content=self._shortest_request(), headers=HEADERS)
+
+    def _shortest_request(self) -> bytes:
+        """One token after another, scored at one token."""
+        one = np.zeros(1, np.int32)
+        prompt = Prompt(index=0, token_ids=one, text="", answer=None, source="")
+        nothing = {"candidate_ids": one[:, None], "candidate_logprobs": np.zeros((1, 1), np.float32)}
+        rollout = Rollout(
+            prompt=prompt, sample=0, response_ids=one, sampled_logprobs=np.zeros(1, np.float32), **nothing,
+            stopped=False, policy_version=0,
+        )  # fmt: skip
+        return pack_score_request([rollout], 1, self.vocabulary, with_candidates=False)
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[PendingPart]:
         """An even part for each server, in as few requests as its limits allow. Does not wait."""
-        with_candidates = self.info["scores_candidates"]
         pending = []
         for share in split_evenly(rollouts, len(self.cfg.urls)):
             costs = [(1, _num_tokens(r), 4 * (_num_tokens(r) + r.candidate_ids.size)) for r in share]
             for part in _within_limits(share, costs, self.info):
-                body = pack_score_request(part, top_k, self.vocabulary, with_candidates=with_candidates)
-                response = self.transport.post("/score", content=body, headers=HEADERS)
-                pending.append(PendingPart(rollouts=part, response=response))
+                pending.append(self._post_score(part, top_k))
         return pending
+
+    def _post_score(self, rollouts: Sequence[Rollout], top_k: int) -> PendingPart:
+        with_candidates = self.info["scores_candidates"] and self.cfg.score_candidates is not False
+        body = pack_score_request(rollouts, top_k, self.vocabulary, with_candidates=with_candidates)
+        read = partial(_unpacked_scores, lengths=[len(rollout) for rollout in rollouts])
+        scores = self.transport.post("/score", read, content=body, headers=HEADERS)
+        return PendingPart(rollouts=rollouts, scores=scores)
 
     def are_scored(self, pending: list[PendingPart]) -> bool:
         """Whether all of these are answered, or have failed. Does not wait."""
-        return all(part.response.done() for part in pending)
+        return all(part.scores.done() for part in pending)
 
-    def scores(self, pending: list[PendingPart]) -> list[TeacherScores]:
-        """Of all parts, in the order of `score`'s rollouts. Raises StageError."""
-        return [score for part in pending for score in _unpacked(part)]
+    def scores(self, pending: list[PendingPart]) -> list[TeacherScores | NoScores]:
+        """Of all parts, in the order of `score`'s rollouts. Raises StageError where the servers are lost.
+
+        A request that fails by itself is asked again in halves, until the rollout that it fails on stands alone.
+        """
+        found: list[TeacherScores | NoScores] = []
+        for part in pending:
+            try:
+                found += part.scores.result()
+            except RequestFailed:
+                if len(part.rollouts) == 1:
+                    found.append(result_of(part.scores))
+                else:
+                    halves = split_evenly(part.rollouts, 2)
+                    found += self.scores([self._post_score(half, self.cfg.top_k) for half in halves])
+        return found
 
     def generate(
         self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
@@ -74,11 +104,10 @@ class RemoteEngines:
             for part in _within_limits(share, costs, self.info):
                 prompts, samples, seeds = ([requests[place][i] for place in part] for i in range(3))
                 body = pack_generate_request(prompts, seeds, sampling, self.vocabulary)
-                response = self.transport.post("/generate", content=body, headers=HEADERS)
-                under_way[response] = (part, partial(unpack_answers, prompts=prompts, samples=samples))
-        for response in as_completed(under_way):
-            part, unpack = under_way[response]
-            yield dict(zip(part, unpack(response.result().content), strict=True))
+                read = partial(_unpacked_answers, prompts=prompts, samples=samples)
+                under_way[self.transport.post("/generate", read, content=body, headers=HEADERS)] = part
+        for answers in as_completed(under_way):
+            yield dict(zip(under_way[answers], answers.result(), strict=True))
 
 
 def served_info(cfg: TeacherConfig) -> dict[str, Any]:
@@ -96,12 +125,13 @@ def served_info(cfg: TeacherConfig) -> dict[str, Any]:
     return first
 
 
-def _unpacked(part: PendingPart) -> list[TeacherScores]:
-    response = part.response.result()
-    try:
-        return unpack_scores(response.content, [len(rollout) for rollout in part.rollouts])
-    except WireError as error:
-        raise StageError(f"score: {response.url} answered with {error}") from error
+def _unpacked_scores(response: httpx.Response, lengths: list[int]) -> list[TeacherScores]:
+    """Raises WireError."""
+    return unpack_scores(response.content, lengths)
+
+
+def _unpacked_answers(response: httpx.Response, prompts: list[Prompt], samples: list[int]) -> list[Rollout]:
+    return unpack_answers(response.content, prompts=prompts, samples=samples)
 
 
 def _num_tokens(rollout: Rollout) -> int:

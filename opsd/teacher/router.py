@@ -11,9 +11,9 @@ from opsd.engine_config import TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.teacher.pool import PendingScores, TeacherPool
 from opsd.teacher.sources import source_of, teachers_by_source
-from opsd.types import Prompt, Rollout, TeacherScores
+from opsd.types import NoScores, Prompt, Rollout, TeacherScores
 
-Answered = list[tuple[Rollout, TeacherScores | None]]
+Answered = list[tuple[Rollout, TeacherScores | NoScores]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class TeacherRouter:
         return pending
 
     def finish(self, pending: list[RoutedScores]) -> Answered:
-        """Each rollout with its teacher's scores, by place, whenever they came; None: it was not scored."""
+        """Each rollout with its teacher's scores, by place, or the reason why it has none, whenever they came."""
         answered = {}
         for part in pending:
             answered.update(zip(sorted(part.rollouts), self.pools[part.source].finish([part.group]), strict=True))

@@ -20,11 +20,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config import compose_config
+from opsd.dtypes import with_dtypes
+from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
+from opsd.model_folder import model_config
 from opsd.model_weights import check_weights
 from opsd.placement import resolve_device
 from opsd.remote_config import read_token
+from opsd.setting_names import refuse_misspelt
+from opsd.support import scores_candidates
 from opsd.teacher.admission import Limits
 from opsd.teacher.app import Service, make_app
 from opsd.teacher.batcher import Batcher
@@ -32,6 +37,7 @@ from opsd.teacher.engine_process import EngineProcess
 from opsd.teacher.frames import PROTOCOL
 from opsd.teacher.server_config import ServerConfig
 from opsd.teacher.server_metrics import ServerMetrics
+from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Vocabulary
 
 GRACE_S = 20  # for requests under way when the server is told to end
@@ -41,10 +47,16 @@ def serve(cfg: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError, StageError where the engine ended by itself."""
     token = read_token("", cfg.token_file, cfg.token_env)
     cfg.check_token(token)
+    require_vllm({"teacher": cfg.teacher.backend})
+    device = resolve_device(cfg.device)
+    cfg = with_dtypes(cfg, device)
     facts = read_facts("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
+    check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
     check_weights("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
-    engine = EngineProcess(cfg.teacher, resolve_device(cfg.device))
+    scores_candidates(cfg.teacher, device)  # refuses what this device cannot do
+    engine = EngineProcess(cfg.teacher, device)
     metrics = ServerMetrics()
     batcher = Batcher(
         engine.score,
@@ -73,8 +85,8 @@ async def run(
 
     async def load_and_work() -> None:
         vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(sorted(set(facts.stop_ids))))
-        scores_candidates = await engine.start(vocabulary, service.limits.model_tokens)
-        service.info = info_of(cfg, facts, service.limits, scores_candidates)
+        await engine.start(vocabulary, service.limits.model_tokens)
+        service.info = info_of(cfg, facts, service.limits, engine.device)
         service.metrics.ready.set(1)
         print(f"ready {address(listener)}", file=sys.stderr, flush=True)
         await service.batcher.run()
@@ -116,7 +128,7 @@ def limits_of(cfg: ServerConfig, facts: ModelFacts) -> Limits:
     )
 
 
-def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, scores_candidates: bool) -> dict:
+def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, device: str) -> dict:
     """What a client must know; servers of one run must agree in all of it."""
     return {
         "protocol": PROTOCOL,
@@ -126,7 +138,7 @@ def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, scores_candida
         "stop_ids": list(facts.stop_ids),
         "tokens_sha256": tokens_digest(facts.tokens),
         "weights_sha256": weights_fingerprint(cfg.teacher.path),
-        "scores_candidates": scores_candidates,
+        "scores_candidates": scores_candidates(cfg.teacher, device),
         "max_model_tokens": limits.model_tokens,
         "max_top_k": limits.top_k,
         "max_rollouts": limits.rollouts,
@@ -144,4 +156,6 @@ def main(hydra_cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     ConfigStore.instance().store(name="teacher_server_schema", node=ServerConfig)
+    with reported():
+        refuse_misspelt(sys.argv[1:], ServerConfig, "opsd.conf")
     main()

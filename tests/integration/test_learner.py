@@ -94,13 +94,19 @@ def plain_gradients(model_path, kept):
         logits = model(torch.from_numpy(sequence.token_ids).long()[None]).logits[0, sequence.row_N].double()
         given = sequence.temperature_N
         temperature = torch.ones(len(logits), 1) if given is None else torch.from_numpy(given)[:, None]
-        probs = torch.softmax(logits[:, : VOCABULARY.size] / temperature, -1)
-        stop = probs[:, list(VOCABULARY.stop_ids)].sum(-1, keepdim=True)
-        probs = torch.cat([stop, probs[:, 1:5], torch.zeros_like(stop), probs[:, 6:]], 1)
+        events = torch.softmax(logits[:, : VOCABULARY.size], -1)
+        stop = events[:, list(VOCABULARY.stop_ids)].sum(-1, keepdim=True)
+        events = torch.cat([stop, events[:, 1:5], torch.zeros_like(stop), events[:, 6:]], 1)
+        powers = torch.where(events > 0, events, 1.0) ** (1 / temperature) * (events > 0)
+        probs = powers / powers.sum(-1, keepdim=True)
         support = torch.from_numpy(sequence.support_NU)
         named = probs.gather(1, support.clamp_min(0)) * (support >= 0)
         student = torch.cat([named, 1 - named.sum(-1, keepdim=True)], 1)
+        # The teacher's rest is taken to be shaped as the student's.
+        rest = events.detach().scatter(1, support.where(support >= 0, 5), 0.0)  # 5 is no event of its own
+        tail = ((rest / rest.sum(-1, keepdim=True)) ** (1 / temperature)).sum(-1, keepdim=True)
         teacher = torch.from_numpy(sequence.teacher_logprobs_NB).double().exp() ** (1 / temperature)
+        teacher = torch.cat([teacher[:, :-1], teacher[:, -1:] * tail], 1)
         teacher = teacher / teacher.sum(-1, keepdim=True)
         both = (student > 0) & (teacher > 0)
         ratio = torch.where(both, student, 1.0).log() - torch.where(both, teacher, 1.0).log()

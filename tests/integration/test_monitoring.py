@@ -79,7 +79,7 @@ def watched(tmp_path_factory):
     with said.open("w") as stderr:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr, start_new_session=True)
     try:
-        url = eventually(lambda: re.search(r"^metrics (\S+)$", said.read_text(), re.M), "the metrics' URL", process)[1]
+        url = eventually(lambda: re.search(r"^metrics (\S+)", said.read_text(), re.M), "the metrics' URL", process)[1]
         yield process, root / "watched-run", url, Path(temporary) / "ray"
     finally:
         end(process)

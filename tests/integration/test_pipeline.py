@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from transformers import AutoTokenizer
 
 import tip.plugin
 from opsd.config import DataConfig
-from opsd.data.grading import math as grade_math
+from opsd.data.grading import GRADERS
 from opsd.data.prompts import load_prompts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
@@ -136,22 +138,48 @@ def hooks_of_a_run_that_is_ended(cfg):
 
 
 def test_ended_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
-    """Losses and weights, bit for bit; the first part is also the same run again with the same seed."""
+    """Losses and weights, bit for bit; the first part is also the same run again with the same seed.
+
+    checkpoint.every is 0, as by default: what there is to go on from was saved when the run was told to stop.
+    """
     folder = tmp_path / "stopped"
-    again = ["hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended", "checkpoint.every=1"]
+    again = ["hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended"]
     process = train(pair, folder, *again)
     assert process.returncode == 130
-    assert process.stderr.splitlines()[-1] == "stopped: resume=auto goes on from the newest checkpoint in output_dir"
+    assert process.stderr.splitlines()[-1] == (
+        f"stopped after step 4 of {NUM_STEPS}: {folder} has a checkpoint after step 4, from which resume=auto goes on"
+    )
     assert "Traceback" not in process.stderr
-    assert losses(folder) == losses(unbroken)[:3]
+    assert losses(folder) == losses(unbroken)[:4]
+    assert "has not finished" in (folder / "report.html").read_text()
+    assert not (folder / "summary.json").exists()
     finished(pair, folder, *again, "resume=auto")
     assert losses(folder) == losses(unbroken)
+    assert not list(folder.glob("*.replaced_*"))
     resumed, whole = weights(folder), weights(unbroken)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     first, second = (json.loads((run / "summary.json").read_text()) for run in (folder, unbroken))
     assert {k: first[k] for k in ("tokens_generated", "tokens_trained", "reverse_kl_before", "reverse_kl_after")} == {
         k: second[k] for k in ("tokens_generated", "tokens_trained", "reverse_kl_before", "reverse_kl_after")
     }
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_for_longer_on_two_ranks(pair, unbroken, tmp_path):
+    """The steps that are there stay; the next ones have the learning rates of a run of eight steps from the start."""
+    folder = tmp_path / "longer"
+    shutil.copytree(unbroken, folder)
+    wider = ["learner.num_workers=2", "rollout.num_workers=2", "rollout.group_size=2", "learner.micro_batch_tokens=96"]
+    process = train(pair, folder, "num_steps=8", "resume=auto", *wider)
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert losses(folder)[:NUM_STEPS] == losses(unbroken) and len(losses(folder)) == 8
+    rates = [line["learning_rate"] for line in training_lines(folder)[NUM_STEPS:]]
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / 8)) / 2 for step in (6, 7)])
+    assert "resume  learner.num_workers=2, it was 1\n" in process.stderr
+    assert (
+        "resume  num_steps=8, it was 6: the learning rate follows the longer run's cosine, at the next step 0.000146 "
+        "and not 0\n"
+    ) in process.stderr
 
 
 def test_selector_all_equals_no_tip_and_more_workers_give_the_same_run(pair, tmp_path):
@@ -181,7 +209,7 @@ def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
 
 
 def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
-    """As `datasets` writes it, and no setting says how it is made."""
+    """As `datasets` writes it, and no setting says how it is made, but for the template that the tiny model lacks."""
     rows = [
         {
             "data_source": "sums",
@@ -196,16 +224,38 @@ def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
     Dataset.from_list(rows).to_parquet(tmp_path / "sums.parquet")
     folder = finished(
         pair, tmp_path / "run", f"data.train_path={tmp_path}/sums.parquet", f"data.eval_path={tmp_path}/sums.parquet",
-        "num_steps=2", "data.grader=math", "eval.num_problems=4",
+        "num_steps=2", "data.grader=math", "eval.num_problems=4", "data.chat_template=false",
     )  # fmt: skip
     assert [0 <= line["accuracy_train"] <= 1 for line in training_lines(folder)] == [True, True]
     assert 0 <= json.loads((folder / "summary.json").read_text())["accuracy_after"] <= 1
-    data = DataConfig(train_path="", eval_path="", grader="math")
+    data = DataConfig(train_path="", eval_path="", grader="math", chat_template=False)
     tokenizer = AutoTokenizer.from_pretrained(pair / "student")
-    for prompt in load_prompts(str(tmp_path / "sums.parquet"), data, tokenizer, 20):
+    for prompt in load_prompts(str(tmp_path / "sums.parquet"), data, tokenizer, 20).prompts:
         first, second = prompt.text.removesuffix("=").split("+")
-        assert grade_math(f"it is {int(first) + int(second)}", prompt.answer)
-        assert not grade_math(f"it is {int(first) + int(second) + 1}", prompt.answer)
+        assert GRADERS["math"](f"it is {int(first) + int(second)}", prompt.answer)
+        assert not GRADERS["math"](f"it is {int(first) + int(second) + 1}", prompt.answer)
+
+
+def test_conversations_train_without_evaluation_in_batches_larger_than_the_file(pair, tmp_path):
+    """Three prompts for batches of five, through the chat template; one reference that no parser gets to the end of."""
+    student = shutil.copytree(pair / "student", tmp_path / "student")
+    (student / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}=")
+    rows = [{"messages": [{"role": "user", "content": f"1+{i}"}], "answer": str(i + 1)} for i in range(3)]
+    rows[2]["answer"] = "9^{9^{9^9}}"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    process = train(
+        pair, tmp_path / "run", f"student.path={student}", f"data.train_path={tmp_path}/rows.jsonl", "data.eval_path=",
+        "data.prompt_key=messages", "data.prompts_per_step=5", "data.grader=math", "num_steps=2",
+        "rollout.backend=transformers", "teacher.backend=transformers", "log.token_view_rollouts=5",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert "rows.jsonl: 3 prompts, all through the chat template\n        the first: '1+0='" in process.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    figures = ("accuracy_before", "accuracy_after", "reverse_kl_before", "reverse_kl_after", "teacher_accuracy")
+    assert [summary[name] for name in figures] == [None] * 5
+    lines = training_lines(tmp_path / "run")
+    assert sum(line["grader_timeouts"] for line in lines) == summary["grader_timeouts"] > 0
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):

@@ -11,7 +11,7 @@ from opsd.engines.rows import in_order
 from opsd.placement import ray_cluster
 from opsd.rollout.pool import RolloutPool
 from opsd.teacher.pool import TeacherPool
-from opsd.types import Prompt, Vocabulary
+from opsd.types import NoScores, Prompt, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0,))  # the models have 64 ids
@@ -52,6 +52,12 @@ def test_every_request_is_answered_once_at_its_place(groups):
     assert [(r.prompt.index, r.sample) for r in in_order(groups)] == requested
 
 
+def test_the_same_prompt_twice_in_a_batch_gives_two_answers(pools):
+    prompts = [Prompt(index=0, token_ids=np.arange(1, 4, dtype=np.int32), text="", answer=None, source="")] * 2
+    first, second = in_order(pools[0].sample(prompts, samples_per_prompt=1, step=0))
+    assert first.response_ids.tolist() != second.response_ids.tolist()
+
+
 def test_scores_come_back_by_place_in_whatever_order_the_groups_came(pools, groups):
     """The teacher is the student, so its scores show which rollout they belong to."""
     for order in (groups, groups[::-1]):
@@ -68,5 +74,5 @@ def test_a_rollout_with_a_foreign_token_is_left_unscored(pools, groups):
     [place, *_] = groups[0]
     foreign = replace(groups[0][place], response_ids=np.full_like(groups[0][place].response_ids, 61))
     answered = pools[1].finish(pools[1].begin([{**groups[0], place: foreign}, *groups[1:]]))
-    assert [i for i, (_, scores) in enumerate(answered) if scores is None] == [place]
+    assert [i for i, (_, scores) in enumerate(answered) if isinstance(scores, NoScores)] == [place]
     assert answered[place][0] is foreign

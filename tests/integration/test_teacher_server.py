@@ -21,7 +21,7 @@ from opsd.preflight import check
 from opsd.remote_config import HttpConfig
 from opsd.teacher.router import start_teachers
 from opsd.teacher.wire import pack_score_request
-from opsd.types import Sampling, Vocabulary
+from opsd.types import NoScores, Sampling, Vocabulary
 from tests.opsd.builders import scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
@@ -117,7 +117,7 @@ def test_one_request_is_scored_bit_for_bit_as_in_process(servers, models):
 def test_a_rollout_with_a_foreign_token_is_left_unscored(servers):
     foreign = replace(ROLLOUTS[1], response_ids=np.full_like(ROLLOUTS[1].response_ids, 61))
     answered = scored(started(remote(servers["teacher"].url)), [ROLLOUTS[0], foreign, *ROLLOUTS[2:]])
-    assert [place for place, (_, scores) in enumerate(answered) if scores is None] == [1]
+    assert [place for place, (_, scores) in enumerate(answered) if isinstance(scores, NoScores)] == [1]
 
 
 def test_the_teacher_answers_prompts_as_in_process(servers, models):

@@ -8,7 +8,7 @@ import torch
 
 from opsd.batch import batch_stats, drop_unusable, rollout_stats
 from opsd.errors import StageError
-from opsd.types import Vocabulary
+from opsd.types import NoScores, Vocabulary
 from tests.opsd.builders import scored_rollouts
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
@@ -24,7 +24,7 @@ def test_unusable_rollouts_are_dropped_and_counted():
     items = scored_rollouts([5, 3, 4, 2], VOCABULARY)
     answered = [(item.rollout, item.scores) for item in items]
     answered[1] = (items[1].rollout, with_nan(items[1].scores))
-    answered[3] = (items[3].rollout, None)  # a padded token: the teacher was not asked
+    answered[3] = (items[3].rollout, NoScores(reason="foreign_token"))  # a padded token: the teacher was not asked
     scored, dropped = drop_unusable(answered)
     assert [item.rollout for item in scored] == [items[0].rollout, items[2].rollout]
     assert [item.scores for item in scored] == [items[0].scores, items[2].scores]

@@ -11,6 +11,7 @@ import pytest
 
 from opsd.jsonl import read_jsonl
 from opsd.metrics import PHASES, MetricsLog, PhaseTimer, ProgressBar, progress_summary
+from opsd.wandb_run import wandb_modes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,7 +35,7 @@ def run_python(code, **environment):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={**inherited, "PYTHONPATH": str(REPOSITORY), **environment},
+        env={**inherited, "PYTHONPATH": str(REPOSITORY), "NETRC": os.devnull, **environment},
         capture_output=True,
         text=True,
     )
@@ -112,6 +113,36 @@ assert "wandb" not in sys.modules
 """
     result = run_python(code, WANDB_API_KEY="x" * 40)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "modes"),
+    [
+        ({}, {}, ("offline",)),
+        ({}, {"WANDB_API_KEY": "a" * 40}, ("online", "offline")),
+        ({}, {"WANDB_API_KEY": "a" * 40, "WANDB_MODE": "offline"}, ("offline",)),
+        ({}, {"WANDB_API_KEY": "a" * 40, "WANDB_MODE": "disabled"}, ("disabled",)),
+        ({}, {"WANDB_MODE": "online"}, ("online", "offline")),
+        ({}, {"WANDB_MODE": "dryrun"}, ("offline",)),
+        ({"netrc": f"machine api.wandb.ai login user password {'b' * 40}"}, {}, ("online", "offline")),
+        ({"netrc": f"machine other.host login user password {'b' * 40}"}, {}, ("offline",)),
+        ({"settings": f"[default]\napi_key = {'c' * 40}"}, {}, ("online", "offline")),
+        ({"settings": "[default]\nmode = offline"}, {"WANDB_API_KEY": "a" * 40}, ("offline",)),
+        ({"settings": "[default]\nmode = offline"}, {"WANDB_MODE": "online"}, ("online", "offline")),
+    ],
+)
+def test_what_wandb_has_been_told_wins_over_a_guess(tmp_path, monkeypatch, files, environment, modes):
+    import wandb
+
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**environment, "NETRC": f"{tmp_path}/netrc", "WANDB_CONFIG_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    wandb.teardown()  # it reads its settings once
+    assert wandb_modes() == modes
+    wandb.teardown()
 
 
 @pytest.mark.slow

@@ -50,3 +50,10 @@ def test_speed_is_of_the_training_phases_and_drops_are_summed():
     assert values["tokens_per_s"] == 8 / 2.0
     assert (values["dropped"], values["dropped/nan_score"], values["dropped/foreign_token"]) == (2, 2, 0)
     assert values["kept_ratio"] == 0.5
+
+
+def test_the_mass_that_the_models_are_compared_on_is_its_mean():
+    scored = scored_rollouts([4, 4], VOCABULARY)
+    expected = rollout_stats(scored, VOCABULARY).named_mass_T.mean().item()
+    assert 0.0 < expected < 0.99
+    assert abs(metrics_of([0, 0], step=0)["named_mass"] - expected) < 1e-7

@@ -1,13 +1,13 @@
 """A run's folder is never another run's, and an interrupted checkpoint is never resumed."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from opsd.config import CheckpointConfig, DataConfig, LearnerConfig, RunConfig, StudentConfig
-from opsd.engine_config import TeacherConfig
+from opsd.config import CheckpointConfig, DataConfig, LearnerConfig, PlacementConfig, RunConfig, StudentConfig
+from opsd.engine_config import RolloutConfig, TeacherConfig
 from opsd.errors import ConfigError
-from opsd.run_folder import RunFolder, read_state
+from opsd.run_folder import FREE_ON_RESUME, RunFolder, flat, read_state
 
 
 def config(folder, **changes):
@@ -44,8 +44,46 @@ def test_resume_refuses_another_configuration_but_not_other_logging(tmp_path):
     folder = RunFolder(str(tmp_path / "run"))
     folder.claim(config(folder.path))
     folder.claim(config(folder.path, resume="auto", stop_at_step=7, checkpoint=CheckpointConfig(every=5)))
-    with pytest.raises(ConfigError, match="learner differs from the run in"):
+    with pytest.raises(ConfigError, match="learner.learning_rate differs from the run in"):
         folder.claim(config(folder.path, resume="auto", learner=LearnerConfig(learning_rate=0.5)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"learner": LearnerConfig(num_workers=2)}, {"learner.num_workers": (1, 2)}),
+        ({"rollout": RolloutConfig(num_workers=3)}, {"rollout.num_workers": (1, 3)}),
+        ({"placement": PlacementConfig(wait_s=9.0)}, {"placement.wait_s": (120.0, 9.0)}),
+        ({"num_steps": 400, "stop_at_step": 350}, {"num_steps": (300, 400)}),
+        ({"checkpoint": CheckpointConfig(every=5)}, {}),
+    ],
+)
+def test_where_and_for_how_long_a_resumed_run_works_may_change(tmp_path, changes, named):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.claim(config(folder.path))
+    assert folder.claim(config(folder.path, resume="auto", **changes)) == named
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_steps": 299}, "num_steps differs from .*: it had 300, this one has 299; for fewer steps set stop_at_st"),
+        ({"learner": LearnerConfig(max_grad_norm=2.0)}, "learner.max_grad_norm differs"),
+        ({"rollout": RolloutConfig(temperature=0.5)}, "rollout.temperature differs"),
+        ({"seed": 1}, "seed differs"),
+    ],
+)
+def test_what_is_learnt_may_not(tmp_path, changes, said):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.claim(config(folder.path))
+    with pytest.raises(ConfigError, match=said):
+        folder.claim(config(folder.path, resume="auto", **changes))
+
+
+def test_every_setting_that_may_change_exists():
+    settings = flat(asdict(config("run"))).keys()
+    for name in (name for names in FREE_ON_RESUME.values() for name in names):
+        assert any(each == name or each.startswith(f"{name}.") for each in settings), name
 
 
 def test_a_resumed_run_finds_its_teachers_servers_elsewhere(tmp_path):
@@ -54,7 +92,7 @@ def test_a_resumed_run_finds_its_teachers_servers_elsewhere(tmp_path):
     folder.claim(replace(config(folder.path), teacher=servers))
     again = config(folder.path, resume="auto")
     folder.claim(replace(again, teacher=replace(servers, urls=["http://b", "http://c"])))
-    with pytest.raises(ConfigError, match="teacher differs from the run in"):
+    with pytest.raises(ConfigError, match="teacher.top_k differs from the run in"):
         folder.claim(replace(again, teacher=replace(servers, top_k=7)))
 
 

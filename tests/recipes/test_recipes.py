@@ -47,7 +47,7 @@ def settings_of(printer, places):
             del where["TEACHER_MODEL_PATH"]
         process = start(recipe, *settings, **{**where, "OPSD_PYTHON": printer, **variables})
         assert process.returncode == 0, process.stderr
-        program, *overrides = process.stdout.splitlines()[1:]
+        _, _, program, *overrides = process.stdout.splitlines()  # after -P -m
         assert program == "tip.train"
         ConfigStore.instance().store(name="schema", node=TipRunConfig)
         with initialize_config_module("tip.conf", version_base=None):

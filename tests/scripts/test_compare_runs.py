@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compare_runs import compare, paired_interval
 from opsd.errors import DataError
+from opsd.evaluation.compare import compare, paired_interval
 from opsd.evaluation.results import Answer, ProblemResult, write_results
 
 

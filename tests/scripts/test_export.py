@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import export as export_script
+import opsd.export as export_script
 from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.engine_config import TeacherConfig
 from opsd.learner.checkpoint import save_learner
@@ -25,6 +25,7 @@ from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 SUMMARY = {
     "steps": 4,
+    "support": "union",
     "accuracy_before": 0.25,
     "accuracy_after": 0.75,
     "teacher_accuracy": 0.875,
@@ -98,6 +99,7 @@ def test_a_run_is_exported_from_its_newest_checkpoint_with_its_figures(run, tmp_
         "| held-out accuracy, greedy | 0.250 | 0.750 |",
         "| reverse KL to the teacher, nats a token | 1.500 | 0.125 |",
         "| top-1 agreement with the teacher | not measured | not measured |",
+        "| loss | reverse_kl, on the teacher's top tokens, the student's candidates and one rest bucket |",
         "torch 9.9",
     ):
         assert fact in card.text

@@ -97,7 +97,9 @@ def test_what_the_student_was_shown_is_what_the_method_shows_it(tmp_path):
     make_pair.write_problems(tmp_path / "train.jsonl", problems)
     method = OmegaConf.load(str(files("tip.conf") / "method" / "opsd.yaml"))
     tokenizer = build_tokenizer()
-    prompts = load_prompts(str(tmp_path / "train.jsonl"), DataConfig(**method.data), tokenizer, max_prompt_tokens=72)
+    prompts = load_prompts(
+        str(tmp_path / "train.jsonl"), DataConfig(**method.data), tokenizer, max_prompt_tokens=72
+    ).prompts
     for prompt, problem in zip(prompts, problems, strict=True):
         assert tokenizer.decode(prompt.scored_after) == problem.prompt_showing(problem.response)
         assert tokenizer.decode(prompt.token_ids) == problem.prompt

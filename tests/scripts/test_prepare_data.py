@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from data_sets import BOXED_AFTER, DAPO_AFTER, DAPO_BEFORE
+from opsd.data.data_sets import BOXED_AFTER, DAPO_AFTER, DAPO_BEFORE
+from opsd.data.prepare import arguments, prepare
 from opsd.data.rows import read_rows
 from opsd.errors import DataError
-from prepare_data import arguments, prepare
 
 
 def run(output, *options):

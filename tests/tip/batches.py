@@ -11,6 +11,7 @@ def make_batch(lengths, *, seed=0, **fields):
     num_tokens = sum(lengths)
     entropy, reverse, forward, hellinger, norm, mass, paid = torch.rand(7, num_tokens, generator=generator)
     student, teacher = torch.randn(2, num_tokens, generator=generator) - 3.0
+    teacher_entropy = torch.rand(num_tokens, generator=generator)
     tokens = TokenStats(
         entropy_T=entropy,
         reverse_kl_T=reverse,
@@ -21,6 +22,8 @@ def make_batch(lengths, *, seed=0, **fields):
         attention_T=paid,
         student_logprob_T=student,
         teacher_logprob_T=teacher,
+        teacher_entropy_T=teacher_entropy,
+        named_mass_T=torch.ones(num_tokens),
     )
     return BatchStats(**{"step": 0, "lengths": tuple(lengths), "tokens": tokens, **fields})
 

@@ -59,6 +59,17 @@ def test_bounds_hold_and_the_reference_moves_on_there():
     assert ratio.update(600.0) == 0.5
 
 
+def test_a_loss_below_zero_is_measured_against_its_size():
+    """Bounds of -100 are -105 and -95: what falls below shrinks, what rises above grows, what lies between stays."""
+    ratio = LossDrivenRatio(initial=0.8, beta=0.0, ratio_step=0.1)
+    assert trace(ratio, [-100.0, -104.0, -96.0]) == [0.8] * 3
+    assert ratio.update(-106.0) == pytest.approx(0.72)  # the new reference: bounds -111.3 and -100.7
+    assert ratio.update(-101.0) == pytest.approx(0.72)
+    assert ratio.update(-100.0) == pytest.approx(0.792)
+    across = LossDrivenRatio(initial=0.8, beta=0.0, ratio_step=0.1)
+    assert trace(across, [1.0, -1.0, 1.0]) == pytest.approx([0.8, 0.72, 0.792])
+
+
 def test_the_ratio_waits_at_initial_through_the_warm_up():
     ratio = LossDrivenRatio(initial=0.6, num_warmup=3, beta=0.0)
     assert ratio.ratio == 0.6

@@ -3,20 +3,26 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from opsd.config import LossConfig
+from opsd.data.packing import build_sequences
 from opsd.errors import ConfigError, StageError
+from opsd.types import Vocabulary
+from tests.opsd.builders import scored_rollouts
 from tests.tip.batches import keep, keep_all, make_batch
 from tip.adaptive import inverse_difficulty_temperature
 from tip.adjustments import ADJUSTMENTS
 from tip.config import SelectorConfig, TipRunConfig
 from tip.plugin import build_hooks
 
+VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
 LENGTHS = (3, 2, 4, 1)  # two prompts with two answers each
 GROUPS = {
     "prompt_R": torch.tensor([7, 7, 2, 2]),
+    "sample_R": torch.tensor([0, 0, 0, 0]),
     "reward_R": torch.tensor([1.0, 0.0, 0.0, 0.0]),
     "on_policy_R": torch.tensor([False, True, False, True]),
 }
@@ -38,6 +44,37 @@ def test_paced_drops_prompts_that_are_never_solved_and_the_learner_does_not_see_
     selection = build_hooks(cfg).select(make_batch(LENGTHS, **GROUPS))
     assert selection.index_N.tolist() == [0, 1, 2, 3, 4]
     torch.testing.assert_close(selection.weight_N, torch.ones(5))
+    assert selection.denominator == 10.0  # all tokens of the step: half of them move the student half as far
+
+
+def test_paced_learns_nothing_in_a_step_without_an_edge():
+    batch = make_batch(LENGTHS, **{**GROUPS, "reward_R": torch.tensor([1.0, 1.0, 0.0, 0.0])})
+    selection = ADJUSTMENTS["paced"](batch, keep_all(batch))
+    assert len(selection) == 1 and selection.denominator == math.inf
+    scored = scored_rollouts(list(LENGTHS), VOCABULARY)
+    [sequence] = build_sequences(scored, selection, "teacher", VOCABULARY)
+    assert sequence.weight_N.tolist() == [0.0]  # a rank has a row to run, and a loss of 0
+
+
+def test_a_prompt_on_the_edge_weighs_its_share_of_the_step():
+    """With one denominator for all, the loss is the mean over the step of weight x loss, as in the paper."""
+    batch = make_batch(LENGTHS, **{**GROUPS, "reward_R": torch.tensor([1.0, 0.0, 1.0, 1.0])})
+    selection = ADJUSTMENTS["paced"](batch, keep_all(batch))
+    sequences = build_sequences(scored_rollouts(list(LENGTHS), VOCABULARY), selection, "teacher", VOCABULARY)
+    weights = np.concatenate([sequence.weight_N for sequence in sequences])
+    np.testing.assert_allclose(weights, per_token([0.1, 0.1, 0.0, 0.0]).numpy(), rtol=1e-6)
+
+
+def test_fire_weighs_by_the_teachers_confidence_and_the_students_confusion():
+    batch = make_batch(LENGTHS, **GROUPS)
+    kept = [0, 3, 5, 8]
+    selection = ADJUSTMENTS["fire"](batch, keep(batch, kept), alpha=0.5, beta=2.0)
+    own, teacher = batch.tokens.entropy_T.double(), batch.tokens.teacher_entropy_T.double()
+    for weight, place in zip(selection.weight_N.tolist(), kept, strict=True):
+        confidence, confusion = 1 - teacher[place] / teacher.max(), own[place] / own.max()
+        assert weight == pytest.approx(((1 + 0.5 * confidence) * (1 + 2.0 * confusion)).item(), rel=1e-5)
+    with pytest.raises(ValueError, match="alpha and beta must be at least 0, got -1.0 and 1.0"):
+        ADJUSTMENTS["fire"](batch, keep_all(batch), alpha=-1.0)
 
 
 def test_the_schedule_switches_once():
@@ -61,12 +98,18 @@ def test_advantages_compare_answers_of_one_prompt():
     batch = make_batch(LENGTHS, **GROUPS)
     selection = ADJUSTMENTS["advantage"](batch, keep_all(batch))
     torch.testing.assert_close(selection.inputs["advantage_N"], per_token([1.0, -1.0, 0.0, 0.0]))
+    smaller = ADJUSTMENTS["advantage"](batch, keep_all(batch), unbiased=True).inputs["advantage_N"]
+    torch.testing.assert_close(smaller, per_token([0.5**0.5, -(0.5**0.5), 0.0, 0.0]))
     assert torch.equal(selection.inputs["wrong_N"], per_token([0, 1, 1, 1]).bool())
 
 
-def test_preference_has_the_gradient_of_the_loss_over_pairs():
+TWICE = {"prompt_R": torch.tensor([7, 7, 7, 7]), "sample_R": torch.tensor([0, 0, 1, 1])}
+
+
+@pytest.mark.parametrize("pairs", [{}, TWICE], ids=["two prompts", "one prompt twice in the batch"])
+def test_preference_has_the_gradient_of_the_loss_over_pairs(pairs):
     """The surrogate's gradient in every log-probability equals autograd's through -log sigmoid."""
-    batch = make_batch(LENGTHS, **GROUPS)
+    batch = make_batch(LENGTHS, **{**GROUPS, **pairs})
     selection = ADJUSTMENTS["preference"](batch, keep_all(batch), beta=0.7)
     student = batch.tokens.student_logprob_T.double().requires_grad_()
     ratio = (student - batch.tokens.teacher_logprob_T.double()).split(LENGTHS)
@@ -76,6 +119,17 @@ def test_preference_has_the_gradient_of_the_loss_over_pairs():
     surrogate = -(selection.inputs["advantage_N"].double() * student).mean()  # what the learner does with weights of 1
     (found,) = torch.autograd.grad(surrogate, student)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_prompt_that_is_in_the_batch_twice_is_one_group_of_all_its_answers():
+    """Its pass rate, and what an answer's reward is measured against, are known the better."""
+    batch = make_batch(LENGTHS, **{**GROUPS, **TWICE})  # rewards 1, 0, 0, 0
+    rollout_N = batch.rollout_T
+    advantage = ADJUSTMENTS["advantage"](batch, keep_all(batch)).inputs["advantage_N"]
+    expected = torch.tensor([3.0, -1.0, -1.0, -1.0]) / 3.0**0.5
+    torch.testing.assert_close(advantage, expected[rollout_N])
+    paced = ADJUSTMENTS["paced"](batch, keep_all(batch)).weight_N
+    torch.testing.assert_close(paced, torch.full_like(paced, 4 * 0.25 * 0.75))
 
 
 def test_what_an_adjustment_lacks_is_said():

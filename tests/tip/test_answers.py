@@ -5,7 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opsd.engine_config import TeacherConfig
+from opsd.engines.pool import occurrences, request_seed
 from opsd.errors import ConfigError
+from opsd.hook_checks import check_hooks
 from opsd.types import Prompt, Rollout
 from tip.answers import ANSWERS, NOT_SAMPLED, mixed_with
 from tip.config import TipRunConfig
@@ -43,13 +46,18 @@ class StudentPool:
     """Answers in groups of two, the last first."""
 
     def sample(self, prompts, *, samples_per_prompt, step):
-        made = [rollout_of(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
+        made = [
+            rollout_of(prompt, number * samples_per_prompt + sample)
+            for prompt, number in zip(prompts, occurrences(prompts), strict=True)
+            for sample in range(samples_per_prompt)
+        ]
         for start in reversed(range(0, len(made), 2)):
             yield dict(enumerate(made[start : start + 2], start))
 
 
 class AnsweringTeacher:
     def sample(self, prompts, seeds, max_tokens):
+        self.seeds = seeds
         assert len(set(seeds)) == len(prompts)
         yield {place: rollout_of(prompt, 0, version=0) for place, prompt in enumerate(prompts)}
 
@@ -91,8 +99,16 @@ def test_pairs_put_the_teacher_before_the_student_for_each_prompt():
     assert all((a.candidate_ids == -1).all() and (a.sampled_logprobs == 0).all() for a in answers[::2])
 
 
+def test_a_prompt_that_is_there_twice_has_two_pairs_of_different_answers():
+    teacher, prompts = AnsweringTeacher(), make_prompts(2)
+    source = ANSWERS["teacher_pairs"](StudentPool(), teacher, seed=0, max_tokens=8)
+    answers = gather(source, [*prompts, prompts[0]], step=2, samples_per_prompt=1)
+    assert [(a.prompt.index, a.sample) for a in answers] == [(0, 0), (0, 0), (1, 0), (1, 0), (0, 1), (0, 1)]
+    assert teacher.seeds[:2] == [request_seed(0, 3, index, 1) for index in (0, 1)]
+
+
 def test_a_mixture_stands_beside_every_answer():
-    """Its inputs are another answer's up to that one's end, then its own; its own share is the larger."""
+    """Its inputs are another answer's up to that one's end, then its own; either share may be the larger."""
     prompts = make_prompts(60)
     answers = gather(
         ANSWERS["mixtures"](StudentPool(), None, seed=0, max_tokens=8), prompts, step=2, samples_per_prompt=1
@@ -102,7 +118,7 @@ def test_a_mixture_stands_beside_every_answer():
     mixed = answers[1::2]
     assert all(a.policy_version == NOT_SAMPLED and (a.candidate_ids == -1).all() for a in mixed)
     shares = [a.mixture.own_share for a in mixed]
-    assert min(shares) >= 0.5 and max(shares) <= 1.0 and len(set(shares)) > 50
+    assert min(shares) < 0.5 < max(shares) <= 1.0 and min(shares) >= 0.0 and len(set(shares)) > 50
     one, other = rollout_of(prompts[0], 0), rollout_of(replace(prompts[1], token_ids=np.array([9], np.int32)), 0)
     assert mixed_with(one, other, 0.7).mixture.other_ids.tolist() == [9, 8, 1, 1]
     assert mixed_with(other, one, 0.7).mixture.other_ids.tolist() == [2, 3, 8]
@@ -115,6 +131,11 @@ def test_what_cannot_work_is_refused():
         TipRunConfig(answers="mixed")
     with pytest.raises(ConfigError, match="answers must be one of mixed, mixtures, student, teacher_pairs, got 'file'"):
         build_hooks(TipRunConfig(answers="file", stats="learner"))
+    teacher = TeacherConfig(backend="transformers")
+    for answers, option, value in (("mixed", "student_share", 1.5), ("mixtures", "concentration", 0.0)):
+        cfg = TipRunConfig(answers=answers, answer_options={option: value}, stats="learner", teacher=teacher)
+        with pytest.raises(ConfigError, match=f"answer_options.{option} must be .*, got {value}"):
+            check_hooks(build_hooks(cfg), cfg)
     source = ANSWERS["mixed"](StudentPool(), None, seed=0, max_tokens=8, student_share=0.0)
     with pytest.raises(ConfigError, match="set data.response_key"):
         gather(source, make_prompts(2, response=None), step=0, samples_per_prompt=1)

@@ -1,5 +1,6 @@
 """Which tokens a filter leaves to the selector."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,14 +18,30 @@ def test_fire_drops_whole_rollouts_that_the_teacher_finds_least_likely():
     worst_two = sorted(range(5), key=means.__getitem__)[:2]
     expected = torch.cat([torch.full((n,), r not in worst_two) for r, n in enumerate(LENGTHS)])
     assert torch.equal(FILTERS["fire"](batch, drop=0.4), expected)
-    assert FILTERS["fire"](batch, drop=0.19).all()  # floor(0.95) = 0 rollouts
+    assert FILTERS["fire"](batch, drop=0.0).all()
 
 
-@pytest.mark.parametrize(("progress", "length"), [(0.0, 2), (0.5, 3), (0.99, 4)])
-def test_horizon_grows_over_the_run(progress, length):
-    mask = FILTERS["horizon"](make_batch(LENGTHS, progress=progress), start=2, end=4)
+@pytest.mark.parametrize(("num_rollouts", "dropped"), [(1, 0), (2, 1), (4, 1), (6, 1), (7, 2), (11, 2), (12, 3)])
+def test_fire_drops_below_the_quantile_also_of_a_few_rollouts(num_rollouts, dropped):
+    """numpy's quantile of the means, and no rollout at it goes."""
+    batch = make_batch([2] * num_rollouts)
+    means = np.array([part.double().mean().item() for part in batch.tokens.teacher_logprob_T.split(2)])
+    stays = FILTERS["fire"](batch).view(num_rollouts, 2)
+    assert stays[:, 0].tolist() == (means >= np.quantile(means, 0.2) - 1e-12).tolist()
+    assert (~stays).sum().item() == 2 * dropped
+
+
+@pytest.mark.parametrize(("step", "length"), [(0, 2), (1, 3), (2, 3), (3, 4)])
+def test_horizon_grows_from_the_first_step_to_the_last(step, length):
+    mask = FILTERS["horizon"](make_batch(LENGTHS, step=step, num_steps=4), start=2, end=4)
     assert [part.sum().item() for part in mask.split(LENGTHS)] == [min(length, n) for n in LENGTHS]
     assert all(part[: min(length, len(part))].all() for part in mask.split(LENGTHS))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 20, 300])
+def test_horizon_ends_at_its_end(num_steps):
+    batch = make_batch((60, 50), step=num_steps - 1, num_steps=num_steps)
+    assert FILTERS["horizon"](batch, start=8, end=48).sum() == 96
 
 
 def test_the_selector_takes_its_share_of_what_the_filters_leave():

@@ -223,6 +223,9 @@ def test_token_stats_hold_what_the_further_scores_need():
     torch.testing.assert_close(stats.grad_norm_T, logits.grad.norm(dim=-1))
     likely = p >= p.sort(-1).values[:, -16:-15]
     torch.testing.assert_close(stats.compatibility_T, (q * likely).sum(-1))
+    teacher_entropy = torch.distributions.Categorical(probs=q).entropy() / math.log(V)
+    torch.testing.assert_close(stats.teacher_entropy_T, teacher_entropy)
+    assert torch.equal(stats.named_mass_T, torch.ones_like(stats.entropy_T))
     for name in ("hellinger", "grad_norm", "teachability"):
         assert len(SCORES[name](stats)) == int(MASK_BT.sum())
 

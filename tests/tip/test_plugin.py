@@ -1,5 +1,6 @@
 """The hooks of a TIP run: what they select, that they repeat themselves, and what a user can add or get wrong."""
 
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -13,8 +14,10 @@ from opsd.config import LossConfig, RunConfig
 from opsd.errors import ConfigError
 from opsd.hooks import load_build_hooks
 from opsd.ops.divergences import DIVERGENCES
-from opsd.types import BatchStats, StepReport, TokenStats
+from opsd.types import BatchStats, Selection, StepReport, TokenStats
+from tip.adjustments import ADJUSTMENTS
 from tip.config import SelectorConfig, TipRunConfig
+from tip.filters import FILTERS
 from tip.plugin import build_hooks
 from tip.scores import SCORES
 from tip.selectors import SELECTORS
@@ -134,6 +137,44 @@ def test_draws_depend_on_seed_and_step_alone(selector):
     assert not same(select(make_batch(step=3), seed=7, **selector), first)
 
 
+def with_mass(batch, mass):
+    named_mass_T = torch.full((len(batch.tokens),), mass)
+    return dataclasses.replace(batch, tokens=dataclasses.replace(batch.tokens, named_mass_T=named_mass_T))
+
+
+@pytest.mark.parametrize("score", ["divergence", "soft_or", "q3"])
+def test_a_comparison_on_little_mass_is_said_once(score, capsys):
+    hooks = build_hooks(TipRunConfig(selector=SelectorConfig(score=score)))
+    hooks.select(with_mass(make_batch(), 0.95))
+    assert capsys.readouterr().err == ""
+    hooks.select(with_mass(make_batch(step=6), 0.31))
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: step 7: selector.score={score} compare the models on tokens that hold 0.31 of")
+    hooks.select(with_mass(make_batch(step=7), 0.2))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"selector": SelectorConfig(score="entropy")}, ""),
+        ({"selector": SelectorConfig(score="random")}, ""),
+        ({"selector": SelectorConfig(name="all")}, ""),
+        ({"selector": SelectorConfig(score="mine")}, "selector.score=mine"),
+        ({"selector": SelectorConfig(name="all"), "adjust": {"temperature": {}}}, "adjust.temperature"),
+        ({"adjust": {"temperature": {}}}, "selector.score=soft_or and adjust.temperature"),
+    ],
+)
+def test_only_a_comparison_is_said(settings, said, monkeypatch, capsys):
+    monkeypatch.setitem(SCORES, "mine", with_any_options)
+    batch = with_mass(make_batch(), 0.5)
+    distance_T = batch.tokens.reverse_kl_T
+    batch = dataclasses.replace(batch, tokens=dataclasses.replace(batch.tokens, hellinger_T=distance_T))
+    build_hooks(TipRunConfig(**settings)).select(batch)
+    line = capsys.readouterr().err
+    assert line.startswith(f"warning: step 1: {said} compare the models") if said else line == ""
+
+
 def test_hooks_can_be_pickled():
     hooks = pickle.loads(pickle.dumps(build_hooks(TipRunConfig())))
     assert same(hooks.select(make_batch()), select(make_batch()))
@@ -154,8 +195,76 @@ def test_own_divergence_from_another_module(own_hooks):
 
 def test_own_score_of_another_signature_is_refused_before_the_run(monkeypatch):
     monkeypatch.setitem(SCORES, "mine", lambda stats: stats.entropy_T)
-    with pytest.raises(ConfigError, match="selector.score: 'mine' takes no options, got clip_quantile, generator"):
+    wanted = "must take the keyword arguments clip_quantile, generator, scaling .* it takes no options"
+    with pytest.raises(ConfigError, match=f"selector.score=mine: .*{wanted}"):
         build_hooks(TipRunConfig(selector=SelectorConfig(score="mine")))
+
+
+def with_any_options(stats, **options):
+    return stats.entropy_T
+
+
+def with_plain_arguments(stats, scaling="minmax", clip_quantile=0.98, generator=None):
+    return stats.entropy_T
+
+
+@pytest.mark.parametrize("score", [with_any_options, with_plain_arguments])
+def test_own_score_may_take_its_options_in_any_way(monkeypatch, score):
+    monkeypatch.setitem(SCORES, "mine", score)
+    batch = make_batch()
+    expected = SELECTORS["top_ratio"](batch.tokens.entropy_T, LENGTHS, ratio=0.5)
+    assert same(select(batch, score="mine"), expected)
+
+
+def test_what_own_functions_return_is_looked_at_and_the_function_named(monkeypatch):
+    monkeypatch.setitem(SCORES, "mean", lambda stats, **options: stats.entropy_T.mean())
+    monkeypatch.setitem(SCORES, "short", lambda stats, **options: stats.entropy_T[1:])
+    monkeypatch.setitem(SCORES, "array", lambda stats, **options: stats.entropy_T.numpy())
+    monkeypatch.setitem(SCORES, "nan", lambda stats, **options: stats.entropy_T / 0 * 0)
+    for score, got in (("mean", r"got shape \(\)"), ("short", r"got shape \(31,\)"), ("array", "got ndarray")):
+        with pytest.raises(ConfigError, match=rf"selector.score={score} must return .* shape \(32,\), .*{got}"):
+            select(make_batch(), score=score)
+    with pytest.raises(ConfigError, match=r"selector.name=top_ratio \(score nan\): scores must be finite"):
+        select(make_batch(), score="nan")
+
+
+def keeping(index, weight=None):
+    index_N = torch.tensor(index)
+    return lambda score_T, lengths, **options: Selection(
+        index_N=index_N, weight_N=torch.ones(len(index)) if weight is None else torch.tensor(weight)
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        (keeping([3, 1]), "index_N must be ascending and distinct, got 3 before 1"),
+        (keeping([1, 1]), "index_N must be ascending and distinct, got 1 before 1"),
+        (keeping([-1, 1]), "index_N must be places from 0 on, got -1"),
+        (keeping([1, 32]), r"must keep tokens by their places 0\.\.31, got place 32"),
+        (keeping([1, 2], [1.0]), r"weight_N must have shape \(2,\), got \(1,\)"),
+        (keeping([1, 2], [1.0, -0.5]), "weight_N must be finite and at least 0, got -0.5 at place 1 of 2"),
+        (keeping([1, 2], [float("nan"), 1.0]), "weight_N must be finite and at least 0, got nan at place 0 of 2"),
+        (lambda score_T, lengths, **options: score_T > 0, "must return a Selection, got Tensor"),
+    ],
+)
+def test_a_selection_that_is_none_is_refused_with_the_selectors_name(monkeypatch, selector, message):
+    monkeypatch.setitem(SELECTORS, "mine", selector)
+    with pytest.raises(ConfigError, match=rf"selector.name=mine \(score soft_or\).* {message}"):
+        select(make_batch(), name="mine")
+
+
+def test_filters_and_adjustments_are_looked_at_too(monkeypatch):
+    monkeypatch.setitem(FILTERS, "numbers", lambda batch: batch.tokens.entropy_T)
+    monkeypatch.setitem(FILTERS, "rollouts", lambda batch: torch.ones(3, dtype=torch.bool))
+    monkeypatch.setitem(ADJUSTMENTS, "nothing", lambda batch, selection: None)
+    for cfg, message in (
+        (TipRunConfig(filters={"numbers": {}}), "filters.numbers must return torch.bool, got torch.float32"),
+        (TipRunConfig(filters={"rollouts": {}}), r"filters.rollouts must return .*\(32,\), .* got shape \(3,\)"),
+        (TipRunConfig(adjust={"nothing": {}}), "adjust.nothing must return a Selection, got NoneType"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_hooks(cfg).select(make_batch())
 
 
 def test_options_out_of_range_are_refused_in_words():
@@ -163,8 +272,24 @@ def test_options_out_of_range_are_refused_in_words():
     with pytest.raises(ConfigError, match="selector.schedule_options: need 0 < floor <= initial <= 1, got floor 2.0"):
         build_hooks(TipRunConfig(selector=schedule))
     filtered = build_hooks(TipRunConfig(filters={"horizon": {"start": 9, "end": 4}}))
-    with pytest.raises(ConfigError, match="select: need 1 <= start <= end, got 9 and 4"):
+    with pytest.raises(ConfigError, match="filters.horizon: need 1 <= start <= end, got 9 and 4"):
         filtered.select(make_batch())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossConfig(divergence="kdrl"),
+        LossConfig(divergence="policy_gradient"),
+        LossConfig(terms={"policy_gradient": {"weight": 1.0}}),
+    ],
+)
+def test_a_ratio_does_not_follow_a_loss_without_a_value(loss):
+    selector = SelectorConfig(ratio=1.0, schedule="loss_driven")
+    with pytest.raises(ConfigError, match="only the gradient of (kdrl|policy_gradient) has a meaning, not its value"):
+        build_hooks(TipRunConfig(loss=loss, selector=selector))
+    build_hooks(TipRunConfig(loss=loss))
+    build_hooks(TipRunConfig(selector=selector))
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

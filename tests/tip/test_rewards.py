@@ -47,8 +47,19 @@ def test_paced_weight_peaks_where_the_student_is_at_its_edge():
 
 
 @pytest.mark.parametrize("rewards", [[0.0] * 7, [1.0] * 7, [0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0]])
-def test_a_step_of_prompts_without_an_edge_is_plain_distillation(rewards):
-    assert paced_weight(torch.tensor(rewards), GROUPS).tolist() == [1.0] * 7
+def test_a_step_of_prompts_without_an_edge_has_no_weight(rewards):
+    assert paced_weight(torch.tensor(rewards), GROUPS).tolist() == [0.0] * 7
+
+
+def test_the_advantage_divides_by_the_populations_deviation_or_by_torch_std():
+    rewards, groups = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5]), torch.tensor([7, 7, 7, 7, 2, 2, 9])
+    own = rewards[:4]
+    population, sample = own - own.mean(), (own - own.mean()) / own.std()
+    nothing = torch.zeros(3)
+    torch.testing.assert_close(
+        group_advantage(rewards, groups), torch.cat([population / own.std(correction=0), nothing])
+    )
+    torch.testing.assert_close(group_advantage(rewards, groups, unbiased=True), torch.cat([sample, nothing]))
 
 
 @pytest.mark.parametrize("function", [group_advantage, lambda r, g: reward_weight(r, g, beta=1.0), paced_weight])

@@ -1,12 +1,14 @@
 """Scores against their formulas, written out with numpy in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from opsd.types import TokenStats
 from tip import scores
-from tip.scores import SCORES
+from tip.scores import READS, SCORES, compares_models
 
 
 def make_stats(num_tokens=400, seed=0, dtype=torch.float64):
@@ -140,6 +142,25 @@ def test_random_without_generator_follows_the_global_seed():
     first = SCORES["random"](make_stats(10))
     torch.manual_seed(5)
     assert torch.equal(first, SCORES["random"](make_stats(10)))
+
+
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_a_score_reads_what_it_says(name):
+    """Other numbers in a statistic change the score where READS has it, and only there."""
+
+    def score(stats):
+        return SCORES[name](stats, generator=torch.Generator().manual_seed(0))
+
+    stats, others = make_stats(), make_stats(seed=1)
+    names = [field for field, value in vars(stats).items() if value is not None]
+    changed = {f for f in names if not torch.equal(score(replace(stats, **{f: getattr(others, f)})), score(stats))}
+    assert changed == set(READS[name])
+
+
+def test_a_score_of_a_users_own_may_compare_the_models():
+    comparing = {name for name in SCORES if compares_models(name)}
+    assert comparing == set(SCORES) - {"entropy", "random", "attention"}
+    assert compares_models("surprise")
 
 
 def test_unknown_scaling_is_refused():

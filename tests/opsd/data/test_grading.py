@@ -4,10 +4,17 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from opsd.config import GRADERS as NAMES
-from opsd.data.grading import EXTRACTORS, GRADERS, last_box
+from opsd.data.grading import EXTRACTORS, GRADERS, judge_all, judge_rollouts, last_box
+from opsd.data.math_process import MathProcess
+from opsd.data.thoughts import MARKS
+from opsd.types import Prompt, Rollout
+from tests.tiny_models import make_char_tokenizer
 
 
 def test_every_grader_can_be_configured_and_says_what_it_read():
@@ -23,6 +30,28 @@ def test_every_grader_can_be_configured_and_says_what_it_read():
         ("no mark 19", "19", False),
         ("he has 1,200 left. #### 1,200", "so 3*400 = 1200\n#### 1200", True),
         ("#19 #20", "19", False),
+        ("#### 18.", "18", True),
+        ("#### $1,800", "1800", True),
+        ("#### 18\nDone", "18", True),
+        ("#### 18", "18.0", True),
+        ("#### -5", "\N{MINUS SIGN}5.00", True),
+        ("#### 5", "-5", False),
+        ("#### -$5", "-5", True),
+        ("#### 1/2", "0.5", True),
+        ("#### 3/0", "3/0", True),
+        ("#### **18**", "18", True),
+        ("#### 18 apples a day", "18", True),
+        ("#### 18 km/h", "18", True),
+        ("#### €18", "18 euros", True),
+        ("#### 50%", "50", True),
+        ("#### 18 or 19", "18", False),
+        ("#### 18-19", "18", False),
+        ("#### 18=18", "18", False),
+        ("#### 1,8", "18", False),
+        ("#### x", "x", True),
+        ("#### Monday", "Tuesday", False),
+        ("#### " + "1" * 5000, "1" * 5000, True),
+        ("#### ", "", True),
     ],
 )
 def test_final_hash(response, answer, right):
@@ -37,6 +66,20 @@ def test_final_hash(response, answer, right):
         (r"nested braces: $\boxed{\frac{\sqrt{2}}{2}}$", r"\frac{1}{\sqrt{2}}", True),
         (r"$\boxed{7}$", "8", False),
         ("The answer is 18.", "9 * 2 = $<<9*2=18>>18\n#### 18", True),
+        (r"\boxed{50\%}", "0.5", True),
+        (r"\boxed{0.5}", r"50\%", True),
+        (r"\boxed{50}", r"50\%", True),
+        (r"\boxed{50\text{ percent}}", "0.5", True),
+        (r"$12.5\%$", r"\frac{1}{8}", True),
+        (r"\boxed{12.5}", r"12.5\%", False),
+        (r"\boxed{0.05}", r"50\%", False),
+        (r"\boxed{18\text{ dollars}}", "18", True),
+        (r"\boxed{18 dollars}", "18", True),
+        ("it costs €18.", r"\$18", True),
+        (r"\boxed{\pounds 1,800}", "1800", True),
+        (r"\boxed{1\,800}", "1{,}800", True),
+        (r"\boxed{801}", r"1\,800", False),
+        (r"\boxed{1,\,800}", "1800", False),
     ],
 )
 def test_math(response, answer, right):
@@ -80,9 +123,61 @@ def test_answer_line_is_what_stands_after_the_last_one(response, answer, right):
 
 
 @pytest.mark.parametrize(
+    ("name", "form"),
+    [("math", r"it is \boxed{%s}"), ("boxed", r"\boxed{%s}"), ("answer_line", "Answer: %s"), ("final_hash", "#### %s")],
+)
+def test_a_thought_is_no_answer(name, form):
+    six, seven = form % 6, form % 7
+    for begin, end in MARKS:
+        answered = [
+            f"{begin}{six}{end}\n{seven}",
+            f"{six}{end}{seven}",  # the prompt opened it
+            f"{begin}{six}{end}{begin}{six}{end}{seven}",
+            seven,
+        ]
+        unanswered = [f"{begin}{seven}", f"{begin}{six}{end}{begin}{seven}", f"{begin}{seven}{end}", f"{seven}{end}"]
+        responses = [*answered, *unanswered]
+        judged = judge_all([name] * 8, responses, ["7"] * 8)
+        assert [(answer.right, answer.value) for answer in judged] == [(True, "7")] * 4 + [(False, None)] * 4
+
+
+@pytest.mark.parametrize("are_special", [False, True])
+def test_a_thought_is_recognised_where_its_marks_are_special_tokens_and_where_the_prompt_opens_it(
+    tmp_path, are_special
+):
+    make_char_tokenizer(tmp_path, vocab_size=64, eos_token_id=0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens([AddedToken(mark, special=are_special) for mark in MARKS[0]], special_tokens=are_special)
+
+    def judged(prompt, response):
+        ids = np.array([*tokenizer(response, add_special_tokens=False)["input_ids"], 0], np.int32)
+        prompt = Prompt(index=0, token_ids=ids, text=prompt, answer="7", source="file")
+        nothing = np.zeros((len(ids), 1), np.float32)
+        rollout = Rollout(
+            prompt=prompt, sample=0, response_ids=ids, sampled_logprobs=nothing[:, 0],
+            candidate_ids=nothing.astype(np.int32), candidate_logprobs=nothing, stopped=True, policy_version=0,
+        )  # fmt: skip
+        return judge_rollouts([rollout], "final_hash", tokenizer)[0].right
+
+    assert judged("1+6=", "#7") and judged("1+6=", "<think>#6</think>#7")
+    assert not judged("1+6=", "<think>#7</think>") and not judged("1+6=", "<think>#7")
+    assert judged("1+6=<think>\n", "#6</think>#7") and not judged("1+6=<think>\n", "#7")
+
+
+def test_an_endless_answer_is_wrong_for_every_grader(monkeypatch):
+    monkeypatch.setattr("opsd.data.grading.MATH", impatient := MathProcess(limit_s=0.2))
+    tower = r"9^{9^{9^9}}"
+    forms = {"math": "$%s$", "boxed": r"\boxed{%s}", "answer_line": "Answer: $%s$", "math_": r"7 or \boxed{%s}"}
+    graders = [name.rstrip("_") for name in forms]
+    judged = judge_all(graders, [form % tower for form in forms.values()], ["7"] * len(forms))
+    assert [(answer.right, answer.value, answer.gave_up) for answer in judged] == [(False, None, True)] * len(forms)
+    impatient.stop()
+
+
+@pytest.mark.parametrize(
     ("name", "responses", "extracted"),
     [
-        ("final_hash", ["so #### 1,200", "#1200"], "1200"),
+        ("final_hash", ["so #### 1,200", "#1200", "#### $1200.00 a day"], "1200"),
         ("math", [r"\boxed{0.5}", "it is 1/2", r"$\frac{1}{2}$"], "1/2"),
         ("boxed", [r"\boxed{1,234}", r"1 \boxed{1234} 2"], "1234"),
         ("answer_line", ["Answer: 18", "9\nAnswer: $18$."], "18"),

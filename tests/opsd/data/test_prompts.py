@@ -26,7 +26,7 @@ def write(tmp_path, *lines):
 
 
 def load(path, tokenizer, **options):
-    return load_prompts(path, DataConfig(train_path="", eval_path="", **options), tokenizer, 20)
+    return load_prompts(path, DataConfig(train_path="", eval_path="", **options), tokenizer, 20).prompts
 
 
 def test_prompts_keep_their_row_answer_and_tokens(tmp_path, tokenizer):
@@ -39,7 +39,8 @@ def test_prompts_keep_their_row_answer_and_tokens(tmp_path, tokenizer):
 
 def test_own_field_names_messages_and_instruction(tmp_path, tokenizer):
     path = write(tmp_path, json.dumps({"question": [{"role": "user", "content": "1+1"}], "label": "2"}))
-    [prompt] = load(path, tokenizer, prompt_key="question", answer_key="label", instruction="box it", grader="math")
+    names = {"prompt_key": "question", "answer_key": "label"}
+    [prompt] = load(path, tokenizer, **names, instruction="box it", grader="math", chat_template=False)
     assert (prompt.text, prompt.answer) == ("1+1\nbox it", "2")
 
 
@@ -60,7 +61,8 @@ def test_the_files_own_answer_ends_with_a_stop_token(tmp_path, tokenizer):
 
 def test_the_reference_answer_is_the_solution_where_no_field_is_named(tmp_path, tokenizer):
     row = {"prompt": [{"role": "user", "content": "1+2="}], "reward_model": {"ground_truth": "3"}}
-    [prompt] = load(write(tmp_path, json.dumps(row)), tokenizer, teacher_template="{solution}+{prompt}")
+    options = {"teacher_template": "{solution}+{prompt}", "chat_template": False}
+    [prompt] = load(write(tmp_path, json.dumps(row)), tokenizer, **options)
     assert tokenizer.decode(prompt.scored_after) == "3+1+2="
 
 
@@ -108,6 +110,63 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path, tokenizer, lines, options
         load(write(tmp_path, *lines), tokenizer, **options)
     assert said in str(caught.value)
     assert "prompts.jsonl" in str(caught.value)
+
+
+LONG = [json.dumps({"prompt": "1" * length, "answer": "2" * (length % 7)}) for length in (3, 21, 4, *[22] * 5, 30, 19)]
+
+
+def loaded(path, tokenizer, **options):
+    return load_prompts(path, DataConfig(train_path="", **options), tokenizer, 20)
+
+
+def test_a_refusal_says_how_many_prompts_are_too_long_and_names_five(tmp_path, tokenizer):
+    with pytest.raises(DataError) as caught:
+        loaded(write(tmp_path, *LONG), tokenizer)
+    assert "line 2: the prompt has 21 tokens, the limit is 20" in str(caught.value)
+    named = "(also line 4 (22), line 5 (22), line 6 (22), line 7 (22) and 2 more)"
+    assert f"too many in 7 of 10 rows {named}: data.overlong=drop" in str(caught.value)
+
+
+def test_rows_that_are_too_long_are_dropped_and_the_others_keep_their_numbers(tmp_path, tokenizer):
+    file = loaded(write(tmp_path, *LONG), tokenizer, overlong="drop")
+    assert [(prompt.index, len(prompt.token_ids)) for prompt in file.prompts] == [(0, 3), (2, 4), (9, 19)]
+    assert (file.num_dropped, file.num_cut) == (7, 0)
+    assert "3 prompts, none through the chat template, 7 rows dropped as too long" in file.described(tokenizer)[0]
+    with pytest.raises(DataError, match="each of its 1 prompts has more than 20 tokens"):
+        loaded(write(tmp_path, LONG[1]), tokenizer, overlong="drop")
+
+
+def test_a_prompt_is_cut_on_the_left_and_keeps_its_bos(tmp_path, tokenizer):
+    row = json.dumps({"prompt": "9" * 5 + "1" * 18 + "="})
+    [cut] = loaded(write(tmp_path, row), tokenizer, overlong="truncate_left").prompts
+    assert tokenizer.decode(cut.token_ids) == "9" + "1" * 18 + "="
+    opening = copy.deepcopy(tokenizer)
+    opening.add_special_tokens({"bos_token": "9"})
+    file = loaded(write(tmp_path, row, '{"prompt": "1"}'), opening, overlong="truncate_left")
+    assert opening.decode(file.prompts[0].token_ids) == "9" + "1" * 18 + "=" and file.num_cut == 1
+
+
+def test_the_teachers_prompt_counts_too(tmp_path, tokenizer):
+    """Its rows of 3 + 3, 4 + 4 and 19 + 5 tokens; the student's alone would all fit."""
+    path = write(tmp_path, LONG[0], LONG[2], LONG[9])
+    template = {"teacher_template": "{prompt}{solution}"}
+    with pytest.raises(DataError, match="line 3: the teacher's prompt has 24 tokens"):
+        loaded(path, tokenizer, **template)
+    dropped = loaded(path, tokenizer, overlong="drop", **template)
+    assert [prompt.index for prompt in dropped.prompts] == [0, 1] and dropped.num_dropped == 1
+    cut = loaded(path, tokenizer, overlong="truncate_left", **template)
+    assert [len(p.teacher_token_ids) for p in cut.prompts] == [6, 8, 20] and cut.num_cut == 1
+    assert [len(p.token_ids) for p in cut.prompts] == [3, 4, 19]
+
+
+def test_grader_auto_needs_a_data_source_that_it_knows(tmp_path, tokenizer):
+    row = {"prompt": "1+1=", "answer": "2", "data_source": "openai/gsm8k"}
+    assert len(load(write(tmp_path, json.dumps(row)), tokenizer, grader="auto")) == 1
+    for source in ("mine", None):
+        with pytest.raises(
+            DataError, match=f"line 1: data.grader=auto knows no grader for data_source {source or ''!r}"
+        ):
+            load(write(tmp_path, json.dumps({**row, "data_source": source})), tokenizer, grader="auto")
 
 
 def test_a_missing_file_is_named(tokenizer):

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from opsd.engine_config import EngineConfig, TeacherConfig
 from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import TransformersEngine, _draw, _uniforms
+from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES, TransformersEngine, _draw, _uniforms
 from opsd.errors import StageError
 from opsd.types import Mixture, Prompt, Sampling, Vocabulary
+from tests.opsd.builders import merge_stops
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 1))  # the model has 64 ids
@@ -104,9 +105,28 @@ def test_scores_in_small_head_chunks_are_the_same(model_path, monkeypatch):
     engine = make_engine(model_path)
     rollouts = generate(engine)
     whole = engine.score(rollouts, top_k=5)
-    monkeypatch.setattr("opsd.engines.transformers_engine.HEAD_CHUNK_BYTES", 3 * 4 * 64)  # three rows
+    monkeypatch.setitem(HEAD_CHUNK_BYTES, "cpu", 3 * 4 * 64)  # three rows
     for one, other in zip(whole, engine.score(rollouts, top_k=5), strict=True):
         np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, atol=1e-5)
+
+
+def test_a_teacher_in_bfloat16_scores_with_logits_in_float32(model_path):
+    """With a head that makes logits near 20: those of bfloat16 are off by up to 0.06."""
+    rollouts = generate(make_engine(model_path))
+    engine = make_engine(model_path, config=EngineConfig(backend="transformers", dtype="bfloat16"))
+    head = engine.model.get_output_embeddings()
+    head.weight.mul_(3.0)
+    for rollout in rollouts[:4]:
+        (score,) = engine.score([rollout], top_k=5)  # alone, as the trunk below
+        ids = torch.from_numpy(np.concatenate([rollout.prompt.token_ids, rollout.response_ids])).long()
+        with torch.no_grad():
+            hidden = engine.model.base_model(input_ids=ids[None]).last_hidden_state[0, -len(rollout) - 1 : -1]
+        logits = (hidden.double() @ head.weight.double().T)[:, : engine.vocabulary.size]
+        assert logits.amax(1).median() > 15
+        exact = merge_stops(logits.log_softmax(1), engine.vocabulary)
+        found = torch.from_numpy(score.top_logprobs)
+        expected = exact.gather(1, torch.from_numpy(score.top_ids).long())
+        assert (found - expected).abs().max() < 1e-4
 
 
 def test_an_engine_refuses_to_answer_for_weights_that_it_does_not_hold(model_path):

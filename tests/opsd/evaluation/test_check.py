@@ -52,6 +52,15 @@ def test_the_first_problems_of_every_file_are_taken_and_named_by_their_file(fold
     assert model.max_model_tokens == 4 + 512
 
 
+def test_heads_that_an_engines_processes_cannot_share_are_refused_and_planned_for(folder):
+    cfg = configure(folder, models={"a": str(folder / "model")}, engine={"tensor_parallel_size": 3})
+    for look in (check, plan):
+        with pytest.raises(ConfigError, match=r"engine\.tensor_parallel_size=3 does not divide the 2 attention heads"):
+            look(cfg)
+    cfg.engine.tensor_parallel_size = 2
+    assert len(check(cfg)) == 1 and plan(cfg)
+
+
 def test_the_plan_has_sizes_and_counts(folder):
     """Keys and values of 2 layers, 2 heads, 32 numbers a head, 4 bytes each: 1 KiB for each of 1024 tokens."""
     models = {"a": str(folder / "model"), "kept": "Qwen/Qwen3-4B"}

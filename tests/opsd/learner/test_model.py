@@ -60,6 +60,7 @@ def test_statistics_are_those_of_the_losss_buckets(student):
         assert stats.reverse_kl_T[t].item() == pytest.approx(divergence.item(), **close)
         gradient = p * ((p / q).log() - divergence)
         assert stats.grad_norm_T[t].item() == pytest.approx(gradient.norm().item(), **close)
+        assert stats.named_mass_T[t].item() == pytest.approx(1 - p[-1].item(), **close)
         assert stats.student_logprob_T[t].item() == pytest.approx(student_TV[t, event].item(), **close)
         assert stats.teacher_logprob_T[t].item() == pytest.approx(teacher_TV[t, event].item(), **close)
 
@@ -67,8 +68,9 @@ def test_statistics_are_those_of_the_losss_buckets(student):
 def test_both_sources_agree_where_every_event_is_known(student):
     item, _, _ = rollout_of(student, num_known=VOCABULARY.size)
     from_learner, from_rollouts = vars(learner_stats(student, item)), vars(rollout_stats([item], VOCABULARY))
-    assert from_learner.pop("compatibility_T") is None  # the candidates are no part of a micro-batch
-    from_rollouts.pop("compatibility_T")
+    for name in ("compatibility_T", "teacher_entropy_T"):
+        assert from_learner.pop(name) is None  # neither candidates nor an order are part of a micro-batch
+        assert from_rollouts.pop(name) is not None
     for name, value in from_learner.items():
         torch.testing.assert_close(value, from_rollouts[name], rtol=1e-4, atol=1e-4, msg=name)
 

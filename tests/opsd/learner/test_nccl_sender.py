@@ -1,4 +1,6 @@
-"""What a learner rank sends over NCCL; that it arrives needs GPUs and is untested."""
+"""What a learner rank sends over NCCL or CUDA IPC, and what engines are told; that it arrives needs GPUs."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,3 +33,26 @@ def test_what_is_sent_is_announced_and_is_the_whole_model(tied, tmp_path):
     assert complete_weights(model_without_weights(path, trust_remote_code=False), sent).keys() == sent.keys()
     for name, weight in sent.items():
         assert torch.equal(weight, expected[name].bfloat16()), name
+
+
+@pytest.mark.parametrize(
+    ("ranks_each", "told"),
+    [
+        (2, [{"packed": True, "rank_offset": 1}, {"packed": True, "rank_offset": 3}]),
+        (None, [{"packed": True}, {"packed": True}]),
+    ],
+    ids=["nccl", "ipc"],
+)
+def test_each_engine_is_told_its_place_and_takes_nothing_else(monkeypatch, ranks_each, told):
+    """vLLM turns what it is told into the backend's own dataclass, which refuses an unknown field."""
+    from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferInitInfo
+
+    from opsd.learner import nccl_sender
+
+    calls = []
+    workers = [SimpleNamespace(weight_transfer=SimpleNamespace(remote=lambda *a: calls.append(a))) for _ in range(2)]
+    monkeypatch.setattr(nccl_sender, "gather", lambda stage, refs: list(refs))
+    nccl_sender.EngineGroup(workers, ranks_each).init_weight_transfer_engine({"packed": True})
+    assert calls == [("init_weight_transfer_engine", {"init_info": place}) for place in told]
+    if ranks_each is None:
+        assert IPCWeightTransferInitInfo(**told[0]).packed

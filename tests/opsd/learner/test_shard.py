@@ -1,9 +1,11 @@
 """FSDP2's settings on one rank: what they may change is memory, never a gradient."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from opsd.config import LearnerConfig
 from opsd.data.packing import build_sequences, pack
@@ -111,3 +113,71 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_updates_that_bfloat16_would_los
     large = before[name].abs() > 0.01  # half a unit in bfloat16's last place is 2e-5 there, Adam's three steps 3e-6
     assert (after[name] != before[name])[large].float().mean() > 0.9
     assert torch.equal(after[name].bfloat16()[large], before[name].bfloat16()[large])
+
+
+@pytest.mark.parametrize("call", ["forward", "token_stats"])
+def test_a_bfloat16_student_gets_the_teachers_figures_as_they_were_given(path, call):
+    """Rounded to bfloat16 a log-probability of -10 errs by up to 0.03 nats."""
+    seen = {}
+    model = sharded(path, dtype="bfloat16")
+    hidden = model._hidden
+
+    def watched(batch):
+        seen.update({name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)})
+        return hidden(batch)
+
+    model._hidden = watched
+    batch = micro_batches()[0]
+    temperature_N = torch.linspace(0.51, 1.93, len(batch.row_N))
+    batch = replace(batch, temperature_N=temperature_N)
+    getattr(model, "__call__" if call == "forward" else call)(batch)
+    for name in ("teacher_logprobs_NB", "weight_N", "temperature_N"):
+        assert torch.equal(seen[name], getattr(batch, name)), name
+    assert seen["teacher_logprobs_NB"].dtype == torch.float32
+
+
+def compiled_losses(path, **settings):
+    model = sharded(path, **settings)
+    return [model(batch)[0].item() for batch in micro_batches()], model
+
+
+def test_the_layers_are_compiled_where_that_is_asked_for(path, monkeypatch):
+    """Each by itself and before FSDP2 wraps it; that it computes the same is in the long tests."""
+    seen = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: seen.append((self, options, type(self))))
+    model = sharded(path, compile_layers=True)
+    assert [layer for layer, _, _ in seen] == list(model.causal_lm.model.layers)
+    assert all(options == {"dynamic": True} and not issubclass(kind, FSDPModule) for _, options, kind in seen)
+    sharded(path)
+    assert len(seen) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_each_layer_is_compiled_and_gives_the_same_losses_and_gradients(path, checkpointing, monkeypatch):
+    """With a backend that runs what was traced as it is."""
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_layer = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compile_layer(self, backend=backend, **options)
+    )
+    torch._dynamo.reset()
+    found, model = compiled_losses(path, compile_layers=True, checkpointing=checkpointing)
+    expected, plain = compiled_losses(path, checkpointing=checkpointing)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert graphs
+    assert all(layer._compiled_call_impl is not None for layer in model.causal_lm.model.layers)
+    wanted = gradients(plain)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.long
+def test_layers_compiled_for_the_cpu_give_the_same_losses(path):
+    torch._dynamo.reset()
+    assert compiled_losses(path, compile_layers=True)[0] == pytest.approx(compiled_losses(path)[0], rel=1e-5)

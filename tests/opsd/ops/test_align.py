@@ -58,6 +58,9 @@ def test_stats_equal_the_dense_ones_where_every_event_is_named(vocabulary, score
     torch.testing.assert_close(stats.forward_kl_T.double(), dense_kl(teacher, student), rtol=1e-5, atol=1e-6)
     entropy = -(student.exp() * student.nan_to_num(neginf=0.0)).sum(-1) / math.log(VOCAB)
     torch.testing.assert_close(stats.entropy_T.double(), entropy, rtol=1e-5, atol=1e-6)
+    entropy = -(teacher.exp() * teacher.nan_to_num(neginf=0.0)).sum(-1) / math.log(VOCAB)
+    torch.testing.assert_close(stats.teacher_entropy_T.double(), entropy, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.named_mass_T, torch.ones(len(RESPONSE)))
     p, q = student.exp(), teacher.exp()
     distance = (1 - (p * q).sqrt().sum(-1)).sqrt()
     torch.testing.assert_close(stats.hellinger_T.double(), distance, rtol=1e-5, atol=1e-6)
@@ -94,6 +97,39 @@ def test_compatibility_is_the_teachers_mass_on_the_students_likeliest(vocabulary
             event = vocabulary.stop_event if token in vocabulary.stop_ids else token
             likeliest &= {event, *teacher[t].topk(4).indices.tolist()}
         assert found[t].item() == pytest.approx(teacher[t, sorted(likeliest)].exp().sum().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [PLAIN, MERGED])
+@pytest.mark.parametrize("score_candidates", [False, True])
+def test_named_mass_is_the_students_on_the_tokens_that_the_two_models_are_compared_on(vocabulary, score_candidates):
+    student, teacher = distributions(vocabulary)
+    rollout, scores = make_scored(
+        student, teacher, RESPONSE, num_candidates=6, top_k=4, vocabulary=vocabulary, score_candidates=score_candidates,
+    )  # fmt: skip
+    stats = token_stats(rows_of((rollout, scores), vocabulary=vocabulary), vocabulary)
+    for t, token in enumerate(RESPONSE):
+        event = vocabulary.stop_event if token in vocabulary.stop_ids else token
+        known = set(student[t].topk(6).indices.tolist())
+        if not score_candidates:
+            known &= set(teacher[t].topk(4).indices.tolist())
+        mass = student[t, sorted(known | {event})].exp().sum().item()
+        assert stats.named_mass_T[t].item() == pytest.approx(mass, abs=1e-6)
+
+
+def test_a_far_student_has_little_mass_on_what_a_teacher_of_top_k_names():
+    """So that its divergence is nearly blind there, and says so; a teacher that scores the candidates is not."""
+    student, teacher = distributions(PLAIN)
+    far = (-teacher).log_softmax(-1)  # likely is what the teacher finds unlikely
+    mass, share = {}, {}
+    for score_candidates in (False, True):
+        rollout, scores = make_scored(
+            far, teacher, RESPONSE, num_candidates=8, top_k=4, vocabulary=PLAIN, score_candidates=score_candidates
+        )
+        stats = token_stats(rows_of((rollout, scores), vocabulary=PLAIN), PLAIN)
+        mass[score_candidates] = stats.named_mass_T.mean().item()
+        share[score_candidates] = (stats.reverse_kl_T.sum() / dense_kl(far, teacher).sum()).item()
+    assert mass[False] < 0.5 and share[False] < 0.5
+    assert mass[True] > 0.9 and share[True] > 0.9
 
 
 def test_stats_of_read_only_arrays_come_without_a_warning(recwarn):

@@ -61,24 +61,55 @@ def make_support(num_rows, num_slots, options=None):
     return support
 
 
-def dense_buckets(logits, support, options=None):
-    """Bucket log-probabilities and entropy in float64 by plain sums of probabilities, differentiable by autograd."""
-    options = options or {}
+def dense_events(logits, options):
+    """Probabilities of events in float64: the stop ids merged, then each row at its temperature."""
     logits = logits.double()[:, : options.get("vocab_size")]
+    if options.get("stop_ids"):
+        first, *others = options["stop_ids"]
+        merged = logits[:, list(options["stop_ids"])].logsumexp(1, keepdim=True)
+        token = torch.arange(logits.shape[1])
+        logits = torch.where(token == first, merged, logits)
+        logits = logits.masked_fill(torch.isin(token, torch.tensor(others)), -math.inf)
     if "temperature_N" in options:
         logits = logits / options["temperature_N"].double()[:, None]
-    probs = logits.softmax(1)
-    if options.get("stop_ids"):
-        event_of_token = torch.eye(probs.shape[1], dtype=torch.float64)
-        event_of_token[list(options["stop_ids"])] = event_of_token[options["stop_ids"][0]].clone()
-        probs = probs @ event_of_token
-    outside = torch.ones_like(probs)
+    return logits.softmax(1)
+
+
+def outside_of(support, num_columns):
+    """1.0 for each token that the row does not name, else 0.0."""
+    outside = torch.ones(len(support), num_columns, dtype=torch.float64)
     for row, ids in zip(outside, support.tolist(), strict=True):
         row[[v for v in ids if v >= 0]] = 0.0
+    return outside
+
+
+def dense_buckets(logits, support, options=None):
+    """Bucket log-probabilities and entropy in float64 by plain sums of probabilities, differentiable by autograd."""
+    probs = dense_events(logits, options or {})
+    outside = outside_of(support, probs.shape[1])
     named = probs.gather(1, support.clamp_min(0)).log().masked_fill(support < 0, -math.inf)
     rest = (probs * outside).sum(1, keepdim=True).log()
     entropy = -torch.xlogy(probs, probs.clamp_min(1e-300)).sum(1)
     return torch.cat([named, rest], dim=1), entropy
+
+
+def known_of(teacher_logits, support, options):
+    """What a scoring service says of the teacher: buckets at temperature 1."""
+    return dense_buckets(teacher_logits, support, {k: v for k, v in options.items() if k != "temperature_N"})[0]
+
+
+def tempered_teacher(teacher_logprobs, student_logits, support, options):
+    """The buckets of a teacher whose rest has the student's shape, at each row's temperature; by plain powers."""
+    if "temperature_N" not in options:
+        return teacher_logprobs
+    power = 1.0 / options["temperature_N"].double()[:, None]
+    at_one = {k: v for k, v in options.items() if k != "temperature_N"}
+    rest = dense_events(student_logits.detach(), at_one)
+    rest = rest * outside_of(support, rest.shape[1])
+    shape = rest / rest.sum(1, keepdim=True)
+    teacher = teacher_logprobs.double().exp()
+    powers = torch.cat([teacher[:, :-1] ** power, ((teacher[:, -1:] * shape) ** power).sum(1, keepdim=True)], dim=1)
+    return (powers / powers.sum(1, keepdim=True)).log()
 
 
 def gradients(value, *inputs):
@@ -130,13 +161,14 @@ def test_the_fused_loss_has_value_and_gradient_of_the_coarse_divergence(name, he
     hidden, weight, teacher = make_head()
     options = head_options(head, 7)
     support = make_support(7, 4, options)
-    teacher_logprobs, _ = dense_buckets(teacher, support, options)
+    teacher_logprobs = known_of(teacher, support, options)
     token_weight = torch.rand(7)
     loss, per_token = sparse_head_loss(
         hidden, weight, support, teacher_logprobs, token_weight, DIVERGENCES[name], chunk_rows=2, **options
     )
-    student_logprobs, _ = dense_buckets(hidden.double() @ weight.double().T, support, options)
-    coarse = DIVERGENCES[name](student_logprobs, teacher_logprobs)
+    logits = hidden.double() @ weight.double().T
+    student_logprobs, _ = dense_buckets(logits, support, options)
+    coarse = DIVERGENCES[name](student_logprobs, tempered_teacher(teacher_logprobs, logits, support, options))
     assert_near(per_token, coarse, 1e-5)
     expected_grads = gradients((token_weight * coarse).sum(), hidden, weight)
     for actual, wanted in zip(gradients(loss, hidden, weight), expected_grads, strict=True):
@@ -178,7 +210,8 @@ def test_gradcheck_of_buckets_and_entropy(head):
 @pytest.mark.parametrize("name", sorted(set(DIVERGENCES) - DETACHED))
 def test_gradcheck_of_the_fused_loss(name):
     hidden, weight, teacher = make_head(num_rows=3, dtype=torch.float64)
-    options = {"temperature_N": torch.linspace(0.5, 2.0, 3), "vocab_size": 14, "stop_ids": (9, 2)}
+    # Without a temperature: the teacher's then depends on the student, and counts as a constant in the gradient.
+    options = {"vocab_size": 14, "stop_ids": (9, 2)}
     support = make_support(3, 4, options)
     teacher_logprobs, _ = dense_buckets(teacher, support, options)
 
@@ -402,3 +435,33 @@ def test_arguments_that_do_not_fit_are_refused_by_name(field, changed):
     }
     with pytest.raises(ValueError, match=field):
         sparse_head_loss(**arguments | {field: changed})
+
+
+@pytest.mark.parametrize(
+    ("row", "stop_ids", "message"),
+    [
+        ([4, 7, 4], (), "support_NU must name a token once a row, got 4 twice in row 2"),
+        ([-1, 0, 0], (), "support_NU must name a token once a row, got 0 twice in row 2"),
+        ([3, 9, 3], (3, 9), "support_NU must name a token once a row, got 3 twice in row 2"),
+        ([3, 5, 9], (3, 9), "support_NU must name the stop event by its first id, 3, got 9 in row 2"),
+        ([5, 9, 4], (12, 3, 9), "support_NU must name the stop event by its first id, 12, got 9 in row 2"),
+        ([5, -2, 4], (), "support_NU must hold ids below 16, or -1 for an empty slot, got -2"),
+        ([5, 16, 4], (), "support_NU must hold ids below 16, or -1 for an empty slot, got 16"),
+    ],
+)
+def test_a_support_that_would_count_a_mass_twice_is_refused_with_its_row(row, stop_ids, message):
+    hidden, weight, _ = make_head()
+    support = torch.tensor([4, 5, -1]).repeat(7, 1)
+    support[2] = torch.tensor(row)
+    with pytest.raises(ValueError, match=message):
+        bucket_logprobs(hidden, weight, support, stop_ids=stop_ids)
+    arguments = (support, torch.zeros(7, 4), torch.ones(7), reverse_kl)
+    with pytest.raises(ValueError, match=message):
+        sparse_head_loss(hidden, weight, *arguments, stop_ids=stop_ids)
+
+
+def test_empty_slots_and_the_name_of_the_stop_event_are_no_mistakes():
+    hidden, weight, _ = make_head()
+    support = torch.tensor([-1, 9, -1]).repeat(7, 1)
+    logprobs, _ = bucket_logprobs(hidden, weight, support, stop_ids=(9, 3))
+    torch.testing.assert_close(logprobs.exp().sum(1), torch.ones(7))

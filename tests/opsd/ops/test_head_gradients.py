@@ -7,10 +7,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opsd.ops import head_gradients
+from opsd.ops import head_gradients, head_plan
 from opsd.ops.buckets import sparse_head_loss
 from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
-from tests.opsd.ops.test_buckets import EVERY_HEAD, LargestTensor, dense_buckets, head_options, make_support
+from tests.opsd.ops.test_buckets import (
+    EVERY_HEAD,
+    LargestTensor,
+    dense_buckets,
+    head_options,
+    known_of,
+    make_support,
+    tempered_teacher,
+)
 
 N, V, D = 12, 64, 6
 
@@ -18,7 +26,7 @@ N, V, D = 12, 64, 6
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setitem(head_gradients.BLOCK_COLUMNS, "cpu", 10)
+    monkeypatch.setitem(head_plan.PLANS, "cpu", head_plan.PLANS["cpu"]._replace(block_columns=10))
 
 
 class Products(TorchDispatchMode):
@@ -42,7 +50,7 @@ def peaked_head(sharpness=8.0, dtype=torch.float64):
 
 def loss_and_gradients(hidden, weight, teacher_logits, support, divergence=reverse_kl, **options):
     head = {key: value for key, value in options.items() if key in ("temperature_N", "vocab_size", "stop_ids")}
-    teacher_logprobs, _ = dense_buckets(teacher_logits, support, head)
+    teacher_logprobs = known_of(teacher_logits, support, head)
     token_weight = torch.linspace(0.5, 1.5, len(hidden), dtype=torch.float64)
     loss, _ = sparse_head_loss(hidden, weight, support, teacher_logprobs, token_weight, divergence, **options)
     return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
@@ -51,7 +59,7 @@ def loss_and_gradients(hidden, weight, teacher_logits, support, divergence=rever
 def logit_gradients(hidden, weight, teacher_logits, support, head):
     """dL/dlogits [N, V] by autograd through the dense float64 buckets."""
     logits = (hidden.double() @ weight.double().T).detach().requires_grad_()
-    teacher_logprobs, _ = dense_buckets(teacher_logits, support, head)
+    teacher_logprobs = tempered_teacher(known_of(teacher_logits, support, head), logits, support, head)
     value = reverse_kl(dense_buckets(logits, support, head)[0], teacher_logprobs)
     token_weight = torch.linspace(0.5, 1.5, len(hidden), dtype=torch.float64)
     return torch.autograd.grad((token_weight * value).sum(), logits)[0]
@@ -273,13 +281,14 @@ def test_a_transposed_weight_gets_its_gradient():
         (True, 11, [5, 6]),
         (True, 41, [5, 9, 9, 9, 9]),
         (False, 0, []),
-        (False, 18, [18]),  # the gradient has room for 18, CHUNK_BYTES for blocks of 21
+        (False, 18, [18]),  # the gradient has room for 18, chunk_bytes for blocks of 21
         (False, 19, [12, 7]),
         (False, 41, [14, 9, 9, 9]),
     ],
 )
 def test_rows_are_divided_evenly_within_the_memory_budget(monkeypatch, frozen, num_rows, expected):
-    monkeypatch.setattr("opsd.ops.chunks.CHUNK_BYTES", 10 * 4 * V + 3)
+    small = head_plan.PLANS["cpu"]._replace(chunk_bytes=10 * 4 * V + 3)
+    monkeypatch.setitem(head_plan.PLANS, "cpu", small)
     seen = []
 
     def divergence(student, teacher):

@@ -68,6 +68,47 @@ def test_akl_worked_out_by_hand():
     assert DIVERGENCES["akl"](student, teacher, head_mass=0.65).item() == pytest.approx(expected)
 
 
+def test_akls_crossing_bucket_may_be_tail_as_in_the_authors_code():
+    """Descending teacher 0.4, 0.35, 0.15, 0.1: the second crosses a half; a first bucket of 0.7 is head in any case."""
+    student, teacher = logprobs(0.1, 0.2, 0.3, 0.4), logprobs(0.35, 0.1, 0.4, 0.15)
+    forward, reverse = forward_kl(student, teacher).item(), reverse_kl(student, teacher).item()
+    gaps = {"second": 0.25, "last": 0.1, "first": 0.1, "third": 0.25}
+    head, tail = gaps["first"], gaps["second"] + gaps["third"] + gaps["last"]
+    expected = (head * forward + tail * reverse) / (head + tail)
+    assert DIVERGENCES["akl"](student, teacher, crossing="tail").item() == pytest.approx(expected)
+    head, tail = head + gaps["second"], tail - gaps["second"]
+    expected = (head * forward + tail * reverse) / (head + tail)
+    assert DIVERGENCES["akl"](student, teacher).item() == pytest.approx(expected)
+    teacher = logprobs(0.7, 0.1, 0.1, 0.1)
+    same = [DIVERGENCES["akl"](student, teacher, crossing=side) for side in ("head", "tail")]
+    torch.testing.assert_close(*same)
+
+
+def akl_of_the_authors(student, teacher, mu=0.5):
+    """wutaiqiang/LLM_KD_AKL, AKL.py, said anew."""
+    descending, order = teacher.sort(dim=-1, descending=True)
+    is_tail = descending.cumsum(-1) > mu
+    is_tail[..., 0] = False
+    error = (descending - student.detach().gather(-1, order)).abs()
+    head, tail = (error * ~is_tail).sum(-1), (error * is_tail).sum(-1)
+    forward = (teacher * (teacher.log() - student.log())).sum(-1)
+    reverse = (student * (student.log() - teacher.log())).sum(-1)
+    return (head * forward + tail * reverse) / (head + tail)
+
+
+@pytest.mark.parametrize("head_mass", [0.5, 0.3])
+def test_akl_with_the_crossing_bucket_in_the_tail_is_the_authors(head_mass):
+    logits, teacher = random_logits(3).requires_grad_(), random_logits(4).log_softmax(1)
+    ours = DIVERGENCES["akl"](logits.log_softmax(1), teacher, head_mass=head_mass, crossing="tail")
+    theirs = akl_of_the_authors(logits.softmax(1), teacher.exp(), mu=head_mass)
+    torch.testing.assert_close(ours, theirs)
+    found, expected = (torch.autograd.grad(value.sum(), logits)[0] for value in (ours, theirs))
+    torch.testing.assert_close(found, expected)
+    dense = dense_divergence("akl", logits.detach(), teacher, head_mass=head_mass, crossing="tail")
+    torch.testing.assert_close(ours.detach(), dense)
+    assert (DIVERGENCES["akl"](logits.log_softmax(1), teacher, head_mass=head_mass) - ours).abs().max() > 1e-3
+
+
 def test_akls_weights_are_constants_in_the_gradient():
     student, teacher = random_logits(0, num_tokens=1).requires_grad_(), random_logits(1, num_tokens=1)
     parts = [dense_divergence(name, student, teacher) for name in ("forward_kl", "reverse_kl")]
@@ -157,6 +198,7 @@ def test_mass_on_one_side_only(name, student, teacher, expected):
         ("abkd", {"alpha": math.nan}, "alpha and beta must be > 0"),
         ("akl", {"head_mass": 0.0}, r"head_mass must be in \(0, 1\), got 0.0"),
         ("akl", {"head_mass": 1.0}, "head_mass"),
+        ("akl", {"crossing": "middle"}, "crossing must be one of head, tail, got 'middle'"),
     ],
 )
 def test_options_out_of_range_are_refused(name, options, message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from opsd.ops.head_plan import PLANS
 from opsd.plan.memory import GIB, saved_bytes_a_token
 from opsd.plan.models import read_model
 from opsd.plan.roles import plan_roles
@@ -58,6 +59,20 @@ def test_a_rank_holds_its_share_of_sixteen_bytes_a_parameter():
     assert memory.total == sum(vars(memory).values())
 
 
+def test_the_heads_chunk_is_that_of_the_device_with_its_gradient_beside_it():
+    def chunk(device, **sections):
+        job = gpu_job(**sections)
+        size = 4 if sections else 2
+        model, job = job.student, replace(job, device=device)
+        gathered = size * (model.num_root_parameters + 2 * model.num_layer_parameters)
+        stored = 2 * model.num_parameters if device == "cpu" else 0
+        return role_of(job, "learner").memory.buffers - stored - gathered - (4 + size) * model.num_embedding_parameters
+
+    assert chunk("cuda") == 1.5 * PLANS["cuda"].chunk_bytes  # the shares in float32, their gradient in bfloat16
+    assert chunk("cuda", student={"dtype": "float32"}) == PLANS["cuda"].chunk_bytes
+    assert chunk("cpu") == PLANS["cpu"].chunk_bytes
+
+
 def test_more_ranks_and_checkpointing_need_less_and_a_running_mean_more():
     def learner(**sections):
         return role_of(gpu_job(**sections), "learner").memory
@@ -79,9 +94,9 @@ def test_offloaded_weights_leave_the_gpu_and_on_a_cpu_the_engines_copy_is_rank_z
 
 
 def test_an_engine_takes_its_share_of_a_gpu_and_the_scores_come_on_top():
-    assert role_of(gpu_job(), "rollout").memory.total == pytest.approx(0.7 * 80 * GIB)
+    assert role_of(gpu_job(), "rollout").memory.total == pytest.approx(0.9 * 80 * GIB)
     logits = 1024 * 151936 * (2 + 4 + 1)
-    assert role_of(gpu_job(), "teacher").memory.total == pytest.approx(0.7 * 80 * GIB + logits)
+    assert role_of(gpu_job(), "teacher").memory.total == pytest.approx(0.9 * 80 * GIB + logits)
 
 
 def test_tensor_parallel_divides_the_weights():
@@ -90,12 +105,22 @@ def test_tensor_parallel_divides_the_weights():
     assert (four.num_gpus, four.actors) == (8, "teacher-0..1")
 
 
+def test_an_engine_of_two_processes_on_a_cpu_is_counted_whole():
+    """The actor starts two more, each with half of the layers and a copy of the new weights on their way."""
+    one, two = (role_of(replace(gpu_job(rollout={"tensor_parallel_size": n}), device="cpu"), "rollout") for n in (1, 2))
+    assert (two.processes, two.num_gpus) == (one.processes, 0)
+    assert (two.memory.weights, two.memory.cache) == (one.memory.weights, one.memory.cache)
+    assert two.memory.runtime == 3 * one.memory.runtime
+    assert two.memory.buffers - one.memory.buffers == 2 * gpu_job().student.num_parameters
+    assert one.memory.activations < two.memory.activations < 2 * one.memory.activations
+
+
 def test_payload_is_the_bytes_of_the_arrays():
     """K ids and log-probabilities and the sampled one's; the same for C candidates, and the answer's ids."""
     traffic = gpu_job(teacher={"top_k": 64}, rollout={"num_candidates": 16}).traffic
     tokens = 16 * 16 * 8192
     assert traffic.response_tokens == tokens
-    assert traffic.score_bytes == tokens * (64 * 8 + 4)
+    assert traffic.score_bytes == tokens * (64 * 8 + 4 + 16 * 4)
     assert traffic.rollout_bytes == tokens * (16 * 8 + 8)
     assert traffic.weight_bytes == 2 * 4_022_468_096
 
@@ -111,7 +136,7 @@ def test_teachers_by_source_are_roles_and_one_behind_http_is_not():
 
 def test_teachers_that_score_candidates_send_and_train_on_more():
     """loss.support=auto is the union of both models' tokens there."""
-    top = gpu_job().traffic
-    both = gpu_job(teacher={"backend": "transformers"}).traffic
+    top = gpu_job(teacher={"score_candidates": False}).traffic
+    both = gpu_job().traffic
     assert both.score_bytes - top.score_bytes == 4 * 32 * both.response_tokens
     assert both.batch_bytes - top.batch_bytes == 12 * 32 * both.response_tokens

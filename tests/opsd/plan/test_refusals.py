@@ -4,11 +4,14 @@ import re
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from opsd.errors import ConfigError
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.refusals import refusals
+from opsd.plan.table import plan_text
 from tests.opsd.plan.jobs import gpu_job
+from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 FOUR_GPUS = ClusterConfig(gpus_per_node=4)
 
@@ -23,7 +26,8 @@ def test_the_recipe_as_it_stands_is_not_refused():
         ({"teacher": {"top_k": 200_000}}, r"teacher\.top_k must be at most the shared vocabulary's 151936 tokens"),
         ({"rollout": {"num_candidates": 151_937}}, r"rollout\.num_candidates must be at most"),
         ({"learner": {"micro_batch_tokens": 4096}}, r"learner\.micro_batch_tokens \(4096\) must hold at least"),
-        ({"loss": {"support": "union"}}, r"loss\.support=union needs the teacher's scores"),
+        ({"loss": {"support": "union"}, "teacher": {"score_candidates": False}},
+         r"loss\.support=union needs the teacher's scores"),
         ({"rollout": {"max_response_tokens": 40_960}, "learner": {"micro_batch_tokens": 65_536}},
          r"rollout\.max_response_tokens=40960 leaves no room for a prompt in a context of 40960"),
         ({"rollout": {"tensor_parallel_size": 3, "num_workers": 1}, "teacher": {"num_workers": 1}},
@@ -36,6 +40,16 @@ def test_the_recipe_as_it_stands_is_not_refused():
 def test_an_impossible_setting_is_named(sections, said):
     [problem] = refusals(gpu_job(**sections))
     assert re.search(said, problem)
+
+
+def test_heads_that_processes_cannot_share_are_refused_on_a_cpu_too():
+    def problems(size):
+        job = gpu_job(rollout={"tensor_parallel_size": size}, cluster=ClusterConfig(host_gib=1e6))
+        return refusals(replace(job, device="cpu"))
+
+    assert problems(2) == []
+    [problem] = problems(3)
+    assert problem.startswith("rollout.tensor_parallel_size=3 does not divide the 32 attention heads")
 
 
 def test_an_engine_does_not_reach_over_nodes():
@@ -52,10 +66,72 @@ def test_a_learner_that_does_not_fit_is_told_how_many_ranks_do():
 
     [problem] = ranks(1)
     assert re.match(
-        r"learner\.num_workers=1: a rank needs \d+\.\d GiB of a GPU's 40: take learner\.num_workers=", problem
+        r"learner\.num_workers=1: a rank needs \d+\.\d GiB of a GPU's 40, \d+\.\d of it whatever the micro-batch: take "
+        r"learner\.num_workers=",
+        problem,
     )
     enough = int(re.search(r"take learner\.num_workers=(\d+)", problem)[1])
     assert ranks(enough) == [] and ranks(enough - 1) != []
+
+
+def ways_of(problem):
+    return problem.rpartition(": take ")[2].split(", or ")
+
+
+def setting(way):
+    """`learner.cpu_offload=true` as a section of gpu_job's."""
+    sections = {}
+    for part in way.split(" and "):
+        name, value = part.split("=")
+        section, key = name.split(".")
+        sections.setdefault(section, {})[key] = yaml.safe_load(value)
+    return sections
+
+
+def merged(sections, more):
+    return {name: {**sections.get(name, {}), **more.get(name, {})} for name in {**sections, **more}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "gib"),
+    [
+        ({"learner": {"num_workers": 1}}, 40),  # weights alone do not fit
+        ({"learner": {"num_workers": 4, "activation_checkpointing": False}}, 40),
+        ({"learner": {"num_workers": 4, "micro_batch_tokens": 65536}}, 24),
+        ({"student": {"dtype": "float32"}, "learner": {"num_workers": 4, "activation_checkpointing": False}}, 80),
+        ({"learner": {"num_workers": 1, "micro_batch_tokens": 65536}}, 16),
+    ],
+)
+def test_each_way_that_a_learner_is_advised_fits_by_itself(sections, gib):
+    def learner_problems(**settings):
+        found = refusals(gpu_job(cluster=ClusterConfig(nodes=99, gib_per_gpu=gib), **settings))
+        return [problem for problem in found if "a rank needs" in problem]
+
+    [problem] = learner_problems(**sections)
+    ways = ways_of(problem)
+    assert ways and all(learner_problems(**merged(sections, setting(way))) == [] for way in ways), problem
+    if sections["learner"]["num_workers"] == 1 and gib == 40:
+        assert not any(way.startswith("learner.micro_batch_tokens") for way in ways)
+
+
+def test_a_pair_of_two_tokenizer_families_is_refused_where_both_tokenizers_are_there(tmp_path):
+    """And said not to be compared where one of them is not."""
+    for name, alphabet in (("llama", "0123456789+="), ("qwen", "=+9876543210")):
+        make_tiny_qwen3(tmp_path / name, tied=True, seed=0, eos_token_id=0)
+        make_char_tokenizer(tmp_path / name, eos_token_id=0, alphabet=alphabet)
+    small = {"rollout": {"max_response_tokens": 16, "num_candidates": 4}, "learner": {"num_workers": 4}}
+
+    def job(student, teacher):
+        return gpu_job(student={"path": str(student)}, teacher={"path": str(teacher), "top_k": 4}, **small)
+
+    different = job(tmp_path / "llama", tmp_path / "qwen")
+    [problem] = [problem for problem in refusals(different) if "tokenizer" in problem]
+    assert problem.startswith("teacher.path: its tokenizer does not share the student's ids: ")
+    assert not any("tokenizer" in problem for problem in refusals(job(tmp_path / "qwen", tmp_path / "qwen")))
+    (tmp_path / "llama" / "tokenizer.json").unlink()
+    (tmp_path / "llama" / "tokenizer_config.json").unlink()
+    assert f"tokens    not compared: no tokenizer of {tmp_path}/llama here" in plan_text(different).splitlines()
+    assert not any("tokenizer" in problem for problem in refusals(different))
 
 
 def test_a_teacher_too_large_for_a_gpu_is_told_its_tensor_parallel_size():
@@ -64,7 +140,7 @@ def test_a_teacher_too_large_for_a_gpu_is_told_its_tensor_parallel_size():
         return refusals(gpu_job(teacher=path, cluster=ClusterConfig(nodes=2)))
 
     [problem] = seventy()
-    assert problem.startswith("teacher.gpu_memory_utilization=0.7 of 80 GiB leaves 0.0 GiB for keys and values")
+    assert problem.startswith("teacher.gpu_memory_utilization=0.9 of 80 GiB leaves 0.0 GiB for keys and values")
     size = int(re.search(r"take teacher\.tensor_parallel_size=(\d+)", problem)[1])
     assert seventy(tensor_parallel_size=size) == []
     assert seventy(tensor_parallel_size=size // 2) != []

@@ -7,6 +7,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 from matplotlib.image import imread
 
 from opsd.errors import DataError
@@ -27,6 +28,7 @@ def train_line(step):
     phases = {f"phase_s/{name}": 0.5 for name in ("rollout", "score", "select", "learn", "sync", "evaluate")}
     return {
         "step": step, "loss": 1.0 / step, "kept_ratio": 0.5, "reverse_kl": 0.6, "entropy": 0.2, "response_length": 30.0,
+        "named_mass": 0.7,
         "truncated": 0.1, "accuracy_train": None, "grad_norm": 1.0, "learning_rate": 1e-3, "num_tokens": 100,
         "num_kept": 50, "dropped": 0, "tokens_per_s": 900.0, **quadrants, **phases,
     }  # fmt: skip
@@ -120,6 +122,37 @@ def test_the_headline_numbers_are_shown(page):
         assert shown in page.text, shown
 
 
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ({"name": "top_ratio", "score": "soft_or", "ratio": 0.5}, "selector soft_or (top_ratio) ratio 0.5 loss jsd"),
+        ({"name": "all", "score": "soft_or", "ratio": 1.0}, "selector all ratio 1.0 loss jsd"),
+        (None, "loss jsd"),  # a run of opsd.train
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_head_names_models_selector_and_ratio_also_while_the_run_goes_on(run_dir, selector, said, finished):
+    config = {
+        "student": {"path": "models/pupil"}, "teacher": {"path": "/models/big"}, "loss": {"divergence": "jsd"},
+        "seed": 7, **({"selector": selector} if selector else {}),
+    }  # fmt: skip
+    (run_dir / "summary.json").unlink()
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    if finished:
+        (run_dir / "summary.json").write_text(json.dumps({**summary(), "config": config, "support": "union"}))
+    text = Page(render_page(read_run(run_dir))).text
+    assert f"student models/pupil teacher /models/big {said}" in text
+    assert ("support union" in text) == finished
+
+
+def test_dropped_tokens_can_be_read_and_the_split_of_the_quadrants_is_said(page, report_path):
+    source = report_path.read_text()
+    assert "line-through" not in source
+    rule = source.partition(".t.drop {")[2].partition("}")[0]
+    assert "box-shadow" in rule and not re.search(r"(^|;)\s*(color|opacity|text-decoration):", rule)
+    assert "split at the medians of all of a step's tokens" in page.text
+
+
 def test_phase_times_config_and_versions_are_shown(page):
     for shown in ("rollout 5 min 00 s 50.0%", "learn 4 min 00 s 40.0%", "other 1 min 00 s 10.0%"):
         assert shown in page.text, shown
@@ -178,7 +211,7 @@ def test_the_page_asks_for_nothing_outside_itself(report_path, page):
 def test_curves_take_the_colours_of_the_page_so_that_dark_mode_reaches_them(report_path):
     source = report_path.read_text(encoding="utf-8")
     charts = re.findall(r'<svg class="chart".*?</svg>', source, re.DOTALL)
-    assert len(charts) == 12
+    assert len(charts) == 13
     assert all("var(--" in chart for chart in charts)
     fixed = [colour for chart in charts for colour in re.findall(r"(?:fill|stroke): (#\w+)", chart)]
     assert fixed == []

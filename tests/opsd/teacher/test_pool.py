@@ -36,9 +36,9 @@ def test_a_group_waits_until_the_last_of_its_requests_is_answered(backend):
     pool = TeacherPool(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
     responses = [Future() for _ in rollouts]
     parts = [
-        PendingPart(rollouts=[rollout], response=response)
+        PendingPart(rollouts=[rollout], scores=response)
         if backend == "http"
-        else PendingRollout(rollout=rollout, response=response)
+        else PendingRollout(rollout=rollout, scores=response)
         for rollout, response in zip(rollouts, responses, strict=True)
     ]
     pending = [

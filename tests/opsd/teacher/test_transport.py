@@ -52,6 +52,10 @@ def server(*statuses: int):
         thread.join()
 
 
+def as_it_is(response):
+    return response
+
+
 def closed_address() -> str:
     """Where nobody listens any more."""
     with server(200) as (url, _):
@@ -61,7 +65,7 @@ def closed_address() -> str:
 def test_requests_are_spread_over_the_servers():
     with server(200) as (a, asked_a), server(200) as (b, asked_b):
         transport = Transport([a, b], QUICK)
-        futures = [transport.post("/score", content=str(i).encode()) for i in range(20)]
+        futures = [transport.post("/score", as_it_is, content=str(i).encode()) for i in range(20)]
         assert all(future.result().text == "said 200" for future in futures)
         assert sorted(int(body) for _, body, _ in asked_a + asked_b) == list(range(20))
         assert asked_a and asked_b
@@ -71,7 +75,7 @@ def test_requests_are_spread_over_the_servers():
 def test_a_failed_request_is_repeated_elsewhere(status):
     with server(status) as (bad, asked_bad), server(200) as (good, asked_good):
         transport = Transport([bad, good], QUICK)
-        futures = [transport.post("/score", content=str(i).encode()) for i in range(10)]
+        futures = [transport.post("/score", as_it_is, content=str(i).encode()) for i in range(10)]
         assert all(future.result().text == "said 200" for future in futures)
         assert sorted(int(body) for _, body, _ in asked_good) == list(range(10))
         assert asked_bad
@@ -79,14 +83,14 @@ def test_a_failed_request_is_repeated_elsewhere(status):
 
 def test_a_server_that_is_gone_costs_no_request():
     with server(200) as (good, asked):
-        futures = [Transport([closed_address(), good], QUICK).post("/score", content=b"x") for _ in range(3)]
+        futures = [Transport([closed_address(), good], QUICK).post("/score", as_it_is, content=b"x") for _ in range(3)]
         assert all(future.result().status_code == 200 for future in futures)
         assert len(asked) == 3
 
 
 def test_a_server_that_recovers_is_asked_again():
     with server(503, 503, 503, 200) as (url, asked):
-        assert Transport([url], QUICK).post("/score", content=b"x").result().text == "said 200"
+        assert Transport([url], QUICK).post("/score", as_it_is, content=b"x").result().text == "said 200"
         assert len(asked) == 4
 
 
@@ -94,7 +98,7 @@ def test_when_all_are_gone_the_message_names_each_and_why():
     with server(503) as (busy, asked):
         gone = closed_address()
         with pytest.raises(StageError, match="no teacher server has answered for 0.3 s") as caught:
-            Transport([gone, busy], HASTY).post("/score", content=b"x").result()
+            Transport([gone, busy], HASTY).post("/score", as_it_is, content=b"x").result()
         assert f"{gone}: ConnectError" in str(caught.value)
         assert f"{busy}: 503 said 503" in str(caught.value)
         assert len(asked) > 1
@@ -104,7 +108,7 @@ def test_when_all_are_gone_the_message_names_each_and_why():
 def test_a_refusal_is_not_repeated(status):
     with server(status) as (a, asked_a), server(status) as (b, asked_b):
         with pytest.raises(StageError, match=f"/score refuses: {status} said {status}"):
-            Transport([a, b], QUICK).post("/score", content=b"x").result()
+            Transport([a, b], QUICK).post("/score", as_it_is, content=b"x").result()
         assert len(asked_a) + len(asked_b) == 1
 
 
@@ -117,7 +121,7 @@ def test_the_token_travels_from_the_environment_or_a_file(monkeypatch, tmp_path)
             HttpConfig(token_env="TEACHER_TEST_TOKEN", token_file=str(tmp_path / "token")),
             HttpConfig(token_env="TEACHER_TEST_NO_TOKEN"),
         ):
-            Transport([url], cfg).post("/score", content=b"x").result()
+            Transport([url], cfg).post("/score", as_it_is, content=b"x").result()
         assert [token for _, _, token in asked] == ["Bearer from-env", "Bearer from-file", None]
     with pytest.raises(ConfigError, match=r"teacher\.http\.token_file=.*there is no such file"):
         Transport([url], HttpConfig(token_file=str(tmp_path / "none")))

@@ -12,10 +12,21 @@ FIGURES = {  # row of the card -> what summary.json calls it, before and after
     "reverse KL to the teacher, nats a token": ("reverse_kl_before", "reverse_kl_after"),
     "top-1 agreement with the teacher": ("top1_agreement_before", "top1_agreement_after"),
 }
+SUPPORTS = {
+    "teacher": "the teacher's top tokens",
+    "student": "the student's candidates",
+    "union": "the teacher's top tokens, the student's candidates",
+    "auto": "the tokens that the teacher scored",
+}
 
 
-def model_card(name: str, config: dict[str, Any], summary: dict[str, Any], *, step: int, dtype: str) -> ModelCard:
-    """`config`: a run's settings. `summary`: its summary.json, or {} where nothing was measured at this step."""
+def model_card(
+    name: str, config: dict[str, Any], summary: dict[str, Any], *, support: str, step: int, dtype: str
+) -> ModelCard:
+    """`config`: a run's settings. `summary`: its summary.json, or {} where nothing was measured at this step.
+
+    `support`: loss.support with auto decided, where the run has said how.
+    """
     base, teacher = Path(config["student"]["path"]), Path(config["teacher"]["path"])
     licence = licence_of(base)
     data = ModelCardData(
@@ -28,7 +39,7 @@ def model_card(name: str, config: dict[str, Any], summary: dict[str, Any], *, st
         f"# {name}",
         f"{base.name}, distilled from {teacher.name}: the teacher scored answers token by token, and the student "
         "learnt from the scores.",
-        "## Training\n\n" + table(("setting", "value"), training_facts(config, step, dtype)),
+        "## Training\n\n" + table(("setting", "value"), training_facts(config, support, step, dtype)),
         "## Figures\n\n" + figures(summary),
         "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
@@ -41,14 +52,14 @@ def model_card(name: str, config: dict[str, Any], summary: dict[str, Any], *, st
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
-def training_facts(config: dict[str, Any], step: int, dtype: str) -> list[tuple[str, Any]]:
+def training_facts(config: dict[str, Any], support: str, step: int, dtype: str) -> list[tuple[str, Any]]:
     data, rollout, learner = config["data"], config["rollout"], config["learner"]
     return [
         ("base model", Path(config["student"]["path"]).name),
         ("teacher", Path(config["teacher"]["path"]).name),
         ("answers written by", config.get("answers", "student")),
         ("tokens trained on", selection(config)),
-        ("loss", f"{config['loss']['divergence']}, on the {config['loss']['support']}'s tokens and one rest bucket"),
+        ("loss", f"{config['loss']['divergence']}, on {SUPPORTS[support]} and one rest bucket"),
         ("steps", f"{step} of {config['num_steps']}"),
         ("answers a step", data["prompts_per_step"] * data["samples_per_prompt"]),
         ("sampling", f"temperature {rollout['temperature']}, at most {rollout['max_response_tokens']} tokens"),

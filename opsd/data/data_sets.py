@@ -1,4 +1,4 @@
-"""The data sets of prepare_data.py: where they are, what their rows hold, and how a question is put to a model."""
+"""The data sets that opsd.data.prepare knows: where they are, what their rows hold, how a question is asked."""
 
 from __future__ import annotations
 

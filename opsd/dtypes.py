@@ -1,0 +1,33 @@
+"""dtype=auto, the programs' default, becomes a dtype here, before anything reads it; all else sees a concrete one."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from opsd.placement import resolve_device
+
+AUTO = {"cpu": "float32", "cuda": "bfloat16"}
+
+Config = TypeVar("Config")
+
+
+def with_dtypes(cfg: Config, device: str) -> Config:
+    """`cfg` with bfloat16 on a GPU, float32 on the CPU, wherever a section's dtype is auto. `device`: cpu or cuda."""
+    sections = {field.name: getattr(cfg, field.name) for field in fields(cfg)}
+    decided = {name: _decided(section, AUTO[device]) for name, section in sections.items() if is_dataclass(section)}
+    return replace(cfg, **decided)
+
+
+def planned_device(device: str) -> str:
+    """cpu or cuda, as a run would have it; cuda is taken at its word, so that one without GPUs can be planned here."""
+    return device if device == "cuda" else resolve_device(device)
+
+
+def _decided(section: Any, dtype: str) -> Any:
+    changes: dict[str, Any] = {"dtype": dtype} if getattr(section, "dtype", None) == "auto" else {}
+    if getattr(section, "by_source", None):  # settings of other teachers, by data_source
+        auto = [s for s, own in section.by_source.items() if isinstance(own, dict) and own.get("dtype") == "auto"]
+        own = {source: {**section.by_source[source], "dtype": dtype} for source in auto}
+        changes["by_source"] = {**section.by_source, **own}
+    return replace(section, **changes) if changes else section

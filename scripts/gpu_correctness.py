@@ -1,0 +1,322 @@
+"""Parts of gpu_check.py that must hold: head, attention and training step against slower or plainer ways to the same.
+
+Each returns checks. The allowed error is that of plain PyTorch in the same dtype, doubled, plus a little.
+"""
+# N rows, D width, V vocabulary, U support size, B = U + 1 buckets, L packed tokens
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+
+from opsd.config import LearnerConfig
+from opsd.learner.attention import packed_attention_name
+from opsd.learner.model import DistillationModel, shard
+from opsd.learner.optim import build_optimizer, build_scheduler
+from opsd.learner.step import train_step
+from opsd.micro_batch import MicroBatch
+from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
+from opsd.ops.divergences import DIVERGENCES, reverse_kl
+from opsd.types import Vocabulary
+from random_batches import random_micro_batches
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STOP_IDS = (3, 11)
+PADDING = 7  # rows of the head that are no tokens
+SLACK = {"float32": 1e-5, "bfloat16": 1e-3}
+EXACT = 1e-3  # nats; a logit near 20 that is rounded to bfloat16 errs by up to 0.06
+TINY = dict(
+    vocab_size=512,
+    hidden_size=128,
+    intermediate_size=192,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,  # grouped queries
+    head_dim=64,
+    max_position_embeddings=1024,
+    initializer_range=0.1,  # the default is so small that attention hardly counts
+)
+TINY_VOCABULARY = Vocabulary(size=500, stop_ids=STOP_IDS)
+RESPONSES = [70, 1, 120, 30]
+STEPS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    what: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # false for nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadCase:
+    """Random inputs of the head with two stop ids, an empty slot, padding and temperatures."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    support_NU: Tensor
+    teacher_logprobs_NB: Tensor
+    weight_N: Tensor
+    temperature_N: Tensor
+
+    @classmethod
+    def random(cls, device: str, dtype: str, *, rows: int, vocab: int, width: int, named: int) -> HeadCase:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device)
+
+        draw_NV = normal(rows, vocab - PADDING)
+        draw_NV[:, STOP_IDS[1]] = -math.inf  # the event goes by the name of the first
+        support_NU = draw_NV.topk(named, dim=1).indices
+        support_NU[::5, -1] = -1
+        teacher_NB = (2.0 * normal(rows, named + 1)).masked_fill(
+            torch.cat([support_NU < 0, torch.zeros_like(support_NU[:, :1], dtype=torch.bool)], dim=1), -math.inf
+        )
+        return cls(
+            hidden_ND=normal(rows, width).to(DTYPES[dtype]),
+            weight_VD=normal(vocab, width).mul_(3.0 * width**-0.5).to(DTYPES[dtype]),
+            support_NU=support_NU,
+            teacher_logprobs_NB=teacher_NB.log_softmax(1),
+            weight_N=normal(rows).abs_(),
+            temperature_N=normal(rows).sigmoid_() + 0.5,
+        )
+
+    def leaves(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        return tuple(x.detach().to(dtype or x.dtype).requires_grad_() for x in (self.hidden_ND, self.weight_VD))
+
+    @property
+    def events(self) -> dict[str, Any]:
+        num_tokens = len(self.weight_VD) - PADDING
+        return {"temperature_N": self.temperature_N, "vocab_size": num_tokens, "stop_ids": STOP_IDS}
+
+
+def head(*, device: str, dtype: str, rows: int, vocab: int, width: int, named: int) -> list[Check]:
+    """Values and gradients of the sparse loss, and of its buckets, against dense float64 on the same rounded inputs."""
+    case = HeadCase.random(device, dtype, rows=rows, vocab=vocab, width=width, named=named)
+    checks = [*bucket_checks(case, dtype)]
+    for name in ("reverse_kl", "forward_kl", "jsd"):
+        exact = dense_loss(case, DIVERGENCES[name], torch.float64)
+        plain = dense_loss(case, DIVERGENCES[name], DTYPES[dtype])
+        for chunk_rows in (None, 1 + rows // 3):
+            found = sparse_loss(case, DIVERGENCES[name], chunk_rows)
+            parts = zip(("value", "grad hidden", "grad weight"), found, plain, exact, strict=True)
+            checks += [
+                Check(
+                    what=f"{name}, {'its own chunks' if chunk_rows is None else 'three chunks'}: {part}",
+                    error=relative_error(own, truth),
+                    allowed=2.0 * relative_error(other, truth) + SLACK[dtype],
+                )
+                for part, own, other, truth in parts
+            ]
+    return checks
+
+
+def head_exactness(*, device: str, dtype: str, rows: int, vocab: int, width: int, named: int) -> list[Check]:
+    """Logits up to 20: they must reach the softmax in float32, whatever dtype they are made from."""
+    case = HeadCase.random(device, dtype, rows=rows, vocab=vocab, width=width, named=named)
+    logits_NV = case.hidden_ND.double() @ case.weight_VD.double().T
+    case.hidden_ND.mul_(20.0 / logits_NV.abs().amax(1, keepdim=True))
+    case.temperature_N.fill_(1.0)
+    exact_NB, exact_N = dense_buckets(case, *case.leaves(torch.float64))
+    found_NB, found_N = bucket_logprobs(*case.leaves(), case.support_NU, **case.events)
+    value, *gradients = sparse_loss(case, reverse_kl, None)
+    exact_value, *exact_gradients = dense_loss(case, reverse_kl, torch.float64)
+    rounding = torch.finfo(DTYPES[dtype]).eps  # of a gradient that is stored in this dtype
+    pairs = zip(("grad hidden", "grad weight"), gradients, exact_gradients, strict=True)
+    return [
+        Check(what="log-probabilities, nats", error=largest_difference(found_NB, exact_NB), allowed=EXACT),
+        Check(what="entropy, nats", error=largest_difference(found_N, exact_N), allowed=EXACT),
+        Check(what="reverse KL, nats", error=largest_difference(value, exact_value), allowed=EXACT),
+        *(Check(what=w, error=relative_error(own, truth), allowed=rounding + EXACT) for w, own, truth in pairs),
+    ]
+
+
+def packed_attention(*, device: str, dtype: str) -> list[Check]:
+    """A packed row against each of its sequences alone, in values and gradients; the truth: alone, in float32."""
+    name = packed_attention_name(device, dtype)
+    packed, alone = (tiny_student(device, dtype, name) for _ in range(2))
+    in_float32 = tiny_student(device, "float32", "sdpa")
+    found, other, exact = (
+        losses_and_gradients(model, tiny_batches(micro_batch_tokens), device)
+        for model, micro_batch_tokens in ((packed, 10_000), (alone, 1), (in_float32, 1))
+    )
+    return against_plain(name, found, other, exact, dtype)
+
+
+def training_step(*, device: str, dtype: str) -> list[Check]:
+    """FSDP2 on one rank: gradients of the model that is not sharded, with and without activation checkpointing; then
+    steps on one batch, whose loss must fall."""
+    join_one_rank(device)
+    plain = tiny_student(device, dtype, packed_attention_name(device, dtype))
+    other, exact = (
+        losses_and_gradients(model, tiny_batches(200), device)
+        for model in (plain, tiny_student(device, "float32", packed_attention_name(device, "float32")))
+    )
+    checks = []
+    for checkpointing in (False, True):
+        found = losses_and_gradients(sharded_student(device, dtype, checkpointing), tiny_batches(200), device)
+        name = "sharded, activation checkpointing" if checkpointing else "sharded"
+        checks += against_plain(name, found, other, exact, dtype)
+    model = sharded_student(device, dtype, checkpointing=False)
+    cfg = LearnerConfig(learning_rate=3e-3, schedule="constant")
+    optimizer = build_optimizer(model.parameters(), cfg)
+    scheduler = build_scheduler(optimizer, cfg, STEPS)
+    on = {"device": torch.device(device), "max_grad_norm": 1.0}
+    reports = [train_step(model, optimizer, scheduler, tiny_batches(200), **on) for _ in range(STEPS)]
+    share = reports[-1].loss / reports[0].loss
+    masters = sum(p.dtype != torch.float32 for p in model.parameters())
+    return [
+        *checks,
+        Check(what=f"loss after {STEPS} steps, share of the first", error=share, allowed=0.9),
+        Check(what="weights that are not kept in float32", error=float(masters), allowed=0.0),
+    ]
+
+
+def against_plain(
+    name: str,
+    found: tuple[Tensor, Tensor],
+    other: tuple[Tensor, Tensor],
+    exact: tuple[Tensor, Tensor],
+    dtype: str,
+) -> list[Check]:
+    """Values and gradients that are `found`, those of a plainer way in the same dtype, and those in float32."""
+    parts = zip(("values", "gradients"), found, other, exact, strict=True)
+    return [
+        Check(
+            what=f"{name}: {part}",
+            error=relative_error(own, truth),
+            allowed=2.0 * relative_error(plain, truth) + SLACK[dtype],
+        )
+        for part, own, plain, truth in parts
+    ]
+
+
+def bucket_checks(case: HeadCase, dtype: str) -> list[Check]:
+    exact, plain = (dense_buckets(case, *case.leaves(kind)) for kind in (torch.float64, DTYPES[dtype]))
+    found = bucket_logprobs(*case.leaves(), case.support_NU, **case.events)
+    return [
+        Check(
+            what=f"{part}, nats",
+            error=largest_difference(own, truth),
+            allowed=2.0 * largest_difference(other, truth) + SLACK[dtype],
+        )
+        for part, own, other, truth in zip(("log-probabilities", "entropy"), found, plain, exact, strict=True)
+    ]
+
+
+def dense_buckets(case: HeadCase, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """What bucket_logprobs returns, from all logits at once: log-probabilities [N, B] and the entropy over events."""
+    num_tokens = len(weight_VD) - PADDING
+    kind = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+    logits_NV = (hidden_ND @ weight_VD[:num_tokens].T).to(kind) / case.temperature_N[:, None].to(kind)
+    logprobs_NV = logits_NV.log_softmax(1)
+    stops = torch.tensor(STOP_IDS, device=logits_NV.device)
+    event_N = logprobs_NV[:, stops].logsumexp(1)
+    events_NV = logprobs_NV.index_copy(1, stops, torch.stack([event_N, torch.full_like(event_N, -math.inf)], dim=1))
+    empty_NU = case.support_NU < 0
+    named_NU = events_NV.gather(1, case.support_NU.clamp_min(0)).masked_fill(empty_NU, -math.inf)
+    is_named_NV = torch.zeros(len(hidden_ND), num_tokens + 1, dtype=torch.bool, device=logits_NV.device)
+    is_named_NV.scatter_(1, case.support_NU.masked_fill(empty_NU, num_tokens), True)
+    rest_N1 = events_NV.masked_fill(is_named_NV[:, :-1], -math.inf).logsumexp(1, keepdim=True)
+    entropy_N = -(events_NV.exp() * events_NV.masked_fill(events_NV == -math.inf, 0.0)).sum(1)
+    return torch.cat([named_NU, rest_N1], dim=1), entropy_N
+
+
+def dense_loss(case: HeadCase, divergence: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """(divergence [N], gradient of hidden, gradient of weight) by autograd through all logits."""
+    hidden_ND, weight_VD = case.leaves(dtype)
+    student_NB, _ = dense_buckets(case, hidden_ND, weight_VD)
+    value_N = divergence(student_NB.double(), case.teacher_logprobs_NB)
+    (case.weight_N * value_N).sum().backward()
+    return value_N.detach(), hidden_ND.grad, weight_VD.grad
+
+
+def sparse_loss(case: HeadCase, divergence: Callable[..., Tensor], chunk_rows: int | None) -> tuple[Tensor, ...]:
+    hidden_ND, weight_VD = case.leaves()
+    loss, value_N = sparse_head_loss(
+        hidden_ND,
+        weight_VD,
+        case.support_NU,
+        case.teacher_logprobs_NB,
+        case.weight_N,
+        divergence,
+        chunk_rows=chunk_rows,
+        **case.events,
+    )
+    loss.backward()
+    return value_N, hidden_ND.grad, weight_VD.grad
+
+
+def tiny_student(device: str, dtype: str, attention: str) -> DistillationModel:
+    """The same random weights, rounded to bfloat16, in any dtype."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(
+            Qwen3Config(**TINY), dtype=DTYPES[dtype], attn_implementation=attention
+        )
+    causal_lm.load_state_dict({name: weight.to(DTYPES[dtype]) for name, weight in tiny_weights(device).items()})
+    return DistillationModel(causal_lm.eval(), reverse_kl, TINY_VOCABULARY)
+
+
+@cache
+def tiny_weights(device: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(Qwen3Config(**TINY), dtype=torch.bfloat16).to(device).state_dict()
+
+
+def tiny_batches(micro_batch_tokens: int) -> list[MicroBatch]:
+    return random_micro_batches(
+        RESPONSES,
+        prompt_tokens=5,
+        top_k=8,
+        ratio=0.7,
+        vocabulary=TINY_VOCABULARY,
+        micro_batch_tokens=micro_batch_tokens,
+    )
+
+
+def sharded_student(device: str, dtype: str, checkpointing: bool) -> DistillationModel:
+    model = tiny_student(device, "float32", packed_attention_name(device, dtype))
+    shard(model, device=device, num_ranks=1, dtype=dtype, checkpointing=checkpointing)
+    return model
+
+
+def losses_and_gradients(model: DistillationModel, batches: list[MicroBatch], device: str) -> tuple[Tensor, Tensor]:
+    """The divergence of each kept token in the batch's order, and all gradients as one vector."""
+    values, index = [], []
+    for batch in (batch.to(torch.device(device)) for batch in batches):
+        loss, value_N = model(batch)
+        loss.backward()
+        values.append(value_N)
+        index.append(batch.index_N)
+    gradients = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
+    return torch.cat(values)[torch.cat(index).argsort()], torch.cat([g.flatten().double() for g in gradients])
+
+
+def join_one_rank(device: str) -> None:
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+def largest_difference(found: Tensor, exact: Tensor) -> float:
+    """Of finite entries; nan where one is infinite and the other is not."""
+    both = found.isneginf() & exact.isneginf()
+    return (found.double() - exact.double()).masked_fill(both, 0.0).abs().max().item()

@@ -1,0 +1,123 @@
+"""Engines of two processes, on Ray actors with a placement: what they answer is what an engine of one answers."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import AutoModelForCausalLM
+
+from opsd.config import RunConfig
+from opsd.engine_config import EngineConfig, RolloutConfig
+from opsd.engines.pool import EnginePool
+from opsd.engines.rows import in_order
+from opsd.errors import StageError
+from opsd.placement import ray_cluster
+from opsd.seats import Placement
+from opsd.types import Prompt, Sampling, Vocabulary
+from tests.tiny_models import make_tiny_qwen3
+
+VOCABULARY = Vocabulary(size=64, stop_ids=(0,))
+GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=12, num_candidates=8)
+PROMPTS = [
+    Prompt(index=i, token_ids=np.arange(3 + i, 9 + 2 * i, dtype=np.int32), text="", answer=None, source="")
+    for i in range(6)
+]
+CLOSE = {"atol": 1e-4, "rtol": 0}
+ENDS_WITHIN_S = 120.0
+
+
+def started(role, path, config, placement):
+    return EnginePool(
+        role, str(path), config, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64, trust_remote_code=False,
+        max_batch_tokens=100, placement=placement,
+    )  # fmt: skip
+
+
+def answers(pool, version):
+    requests = [(prompt, 0, 100 + prompt.index) for prompt in PROMPTS]
+    rollouts = in_order(pool.generate(requests, GREEDY, policy_version=version))
+    return rollouts, pool.scores(pool.score(rollouts, 8))
+
+
+def reference(path, rollout):
+    """log-probability of each token of the answer under the model in this folder, by transformers."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    ids = torch.from_numpy(np.concatenate([rollout.prompt.token_ids, rollout.response_ids])).long()
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(ids[None]).logits[0], -1)
+    start = len(rollout.prompt.token_ids)
+    return logprobs[start - 1 : -1].gather(1, ids[start:, None])[:, 0].numpy()
+
+
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    direct = [int(child) for task in tasks for child in task.read_text().split()]
+    return [*direct, *(below for child in direct for below in children(child))]
+
+
+def all_end(pids):
+    """Whether these processes are gone, or zombies that only wait for their parent to look, before we give up."""
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not any(map(is_running, pids))
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def equal(one, other):
+    for (first, first_scores), (second, second_scores) in zip(
+        zip(*one, strict=True), zip(*other, strict=True), strict=True
+    ):
+        assert first.response_ids.tolist() == second.response_ids.tolist()
+        np.testing.assert_array_equal(first.candidate_ids[:, 0], second.candidate_ids[:, 0])
+        for name in ("sampled_logprobs", "candidate_logprobs"):
+            np.testing.assert_allclose(getattr(first, name), getattr(second, name), **CLOSE)
+        for name in ("sampled_logprobs", "top_logprobs"):
+            np.testing.assert_allclose(getattr(first_scores, name), getattr(second_scores, name), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "tied", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.long)]
+)
+def test_two_processes_answer_as_one_also_with_new_weights_and_end_with_their_actor(tied, tmp_path):
+    make = {"tied": tied, "eos_token_id": 0, "scale": 2.0}
+    old, new = (make_tiny_qwen3(tmp_path / str(seed), seed=seed, **make) for seed in (1, 2))
+    cfg = RunConfig(device="cpu", rollout=RolloutConfig(kv_cache_gib=0.03, max_num_seqs=64, tensor_parallel_size=2))
+    with ray_cluster(dashboard=False):
+        placement = Placement(cfg, "cpu")
+        two = started("rollout", old, cfg.rollout, placement)
+        one = started("one", old, EngineConfig(kv_cache_gib=0.03, max_num_seqs=64), None)
+        two.wait_ready()
+        one.wait_ready()
+        for version, path in ((0, old), (1, new)):
+            weights = ray.put(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict())
+            for pool in (one, two):
+                pool.update_weights(weights, policy_version=version)
+            of_two = answers(two, version)
+            equal(answers(one, version), of_two)
+            for rollout, scores in zip(*of_two, strict=True):
+                np.testing.assert_allclose(rollout.sampled_logprobs, reference(path, rollout), **CLOSE)
+                np.testing.assert_allclose(scores.sampled_logprobs, rollout.sampled_logprobs, **CLOSE)
+        moved = [np.abs(reference(old, rollout) - rollout.sampled_logprobs).max() for rollout in of_two[0]]
+        assert min(moved) > 0.1, "equal weights would hide a lost update"
+
+        pid = ray.get(two.workers[0].process_id.remote())
+        started_by_it = children(pid)
+        ranks = [child for child in started_by_it if b"Worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        assert len(ranks) == 2
+        os.kill(ranks[1], signal.SIGKILL)
+        with pytest.raises(StageError, match="rollout"):
+            answers(two, 1)
+        os.kill(pid, signal.SIGKILL)
+        assert all_end(started_by_it)

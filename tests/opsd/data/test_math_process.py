@@ -1,0 +1,78 @@
+"""No answer holds up the graders, and none has a say in another's judgement."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from opsd.data.math_process import Judgement, MathProcess
+
+GAVE_UP = Judgement(right=False, value=None, gave_up=True)
+
+
+@pytest.fixture(scope="module")
+def process():
+    process = MathProcess(limit_s=0.5)
+    yield process
+    process.stop()
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        r"$9^{9^{9^9}}$",
+        r"so $\boxed{(10^{9})!}$",
+        r"$\binom{10^{9}}{10^{8}}$",
+        "$" + "1+" * 20_000 + "1$",
+    ],
+    ids=["tower", "factorial", "combinations", "long"],
+)
+def test_an_endless_answer_is_given_up_and_its_neighbours_are_judged(process, endless):
+    judged = process.judge(
+        [("\\boxed{1}", r"\boxed{2}"), ("\\boxed{1}", endless), ("\\boxed{1/2}", r"it is \boxed{0.5}")]
+    )
+    assert judged == [Judgement(False, "2", False), GAVE_UP, Judgement(True, "1/2", False)]
+
+
+@pytest.mark.parametrize(
+    "odd", ["(" * 20_000 + "1" + ")" * 20_000, r"\boxed{" * 500, "1" * 100_000, r"$10^{10^{10}}$", r"$2^{20000}$", ""]
+)
+def test_an_odd_answer_is_wrong(process, odd):
+    [judged, right] = process.judge([("\\boxed{7}", odd), ("\\boxed{7}", "7")])
+    assert not judged.right and right.right
+
+
+def test_a_worker_that_is_killed_starts_again(process):
+    process.start()
+    os.kill(process._worker.pid, signal.SIGKILL)
+    assert process.judge([("\\boxed{7}", "7")])[0].right
+
+
+def test_it_imports_neither_torch_nor_our_packages(process):
+    """It starts beside a run that is starting, and must not be slower than it."""
+    process.judge([(None, "1")])
+    loaded = Path(f"/proc/{process._worker.pid}/maps").read_text()
+    assert "sympy" not in sys.modules and "libtorch" not in loaded and "pyarrow" not in loaded
+
+
+def test_worker_and_fork_end_with_a_parent_that_is_killed():
+    program = (
+        "from opsd.data.math_process import MathProcess; process = MathProcess(limit_s=1000.0)\n"
+        "process.judge([(None, '1')]); print(process._worker.pid, flush=True)\n"
+        "process.judge([(None, '$9^{9^{9^9}}$')])"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        worker = int(parent.stdout.readline())
+        children = Path(f"/proc/{worker}/task/{worker}/children")
+        while not (forks := children.read_text().split()):
+            time.sleep(0.01)
+        endings = [os.pidfd_open(pid) for pid in (worker, int(forks[0]))]
+        parent.kill()
+    assert all(select.select([ending], [], [], 60)[0] for ending in endings)
+    for ending in endings:
+        os.close(ending)
