@@ -74,6 +74,18 @@ def unties_head(path: str, model: PreTrainedModel, *, trust_remote_code: bool) -
     return any(ties) and not model.config.tie_word_embeddings
 
 
+def untied_settings(path: str, model: PreTrainedModel, *, trust_remote_code: bool) -> dict[str, Any]:
+    """What config.json must say for a head of its own where it says the contrary; empty where it is right.
+
+    `model`: from `model_without_weights`.
+    """
+    if not unties_head(path, model, trust_remote_code=trust_remote_code):
+        return {}
+    untied = {"tie_word_embeddings": False}
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return {**untied, "text_config": untied} if config.get_text_config() is not config else untied
+
+
 def weight_files(path: str) -> dict[str, Path]:
     """The file of each weight by the name that it has there; empty where there are none that transformers reads."""
     for folder, name in ((Path(path), name) for name in FORMATS):

@@ -20,6 +20,7 @@ NUM_PROMPT_TOKENS, NUM_ANSWER_TOKENS = 4, 8
 # Mean over the tokens, in nats. Rounding is far below; a scale, a soft cap or a bias that one of the two leaves out is
 # far above. In bfloat16 a single logit of 20 is off by up to 0.06.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
+OTHER_NUMBERS = {"quantization", "kv_cache_dtype"}  # engine_args by which the engines are to compute another model
 
 
 def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
@@ -71,8 +72,11 @@ def check_agreement(
     """Raises ConfigError where the rollout engines, on the learner's weights, compute another model than it does.
 
     A short answer of every engine to the beginning of `prompt`, and the learner's log-probabilities of it; nothing of
-    it remains. `rest`: called between the two, where they share their GPUs.
+    it remains. Not asked of engines that are to compute in other numbers. `rest`: called between the two, where they
+    share their GPUs.
     """
+    if not OTHER_NUMBERS.isdisjoint(cfg.rollout.engine_args):
+        return
     short = replace(prompt, token_ids=prompt.token_ids[:NUM_PROMPT_TOKENS], teacher_token_ids=None, response_ids=None)
     answers = rollout_pool.short_answers(short, min(NUM_ANSWER_TOKENS, cfg.rollout.max_response_tokens))
     rest()

@@ -20,7 +20,7 @@ from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows,
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
-from opsd.model_weights import as_stored, model_without_weights, unties_head
+from opsd.model_weights import as_stored, model_without_weights, untied_settings
 from opsd.ops.align import predicting_rows
 from opsd.support import scores_candidates
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
@@ -74,21 +74,18 @@ class VllmEngine:
         self.sleep_level = sleep_level(config)
         self.caches_prefixes = caches_prefixes(config, device)
         self.asleep: set[str] = set()  # of "weights" and "kv_cache"
-        # vLLM would read `tie_word_embeddings` and pass over a head in the files.
-        has_own_head = unties_head(path, self.skeleton, trust_remote_code=trust_remote_code)
-        untied = {"tie_word_embeddings": False}
-        self.llm = LLM(
-            model=path,
-            trust_remote_code=trust_remote_code,
-            hf_overrides={**untied, "text_config": untied} if has_own_head else {},
-            **llm_arguments(
-                config,
-                device,
-                max_model_tokens=max_model_tokens,
-                max_batch_tokens=max_batch_tokens,
-                shares_gpu=shares_gpu,
-            ),
+        arguments = llm_arguments(
+            config,
+            device,
+            max_model_tokens=max_model_tokens,
+            max_batch_tokens=max_batch_tokens,
+            shares_gpu=shares_gpu,
         )
+        # vLLM would read `tie_word_embeddings` and pass over a head in the files.
+        untied = untied_settings(path, self.skeleton, trust_remote_code=trust_remote_code)
+        if untied:
+            arguments["hf_overrides"] = {**arguments.get("hf_overrides", {}), **untied}
+        self.llm = LLM(model=path, trust_remote_code=trust_remote_code, **arguments)
         self.vocab_size = self.llm.model_config.get_vocab_size()
         self.scores_candidates = scores_candidates(config, device)
         if self.scores_candidates and not self.llm.llm_engine.vllm_config.use_v2_model_runner:

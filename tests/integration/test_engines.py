@@ -3,6 +3,7 @@
 The vLLM engines live in this process and are started once for the module.
 """
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -42,14 +43,23 @@ def cpu_engine_process():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders: a tied and an untied model, other weights for each, and one with 16 padded ids."""
+    """Folders: a tied and an untied model, other weights for each, and one with 16 padded ids.
+
+    "own_head" says in its config that its head is tied, and its file holds another one.
+    """
     folder = tmp_path_factory.mktemp("models")
     make = {"eos_token_id": OWN_EOS, "scale": 2.0}
+    for name, seed in (("own_head", 6), ("own_head_new", 7)):
+        path = make_tiny_qwen3(folder / name, tied=False, seed=seed, **make)
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     return {
         "tied": make_tiny_qwen3(folder / "tied", tied=True, seed=1, **make),
         "tied_new": make_tiny_qwen3(folder / "tied_new", tied=True, seed=2, **make),
         "untied": make_tiny_qwen3(folder / "untied", tied=False, seed=3, **make),
         "untied_new": make_tiny_qwen3(folder / "untied_new", tied=False, seed=4, **make),
+        "own_head": folder / "own_head",
+        "own_head_new": folder / "own_head_new",
         "padded": make_tiny_qwen3(folder / "padded", tied=True, seed=5, vocab_size=NUM_IDS + 16, **make),
     }
 
@@ -132,7 +142,7 @@ def expect_top(ids: np.ndarray, logprobs: np.ndarray, reference: np.ndarray, num
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-@pytest.mark.parametrize("name", ["tied", "untied"])
+@pytest.mark.parametrize("name", ["tied", "untied", "own_head"])
 def test_rollouts_carry_the_models_own_logprobs(engine_of, models, backend, name):
     for rollout in generate(engine_of(backend, name), ALL_IDS):
         reference, events = reference_events(models[name], rollout)
@@ -282,7 +292,7 @@ def test_both_engines_agree_on_greedy_answers(engine_of):
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-@pytest.mark.parametrize(("name", "with_head"), [("tied", True), ("tied", False), ("untied", True)])
+@pytest.mark.parametrize(("name", "with_head"), [("tied", True), ("tied", False), ("untied", True), ("own_head", True)])
 def test_new_weights_replace_the_old_ones_while_the_engine_runs(models, engine_of, backend, name, with_head):
     """Different weights on purpose: the same ones would hide a head or a packed layer that keeps its old values."""
     engine = engine_of(backend, name)

@@ -113,7 +113,12 @@ def test_a_student_that_cannot_be_written_costs_neither_summary_nor_report(tmp_p
     )
     run = Run(cfg, build_hooks(cfg))
     run.timer.start()
-    run.folder, run.startup_s, run.setup = RunFolder(cfg.output_dir), 1.0, SimpleNamespace(device="cpu")
+    run.folder, run.startup_s, run.setup = (
+        RunFolder(cfg.output_dir),
+        1.0,
+        SimpleNamespace(device="cpu", support="teacher"),
+    )
+    run.done = run.last_step
     run.folder.path.mkdir()
     (run.folder.checkpoints / "step_000300").mkdir(parents=True)
     run.before = run.after = {"accuracy": 0.5, "reverse_kl": 0.1, "top1_agreement": 0.9}
@@ -124,7 +129,7 @@ def test_a_student_that_cannot_be_written_costs_neither_summary_nor_report(tmp_p
     run.learner, reports = SimpleNamespace(save_student=no_space), []
     run.log = SimpleNamespace(log_report=reports.append)
     monkeypatch.setattr("opsd.run.build_report", lambda folder: folder / "report.html")
-    with pytest.raises(StageError, match=r"OSError: no space; the report .* step_000300 has the weights: .*export.py"):
+    with pytest.raises(StageError, match=r"OSError: no space; the report .*/step_000300 has the weights: .*export.py"):
         run.finish()
     assert json.loads((run.folder.path / "summary.json").read_text())["accuracy_after"] == 0.5
     assert reports == [run.folder.path / "report.html"]
