@@ -36,6 +36,11 @@ def read_conversation(row: Row, data: PromptConfig, tokenizer: Any, response_key
             )
         *turns, last = turns
         response = last["content"]
+    elif response_key == data.prompt_key:
+        raise DataError(
+            f"{row.where}: data.response_key={response_key} asks for a last turn of the assistant, the last turn of "
+            f"{data.prompt_key!r} is of {turns[-1]['role']!r}"
+        )
     return Conversation(row=row, messages=turns, is_templated=_is_templated(row, data, tokenizer), response=response)
 
 
@@ -89,6 +94,10 @@ def needed(row: Row, *keys: str) -> str:
     value = first_of(row, keys)
     if value is None:
         raise DataError(f"{row.where}: expected the field {' or '.join(map(repr, keys))}, got {row.names}")
+    if isinstance(value, (dict, list)):
+        raise DataError(
+            f"{row.where}: the field {' or '.join(map(repr, keys))} must be a string or a number, got {value!r}"
+        )
     return str(value)
 
 

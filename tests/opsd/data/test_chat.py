@@ -107,6 +107,13 @@ def test_the_last_turn_may_be_the_files_own_answer(tmp_path, chat):
     assert prompt.response_ids[-1] == chat.eos_token_id
 
 
+def test_a_files_own_answer_that_is_none_is_refused(tmp_path, chat):
+    with pytest.raises(DataError, match="line 1: data.response_key=prompt asks for a last turn of the assistant"):
+        load(tmp_path, chat, {"prompt": USER}, response_key="prompt")
+    with pytest.raises(DataError, match="line 1: the field 'own' must be a string or a number, got"):
+        load(tmp_path, chat, {"prompt": USER, "own": USER}, response_key="own")
+
+
 def test_text_parts_are_joined_and_calls_without_text_are_kept(tmp_path, chat):
     parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1"}]
     called = [

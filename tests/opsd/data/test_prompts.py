@@ -137,13 +137,13 @@ def test_rows_that_are_too_long_are_dropped_and_the_others_keep_their_numbers(tm
 
 
 def test_a_prompt_is_cut_on_the_left_and_keeps_its_bos(tmp_path, tokenizer):
-    row = json.dumps({"prompt": "9" * 5 + "1" * 18 + "="})
-    [cut] = loaded(write(tmp_path, row), tokenizer, overlong="truncate_left").prompts
-    assert tokenizer.decode(cut.token_ids) == "9" + "1" * 18 + "="
+    path = write(tmp_path, json.dumps({"prompt": "9" + "1" * 22 + "="}), '{"prompt": "1"}')
+    file = loaded(path, tokenizer, overlong="truncate_left")
+    assert tokenizer.decode(file.prompts[0].token_ids) == "1" * 19 + "=" and file.num_cut == 1
     opening = copy.deepcopy(tokenizer)
     opening.add_special_tokens({"bos_token": "9"})
-    file = loaded(write(tmp_path, row, '{"prompt": "1"}'), opening, overlong="truncate_left")
-    assert opening.decode(file.prompts[0].token_ids) == "9" + "1" * 18 + "=" and file.num_cut == 1
+    [cut, _] = loaded(path, opening, overlong="truncate_left").prompts
+    assert opening.decode(cut.token_ids) == "9" + "1" * 18 + "="
 
 
 def test_the_teachers_prompt_counts_too(tmp_path, tokenizer):
