@@ -149,7 +149,8 @@ def test_a_comparison_on_little_mass_is_said_once(score, capsys):
     assert capsys.readouterr().err == ""
     hooks.select(with_mass(make_batch(step=6), 0.31))
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: step 7: selector.score={score} compare the models on tokens that hold 0.31 of")
+    said = f"selector.score={score}: the models are compared on tokens that hold 0.31 of"
+    assert line.startswith(f"warning: step 7: {said}")
     hooks.select(with_mass(make_batch(step=7), 0.2))
     assert capsys.readouterr().err == ""
 
@@ -172,7 +173,7 @@ def test_only_a_comparison_is_said(settings, said, monkeypatch, capsys):
     batch = dataclasses.replace(batch, tokens=dataclasses.replace(batch.tokens, hellinger_T=distance_T))
     build_hooks(TipRunConfig(**settings)).select(batch)
     line = capsys.readouterr().err
-    assert line.startswith(f"warning: step 1: {said} compare the models") if said else line == ""
+    assert line.startswith(f"warning: step 1: {said}: the models are compared") if said else line == ""
 
 
 def test_hooks_can_be_pickled():
