@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
 from opsd.ops.dense import dense_divergence
 from opsd.ops.divergences import DIVERGENCES, reverse_kl
+from opsd.ops.head_plan import PLANS
 
 EVERY_DIVERGENCE = pytest.mark.parametrize("name", sorted(DIVERGENCES))
 DETACHED = {"todi", "akl"}  # their gradient is not the derivative of their value
@@ -316,8 +317,9 @@ def test_a_padded_vocabulary_equals_the_head_without_the_padding():
     torch.testing.assert_close(gradients(padded, hidden, weight), gradients(cut, hidden, weight))
 
 
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("foreign", [(5,), (0, 7, 15), tuple(range(8, 16))])
-def test_foreign_ids_equal_the_head_without_their_rows(foreign):
+def test_foreign_ids_equal_the_head_without_their_rows(foreign, plan):
     """Values, entropy and gradients; the last case is one half of the vocabulary."""
     hidden, weight, teacher = make_head(dtype=torch.float64)
     kept = torch.tensor([v for v in range(16) if v not in foreign])
@@ -327,7 +329,7 @@ def test_foreign_ids_equal_the_head_without_their_rows(foreign):
     teacher_logprobs = dense_buckets(teacher[:, kept], place.expand(rows, 3))[0].float()
     found, expected = [], []
     for out, head, ids, options in (
-        (found, weight, kept[place], {"foreign_ids": foreign}),
+        (found, weight, kept[place], {"foreign_ids": foreign, "plan": plan}),
         (expected, without, place, {}),
     ):
         support = ids.expand(rows, 3)
