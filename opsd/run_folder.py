@@ -17,6 +17,7 @@ from opsd.errors import ConfigError, DataError
 # Of an EngineConfig: how many engines there are, and what each has to work with.
 ENGINE_SEATS = (
     "num_workers", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "cpu_threads",
+    "batch_invariant",
 )  # fmt: skip
 # What a resumed run may change, by the reason; another difference would make it another run. A name stands for all
 # that is below it. num_steps may grow, too.
@@ -27,7 +28,7 @@ FREE_ON_RESUME = {
     "where the work is done, and how much of it at once": (
         "placement",
         "learner.num_workers", "learner.micro_batch_tokens", "learner.activation_checkpointing",
-        "learner.cpu_offload", "learner.cpu_threads",
+        "learner.cpu_offload", "learner.compile", "learner.cpu_threads",
         *(f"rollout.{name}" for name in (*ENGINE_SEATS, "group_size", "weight_transfer")),
         *(f"teacher.{name}" for name in (*ENGINE_SEATS, "max_batch_tokens")),
     ),
