@@ -159,6 +159,7 @@ def made_up_batch(cfg: RunConfig) -> BatchStats:
         lengths=LENGTHS,
         tokens=TokenStats(**known),
         prompt_R=torch.tensor([0, 0, 1, 1]),
+        sample_R=torch.tensor([0, 0 if off_policy else 1] * 2),  # else the two answers to a prompt are a pair
         on_policy_R=torch.tensor([not off_policy, True] * 2),
         reward_R=None if cfg.data.grader == "none" else torch.tensor([1.0, 0.0, 1.0, 0.0]),
     )

@@ -69,7 +69,8 @@ def test_adakd_chooses_among_the_tokens_of_the_whole_batch(name):
 def test_dpkd_is_its_preference_alone():
     """Eq. 9: no divergence beside it, so the loss has the gradient of -log sigmoid and no other."""
     hooks = build_hooks(compose_tip("method=dpkd"))
-    batch = make_batch((3, 2), prompt_R=torch.tensor([7, 7]), on_policy_R=torch.tensor([False, True]))
+    pair = {"prompt_R": torch.tensor([7, 7]), "sample_R": torch.tensor([0, 0])}
+    batch = make_batch((3, 2), **pair, on_policy_R=torch.tensor([False, True]))
     selection = hooks.select(batch)
     own = batch.tokens.student_logprob_T.double().requires_grad_()
     margin = 0.1 * (own - batch.tokens.teacher_logprob_T)
