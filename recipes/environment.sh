@@ -38,6 +38,7 @@ for argument in "$@"; do
 done
 only_looks() { is_on PLAN_ONLY || ((looks)); }
 
+unset PYTHONDONTWRITEBYTECODE # a fresh .venv has nothing compiled: every process would compile all it imports
 python=${OPSD_PYTHON:-$root/.venv/bin/python}
 if ((helps)); then
     echo "bash recipes/$recipe [SETTING=VALUE ...]"

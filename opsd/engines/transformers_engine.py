@@ -11,12 +11,12 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from opsd.engine_config import EngineConfig, TeacherConfig
 from opsd.engines.rows import score_in_groups
 from opsd.engines.weights import complete_weights
-from opsd.errors import StageError
+from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
 from opsd.ops.head_gradients import product_by_blocks
 from opsd.ops.mixing import mixed_embeddings
@@ -51,12 +51,12 @@ class TransformersEngine:
         self.policy_version: int | None = None  # None: the weights of `path`
         self.device = torch.device(device)
         self.scores_candidates = scores_candidates(config, device)
-        self.returns_attention = isinstance(config, TeacherConfig) and config.attention
+        self.returns_attention = isinstance(config, TeacherConfig) and config.attention  # which eager alone forms
         self.model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, config.dtype),
             trust_remote_code=trust_remote_code,
-            attn_implementation="eager" if self.returns_attention else None,  # the others never form the weights
+            attn_implementation="eager" if self.returns_attention or caps_attention(path, trust_remote_code) else None,
         )
         self.model.eval().requires_grad_(False).to(self.device)
         # `score` applies the head by itself, so nothing (a soft cap, a scale) may stand between it and the logits.
@@ -123,7 +123,12 @@ class TransformersEngine:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = output.past_key_values
+            cache = getattr(output, "past_key_values", None)
+            if cache is None:
+                raise ConfigError(
+                    f"{type(self.model).__name__} has no cache of keys and values, so the transformers engine cannot "
+                    "generate with it: set backend=vllm"
+                )
             logits_BV = shared_logits(output.logits[:, -1], self.vocabulary)
             token_B = _draw(logits_BV, sampling, uniform_BT[:, step])
             events_BV = event_logprobs(logits_BV, self.vocabulary)
@@ -235,6 +240,12 @@ def _float32_logits(head: nn.Linear, hidden_RD: Tensor) -> Tensor:
 
 def _response_rows(rollout: Rollout) -> np.ndarray:
     return predicting_rows(len(rollout.prompt.scored_after), np.arange(len(rollout)))
+
+
+def caps_attention(path: str, trust_remote_code: bool) -> bool:
+    """Whether attention scores are squashed: of transformers' attentions only eager does so, sdpa leaves it out."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    return getattr(config, "attn_logit_softcapping", None) is not None
 
 
 def attention_paid(attentions: Sequence[Tensor], lengths: list[int]) -> list[Tensor]:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from opsd.engine_config import EngineConfig, TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES, TransformersEngine, _draw, _uniforms
-from opsd.errors import StageError
+from opsd.errors import ConfigError, StageError
 from opsd.types import Mixture, Prompt, Sampling, Vocabulary
 from tests.opsd.builders import merge_stops
 from tests.tiny_models import make_tiny_qwen3
@@ -201,3 +201,40 @@ def test_an_ignored_token_is_neither_sampled_nor_scored(model_path):
         expected = plain.sampled_logprobs - np.log1p(-foreign)
         np.testing.assert_allclose(without.sampled_logprobs, expected, atol=1e-4)
         assert not (without.top_ids == ignored).any()
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "eos_token_id": 0, "pad_token_id": 0}
+
+
+def saved(config, path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.5)
+    model.save_pretrained(path)
+    return model
+
+
+def test_a_cap_on_attention_scores_is_kept(tmp_path):
+    """transformers' sdpa leaves it out, with a line in its log at most."""
+    shape = {"intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = Gemma2Config(**SIZES, **shape, attn_logit_softcapping=0.1, final_logit_softcapping=None)
+    model = saved(config, tmp_path)
+    engine = make_engine(tmp_path)
+    [rollout] = generate(engine, 1)
+    ids = torch.from_numpy(np.concatenate([rollout.prompt.token_ids, rollout.response_ids])).long()
+    with torch.no_grad():
+        rows = model(input_ids=ids[None]).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
+    expected = merge_stops(rows, VOCABULARY)
+    events = [0 if token in VOCABULARY.stop_ids else token for token in rollout.response_ids.tolist()]
+    wanted = expected[torch.arange(len(events)), events].numpy()
+    np.testing.assert_allclose(rollout.sampled_logprobs, wanted, atol=1e-4)
+    np.testing.assert_allclose(engine.score([rollout], 4)[0].sampled_logprobs, wanted, atol=1e-4)
+
+
+def test_a_model_without_a_cache_is_refused_by_name(tmp_path):
+    saved(MambaConfig(**SIZES, state_size=8), tmp_path)
+    with pytest.raises(ConfigError, match="MambaForCausalLM has no cache of keys and values.*set backend=vllm"):
+        generate(make_engine(tmp_path), 1)
