@@ -67,7 +67,7 @@ def test_with_the_packages_hydra_answers_and_no_model_is_made(recipe, arguments,
     assert process.returncode == 0, process.stderr
     calls = [line for line in process.stdout.splitlines() if line.startswith("called: ")]
     [call] = calls
-    assert call.startswith("called: -m tip.train " if recipe != "eval.sh" else "called: -m opsd.evaluate ")
+    assert call.startswith("called: -P -m tip.train " if recipe != "eval.sh" else "called: -P -m opsd.evaluate ")
     assert call.endswith(" ".join(arguments))
 
 
