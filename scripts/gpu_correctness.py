@@ -217,29 +217,49 @@ def bucket_checks(case: HeadCase, dtype: str) -> list[Check]:
     ]
 
 
-def dense_buckets(case: HeadCase, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """What bucket_logprobs returns, from all logits at once: log-probabilities [N, B] and the entropy over events."""
+def dense_events(case: HeadCase, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """log-probabilities [N, V] at temperature 1, all stop mass at the first stop id; from all logits at once."""
     num_tokens = len(weight_VD) - PADDING
     kind = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-    logits_NV = (hidden_ND @ weight_VD[:num_tokens].T).to(kind) / case.temperature_N[:, None].to(kind)
-    logprobs_NV = logits_NV.log_softmax(1)
-    stops = torch.tensor(STOP_IDS, device=logits_NV.device)
+    logprobs_NV = (hidden_ND @ weight_VD[:num_tokens].T).to(kind).log_softmax(1)
+    stops = torch.tensor(STOP_IDS, device=logprobs_NV.device)
     event_N = logprobs_NV[:, stops].logsumexp(1)
-    events_NV = logprobs_NV.index_copy(1, stops, torch.stack([event_N, torch.full_like(event_N, -math.inf)], dim=1))
-    empty_NU = case.support_NU < 0
-    named_NU = events_NV.gather(1, case.support_NU.clamp_min(0)).masked_fill(empty_NU, -math.inf)
-    is_named_NV = torch.zeros(len(hidden_ND), num_tokens + 1, dtype=torch.bool, device=logits_NV.device)
-    is_named_NV.scatter_(1, case.support_NU.masked_fill(empty_NU, num_tokens), True)
-    rest_N1 = events_NV.masked_fill(is_named_NV[:, :-1], -math.inf).logsumexp(1, keepdim=True)
+    return logprobs_NV.index_copy(1, stops, torch.stack([event_N, torch.full_like(event_N, -math.inf)], dim=1))
+
+
+def rest_of(case: HeadCase, events_NV: Tensor) -> Tensor:
+    """The events that no row's support names; the others are -inf."""
+    num_tokens = events_NV.shape[1]
+    is_named_NV = torch.zeros(len(events_NV), num_tokens + 1, dtype=torch.bool, device=events_NV.device)
+    is_named_NV.scatter_(1, case.support_NU.masked_fill(case.support_NU < 0, num_tokens), True)
+    return events_NV.masked_fill(is_named_NV[:, :-1], -math.inf)
+
+
+def dense_buckets(case: HeadCase, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """What bucket_logprobs returns: log-probabilities [N, B] and the entropy over events, at the rows' temperatures."""
+    events_NV = dense_events(case, hidden_ND, weight_VD)
+    events_NV = (events_NV / case.temperature_N[:, None].to(events_NV.dtype)).log_softmax(1)
+    named_NU = events_NV.gather(1, case.support_NU.clamp_min(0)).masked_fill(case.support_NU < 0, -math.inf)
+    rest_N1 = rest_of(case, events_NV).logsumexp(1, keepdim=True)
     entropy_N = -(events_NV.exp() * events_NV.masked_fill(events_NV == -math.inf, 0.0)).sum(1)
     return torch.cat([named_NU, rest_N1], dim=1), entropy_N
+
+
+def tempered_teacher(case: HeadCase, events_NV: Tensor) -> Tensor:
+    """The teacher's buckets at the rows' temperatures, its rest in the shape of the student's (`events_NV`, at 1)."""
+    power_N1 = case.temperature_N[:, None].to(events_NV.dtype)
+    shape_NV = rest_of(case, events_NV.detach()).log_softmax(1)
+    teacher_NB = case.teacher_logprobs_NB.to(events_NV.dtype)
+    rest_N1 = ((teacher_NB[:, -1:] + shape_NV) / power_N1).logsumexp(1, keepdim=True)
+    return torch.cat([teacher_NB[:, :-1] / power_N1, rest_N1], dim=1).log_softmax(1)
 
 
 def dense_loss(case: HeadCase, divergence: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """(divergence [N], gradient of hidden, gradient of weight) by autograd through all logits."""
     hidden_ND, weight_VD = case.leaves(dtype)
     student_NB, _ = dense_buckets(case, hidden_ND, weight_VD)
-    value_N = divergence(student_NB.double(), case.teacher_logprobs_NB)
+    teacher_NB = tempered_teacher(case, dense_events(case, hidden_ND, weight_VD))
+    value_N = divergence(student_NB.double(), teacher_NB.double())
     (case.weight_N * value_N).sum().backward()
     return value_N.detach(), hidden_ND.grad, weight_VD.grad
 

@@ -45,6 +45,9 @@ def random_rollout(
     # Distinct in a row, and spread over the vocabulary: to draw them without replacement takes minutes at 152k tokens.
     steps_K = np.arange(top_k) * (vocabulary.size // top_k)
     top_ids_TK = (rng.integers(0, vocabulary.size, num_tokens)[:, None] + steps_K) % vocabulary.size
+    logprobs_TK = logprobs_TB[:, 1 : top_k + 1].numpy()
+    other_stops_TK = np.isin(top_ids_TK, vocabulary.stop_ids[1:])  # the stop event goes by the name of the first
+    top_ids_TK = np.where(other_stops_TK, -1, top_ids_TK)
     prompt = Prompt(index=index, token_ids=prompt_ids, text="", answer=None, source="random")
     rollout = Rollout(
         prompt=prompt,
@@ -58,7 +61,7 @@ def random_rollout(
     )
     scores = TeacherScores(
         top_ids=top_ids_TK.astype(np.int32),
-        top_logprobs=logprobs_TB[:, 1 : top_k + 1].numpy(),
+        top_logprobs=np.where(other_stops_TK, -np.inf, logprobs_TK).astype(np.float32),
         sampled_logprobs=logprobs_TB[:, 0].numpy(),
         candidate_logprobs=None,
     )
