@@ -14,7 +14,8 @@ RUN_TESTS = (
 def test_opsd_passes_its_tests_without_tip(tmp_path):
     for name in ("opsd", "tests/opsd"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tests/__init__.py", "tests/tiny_models.py", "pyproject.toml"):
+    (tmp_path / "scripts").mkdir()
+    for name in ("tests/__init__.py", "tests/tiny_models.py", "scripts/tiny_architectures.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     command = [sys.executable, "-c", RUN_TESTS, "-q", "-m", "not slow", "-p", "no:cacheprovider", "tests/opsd"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
