@@ -74,7 +74,7 @@ def engine_of(models):
             engines[backend, name] = ENGINES[backend](
                 str(models[name]),
                 vocabulary=VOCABULARY,
-                config=EngineConfig(kv_cache_gib=0.03, max_num_seqs=64),
+                config=EngineConfig(backend=backend, kv_cache_gib=0.03, max_num_seqs=64),
                 device="cpu",
                 max_model_tokens=64,
                 max_batch_tokens=100,

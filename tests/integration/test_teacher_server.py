@@ -248,9 +248,9 @@ def test_a_server_that_dies_with_requests_under_way_costs_no_rollout(models, exp
         pending = pool.begin([{place: rollout} for place, rollout in enumerate(ROLLOUTS)])
         parts = [part for group in pending for part in group.parts]
         deadline = time.monotonic() + 60
-        while sum(part.response.done() for part in parts) < 3 and time.monotonic() < deadline:
+        while sum(part.scores.done() for part in parts) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert 3 <= sum(part.response.done() for part in parts) < len(parts), "both servers must have had requests"
+        assert 3 <= sum(part.scores.done() for part in parts) < len(parts), "both servers must have had requests"
         assert {group.is_scored() for group in pending} == {True, False}
         pair[0].end()
         expect_equal(pool.finish(pending), expected["teacher"])
