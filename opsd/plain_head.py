@@ -71,6 +71,8 @@ def require_plain_head(setting: str, path: str, causal_lm: PreTrainedModel, foun
     """`setting`: as in "student.path". Raises ConfigError that names the cause where the model gives it away."""
     if found.is_plain:
         return
+    if found.largest != found.largest:
+        raise ConfigError(f"{setting}={path}: {type(causal_lm).__name__} has logits that are no numbers (NaN)")
     causes = ["a bias of lm_head"] * found.has_bias + logit_fields(causal_lm.config)
     because = f" ({', '.join(causes)})" if causes else ""
     raise ConfigError(

@@ -227,7 +227,8 @@ def largest(difference: np.ndarray) -> float:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Of this process alone: FSDP2 wants one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if not dist.is_initialized():  # an engine of an earlier trial may have left one
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

@@ -259,7 +259,7 @@ def test_conversations_train_without_evaluation_in_batches_larger_than_the_file(
 
 
 def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
-    """Every score is NaN: one message, no step taken."""
+    """Every logit is NaN: one message, no step taken."""
     broken = tmp_path / "broken"
     make_tiny_qwen3(broken, tied=False, layers=3, seed=1, eos_token_id=0)
     make_char_tokenizer(broken, eos_token_id=0)
@@ -272,7 +272,7 @@ def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
         pair, tmp_path / "run", f"teacher.path={broken}", "teacher.backend=transformers", "rollout.backend=transformers"
     )
     assert process.returncode != 0
-    assert "NaN in the teacher's scores" in process.stderr
+    assert "Qwen3ForCausalLM has logits that are no numbers (NaN)" in process.stderr
     assert "Traceback" not in process.stderr
 
 

@@ -137,7 +137,7 @@ def test_a_servers_engine_of_two_processes_scores_and_leaves_none_behind(tmp_pat
         monkeypatch.setenv(name, value)  # the engine sets them in this process, for its child
     path = make_tiny_qwen3(tmp_path, tied=True, seed=1, eos_token_id=0, scale=2.0)
     cfg = TeacherConfig(path=str(path), kv_cache_gib=0.03, max_num_seqs=64, tensor_parallel_size=2)
-    engine = EngineProcess(cfg, "cpu")
+    engine, others = EngineProcess(cfg, "cpu"), children(os.getpid())
 
     async def use():
         await engine.start(VOCABULARY, 64)
@@ -147,6 +147,7 @@ def test_a_servers_engine_of_two_processes_scores_and_leaves_none_behind(tmp_pat
         return rollouts, await engine.score(request), children(os.getpid())
 
     rollouts, scored, started_by_it = asyncio.run(use())
+    started_by_it = [child for child in started_by_it if child not in others]  # those of earlier tests of this process
     assert sum(b"Worker" in command_of(child) for child in started_by_it) == 2
     for rollout, scores in zip(rollouts, scored, strict=True):
         np.testing.assert_allclose(scores.sampled_logprobs, reference(path, rollout), **CLOSE)

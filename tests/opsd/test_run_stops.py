@@ -65,7 +65,7 @@ def stand_ins(monkeypatch):
     tokenizer = SimpleNamespace(decode=lambda ids, **_: "?")
     setup = SimpleNamespace(
         tokenizer=tokenizer, vocabulary=VOCABULARY, train_prompts=prompts, eval_prompts=prompts, device="cpu",
-        support="teacher", max_model_tokens=64,
+        support="teacher", max_model_tokens=64, prompt_lines=[],
     )  # fmt: skip
 
     @contextmanager
@@ -76,7 +76,8 @@ def stand_ins(monkeypatch):
     for name, stand_in in {
         "check": lambda cfg: setup, "ray_cluster": no_cluster, "metrics_url": lambda: "http://127.0.0.1:1/metrics",
         "Placement": Part, "RolloutPool": Part, "start_teachers": Part, "LearnerGroup": Part, "RayMetrics": Part,
-        "weight_sync": lambda *_: lambda version: None, "evaluate": lambda *_, **__: figures,
+        "check_agreement": lambda *_: None, "weight_sync": lambda *_: lambda version: None,
+        "evaluate": lambda *_, **__: figures,
         "build_report": lambda folder: (folder / "report.html").write_text("report") and folder / "report.html",
     }.items():  # fmt: skip
         monkeypatch.setattr(opsd.run, name, stand_in)

@@ -102,6 +102,7 @@ def test_an_engine_that_cannot_keep_the_promise_does_not_start(monkeypatch, runs
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM))
     monkeypatch.setattr(vllm_engine, "model_without_weights", lambda *_, **__: None)
+    monkeypatch.setattr(vllm_engine, "untied_settings", lambda *_, **__: {})
 
     def start(**settings):
         return vllm_engine.VllmEngine(

@@ -30,7 +30,7 @@ def make_engine(path, *, max_num_seqs=256, max_batch_tokens=None, config=None) -
     return TransformersEngine(
         str(path),
         vocabulary=VOCABULARY,
-        config=config or EngineConfig(max_num_seqs=max_num_seqs),
+        config=config or EngineConfig(backend="transformers", max_num_seqs=max_num_seqs),
         device="cpu",
         max_model_tokens=64,
         max_batch_tokens=max_batch_tokens,

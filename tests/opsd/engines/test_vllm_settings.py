@@ -144,7 +144,9 @@ class RecordingLLM:
 def engine_of(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=RecordingLLM))
     monkeypatch.setattr(vllm_engine, "model_without_weights", lambda *_, **__: None)
+    monkeypatch.setattr(vllm_engine, "untied_settings", lambda *_, **__: {})
     monkeypatch.setattr(vllm_engine, "complete_weights", lambda _, named: named)
+    monkeypatch.setattr(vllm_engine, "as_stored", lambda _, named: named)
 
     def start(role, device="cuda"):
         return vllm_engine.VllmEngine(
