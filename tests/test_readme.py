@@ -1,0 +1,49 @@
+"""The figures in README.md are those of recipes/results/, each of which a committed command printed."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tables(file):
+    """The Markdown tables of a file, each a list of rows by column name; a name that repeats gets " 2", " 3"."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", (ROOT / file).read_text(), re.MULTILINE):
+        head, _, *rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
+        names = [n if head.index(n) == i else f"{n} {head[: i + 1].count(n)}" for i, n in enumerate(head)]
+        found.append([dict(zip(names, row, strict=True)) for row in rows])
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """README's table "What to expect": first cell -> (before, after, teacher)."""
+    [table] = [table for table in tables("README.md") if "run" in table[0] and "before" in table[0]]
+    return {row["run"]: (row["before"], row["after"], row["teacher"]) for row in table}
+
+
+def spread(values):
+    """'low to high', or the value where all are equal."""
+    low, high = min(values, key=float), max(values, key=float)
+    return low if low == high else f"{low} to {high}"
+
+
+def test_the_quick_start_s_figures_are_those_of_its_five_seeds(expected):
+    seeds = [row for row in tables("recipes/results/quickstart.md")[0] if row["run"].startswith("seed")]
+    assert [row["seed"] for row in seeds] == ["0", "1", "2", "3", "4"]
+    assert expected["quick start: held-out accuracy, greedy, five seeds"] == tuple(
+        spread([row[name] for row in seeds]) for name in ("accuracy before", "after", "teacher")
+    )
+    assert expected["quick start: reverse KL to the teacher, nats per token"] == (
+        spread([row["reverse KL before"] for row in seeds]), spread([row["after 2"] for row in seeds]), "",
+    )  # fmt: skip
+
+
+def test_smollm2_s_figures_are_those_of_its_run(expected):
+    [[run]] = tables("recipes/results/smollm2.md")
+    where = "SmolLM2-135M to 21 of its layers, 24 steps: reverse KL, nats per token"
+    assert expected[where] == (run["reverse KL before"], run["after 2"], "")
+    assert expected["the same: top-1 agreement with the teacher"] == (run["top-1 before"], run["after 3"], "")
