@@ -12,6 +12,7 @@ from opsd.report.formats import NOT_MEASURED, count, duration, nats, percent
 from opsd.report.plots import CHARTS, PHASE_COLOURS, render_svg
 from opsd.report.read import RunData
 from opsd.report.token_view import token_view
+from opsd.run_folder import flat
 
 HERE = Path(__file__).parent
 CHARTS_WITH_OWN_PLACE = ("phases",)
@@ -176,21 +177,10 @@ def _settings(run: RunData) -> str:
         versions = {**versions, "git commit": commit}
     blocks = []
     if config:
-        blocks.append(f"<details><summary>Config</summary>{_table(_flatten(config))}</details>")
+        blocks.append(f"<details><summary>Config</summary>{_table(flat(config))}</details>")
     if versions:
         blocks.append(f"<details open><summary>Versions</summary>{_table(versions)}</details>")
     return f'<section class="settings"><h2>How it was made</h2>{"".join(blocks)}</section>' if blocks else ""
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names, as they are given on the command line."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _table(rows: dict[str, Any]) -> str:
