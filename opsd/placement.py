@@ -41,10 +41,12 @@ def ray_cluster(*, dashboard: bool):
     Raises StageError where neither is possible.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other process on the machine starves the run
-    for name in ("RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S"):
-        os.environ.setdefault(name, "120")  # a first start from a cold disk, or on a busy machine, takes over 30 s
-    local = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
-    context = _connect({} if joins_cluster() else local)
+    local: dict[str, Any] = {}
+    if not joins_cluster():
+        local = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+        for name in ("RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S"):
+            os.environ.setdefault(name, "120")  # a first start from a cold disk, or on a busy machine, takes over 30 s
+    context = _connect(local)
     # Ray's own handler prints its C++ stack and aborts: a job that its scheduler ends leaves as after Ctrl-C.
     if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -55,8 +57,8 @@ def ray_cluster(*, dashboard: bool):
 
 
 def _connect(options: dict[str, Any]) -> Any:
-    """ray.init, tried twice: on a busy machine a node of its own misses Ray's 30 seconds, which no setting changes."""
-    for is_last in (False, True):
+    """ray.init; a node of its own is started twice: a busy machine misses Ray's 30 seconds, which are fixed."""
+    for is_last in (False, True) if options else (True,):
         try:
             return ray.init(
                 namespace=f"opsd-{uuid.uuid4().hex[:8]}", logging_level="ERROR", log_to_driver=False, **options
@@ -64,6 +66,8 @@ def _connect(options: dict[str, Any]) -> Any:
         except Exception as error:  # Ray raises bare ones
             ray.shutdown()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if "InvalidAuthToken" in f"{error} {error.__cause__}":
+                reason = "its token is another than that of RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN here"
             if is_last:
                 where = f"join the cluster at {os.environ['RAY_ADDRESS']}" if joins_cluster() else "start on this node"
                 raise StageError(f"ray: could not {where}: {reason}") from error
