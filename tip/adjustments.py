@@ -90,7 +90,8 @@ def preference(batch: BatchStats, selection: Selection, *, beta: float = 0.1) ->
     """`advantage_N` for DPKD: its gradient, at the current student, as a weight on log student(y). arXiv 2406.19774.
 
     The loss of a prompt is -log sigmoid(u), u = beta (m_t - m_s) with the mean over tokens m of log student(y) -
-    log teacher(y) on the teacher's answer and on the student's own. Needs answers=teacher_pairs.
+    log teacher(y) on the teacher's answer and on the student's own. Needs answers=teacher_pairs. An answer whose other
+    half was dropped (a score was missing) teaches nothing.
     """
     log_ratio_T = known(batch.tokens, "student_logprob_T") - known(batch.tokens, "teacher_logprob_T")
     mean_R = mean_per_rollout(batch, log_ratio_T)
@@ -99,15 +100,16 @@ def preference(batch: BatchStats, selection: Selection, *, beta: float = 0.1) ->
     pair_R2 = torch.stack([batch.prompt_R, batch.sample_R], dim=1)
     pairs, group_R, count_G = pair_R2.unique(dim=0, return_inverse=True, return_counts=True)
     balance_G = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, group_R, sign_R)
-    if (count_G != 2).any() or balance_G.any():
+    is_pair_G = count_G == 2
+    if (count_G > 2).any() or balance_G[is_pair_G].any() or not is_pair_G.any():
         raise ConfigError(
             "adjust.preference needs one answer of the teacher and one of the student a prompt: set "
             "answers=teacher_pairs and data.samples_per_prompt=1"
         )
     margin_G = beta * torch.zeros(len(pairs), dtype=torch.float64).index_add(0, group_R, sign_R * mean_R)
-    push_R = torch.sigmoid(-margin_G)[group_R] * beta * sign_R / torch.tensor(batch.lengths)
+    push_R = (is_pair_G * torch.sigmoid(-margin_G))[group_R] * beta * sign_R / torch.tensor(batch.lengths)
     # The learner averages over all kept tokens; this is to be a mean over pairs.
-    scale = len(selection) / len(pairs)
+    scale = len(selection) / int(is_pair_G.sum())
     return with_input(selection, "advantage_N", (scale * push_R)[batch.rollout_T[selection.index_N]].float())
 
 

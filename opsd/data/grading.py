@@ -88,6 +88,22 @@ def ready_to_judge(setting: str) -> Iterator[None]:
 
 def last_box(text: str) -> str | None:
     """The last \\boxed{...} of `text` with its own braces balanced; None: there is none, or it is not closed."""
+    found = _last_box(text)
+    return None if found is None else found[0]
+
+
+def with_percent_inside(text: str) -> str:
+    """`text` with the percent sign behind its last box in the box: \\boxed{50}\\% is \\boxed{50\\%}."""
+    found = _last_box(text)
+    sign = found and re.match(r"\s*\$?\s*(?:\\?%|(?:\\text\s*\{)?\s*per\s?cent\b\s*\}?)", text[found[1] :])
+    if not sign:
+        return text
+    _, end = found
+    return rf"{text[: end - 1]}\%}}{text[end + sign.end() :]}"
+
+
+def _last_box(text: str) -> tuple[str, int] | None:
+    """It, and where it ends."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -95,7 +111,8 @@ def last_box(text: str) -> str | None:
     for brace in re.finditer(r"(?<!\\)[{}]", text[start:]):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
-            return text[start : start + brace.end()]
+            end = start + brace.end()
+            return text[start:end], end
     return None
 
 
@@ -111,8 +128,8 @@ def last_answer_line(text: str) -> str | None:
 
 # Where each of the graders that leave the comparison to math-verify looks: in all of a text, or in a part of it.
 EXPRESSIONS: dict[str, Callable[[str], str | None]] = {
-    "math": lambda text: text,
-    "boxed": last_box,
+    "math": with_percent_inside,
+    "boxed": lambda text: last_box(with_percent_inside(text)),
     "answer_line": last_answer_line,
 }
 

@@ -137,9 +137,7 @@ def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return groups
 
 
-def _drop_foreign(
-    ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary
-) -> tuple[np.ndarray, np.ndarray]:
+def _drop_foreign(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """(log-probabilities with foreign ids out and the rest renormalised, log of the mass that stayed)."""
     foreign_TM = vocabulary.is_foreign(ids_TM)
     if not foreign_TM.any():

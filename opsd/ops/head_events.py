@@ -55,9 +55,7 @@ def events_of(
     return Events(support_NU, temperature_N, vocab_size, tuple(sorted(stop_ids)), foreign_ids)
 
 
-def _check_ids(
-    support_NU: Tensor, vocab_size: int, stop_ids: tuple[int, ...], foreign_ids: tuple[int, ...]
-) -> None:
+def _check_ids(support_NU: Tensor, vocab_size: int, stop_ids: tuple[int, ...], foreign_ids: tuple[int, ...]) -> None:
     """Twice the same id would count its mass twice; so would a stop id beside the event that it is part of."""
     ascending_NU = support_NU.sort(1).values
     lowest, largest = ascending_NU[:, 0].min().item(), ascending_NU[:, -1].max().item()

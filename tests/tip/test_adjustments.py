@@ -121,6 +121,17 @@ def test_preference_has_the_gradient_of_the_loss_over_pairs(pairs):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_half_a_pair_teaches_nothing_and_the_other_pairs_what_they_would_alone():
+    """Its other half had no scores and was dropped."""
+    whole = make_batch(LENGTHS, **GROUPS)
+    batch = replace(whole, prompt_R=torch.tensor([1, 2, 3, 3]))
+    found = ADJUSTMENTS["preference"](batch, keep_all(batch)).inputs["advantage_N"]
+    both = ADJUSTMENTS["preference"](whole, keep_all(whole)).inputs["advantage_N"]
+    alone = sum(LENGTHS[:2])
+    assert torch.equal(found[:alone], torch.zeros(alone))
+    torch.testing.assert_close(found[alone:], 2 * both[alone:])  # a mean over one pair, not over two
+
+
 def test_a_prompt_that_is_in_the_batch_twice_is_one_group_of_all_its_answers():
     """Its pass rate, and what an answer's reward is measured against, are known the better."""
     batch = make_batch(LENGTHS, **{**GROUPS, **TWICE})  # rewards 1, 0, 0, 0
@@ -137,7 +148,7 @@ def test_what_an_adjustment_lacks_is_said():
     for name in ("reward", "paced", "advantage"):
         with pytest.raises(ConfigError, match=f"adjust.{name} needs rewards: set data.grader"):
             ADJUSTMENTS[name](batch, keep_all(batch))
-    lonely = replace(make_batch(LENGTHS, **GROUPS), prompt_R=torch.tensor([1, 2, 3, 3]))
+    lonely = replace(make_batch(LENGTHS, **GROUPS), prompt_R=torch.tensor([1, 2, 3, 4]))
     with pytest.raises(ConfigError, match="adjust.preference needs one answer of the teacher and one of the student"):
         ADJUSTMENTS["preference"](lonely, keep_all(lonely))
     kdrl = TipRunConfig(loss=LossConfig(divergence="kdrl"))
