@@ -10,5 +10,5 @@ export OMP_NUM_THREADS=1 # tiny models run slower on more
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline
 export VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind
 .venv/bin/ruff check .
-# Whole files: their fixtures (trained pairs, engines) are made once.
-exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
+# Whole files, as their fixtures (trained pairs, engines) are made once; in their order, as the long ones come first.
+exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.test_pipeline import finished, losses, pair, train, weights  # noqa: F401  (pair: a fixture)
+from tests.integration.runs import finished, losses, train, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "ray_cluster.sh"
@@ -101,7 +101,7 @@ def nodes_of_actors(address):
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_engines_on_one_node_and_the_learner_on_the_other_train_as_on_one_machine(pair, tmp_path, nodes, joined):  # noqa: F811
+def test_engines_on_one_node_and_the_learner_on_the_other_train_as_on_one_machine(pair, tmp_path, nodes, joined):
     on_two = finished(
         pair, tmp_path / "two", "num_steps=3", "placement.learner_nodes=train", "placement.rollout_nodes=engines",
         "placement.teacher_nodes=engines",
@@ -117,7 +117,7 @@ def test_engines_on_one_node_and_the_learner_on_the_other_train_as_on_one_machin
     assert all(torch.equal(two[name], one[name]) for name in one)
 
 
-def test_a_label_that_no_node_has_is_refused(pair, tmp_path, joined):  # noqa: F811
+def test_a_label_that_no_node_has_is_refused(pair, tmp_path, joined):
     process = train(pair, tmp_path / "run", "placement.rollout_nodes=nowhere", "placement.wait_s=1")
     assert process.returncode == 2
     assert "error: placement: no room for rollout: 1 x a process on nodes labelled nodes=nowhere" in process.stderr
@@ -125,7 +125,7 @@ def test_a_label_that_no_node_has_is_refused(pair, tmp_path, joined):  # noqa: F
     assert "Traceback" not in process.stderr
 
 
-def test_a_driver_without_the_token_is_turned_away(pair, tmp_path, joined, monkeypatch):  # noqa: F811
+def test_a_driver_without_the_token_is_turned_away(pair, tmp_path, joined, monkeypatch):
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))

@@ -18,7 +18,12 @@ exec "$@"
 """,
     "scripts/setup.sh": 'echo setup >>"$LOG"',
     "scripts/ray_cluster.sh": """
-if [[ $1 == head ]]; then mkdir -p "$RAY_CLUSTER_DIR"; echo 10.0.0.1:20042 >"$RAY_CLUSTER_DIR/ray_current_cluster"; fi
+if [[ $1 == head ]]; then
+    mkdir -p "$RAY_CLUSTER_DIR"
+    : >"$RAY_CLUSTER_DIR/ray_current_cluster" # the file is there before its text is
+    sleep 0.5
+    echo 10.0.0.1:20042 >"$RAY_CLUSTER_DIR/ray_current_cluster"
+fi
 exec sleep 600
 """,
     # Both workers are started in the background: it ends after they have been.
