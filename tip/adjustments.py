@@ -26,7 +26,10 @@ MIN_ENTROPY = 1e-6  # as a share of log V: below it, all tokens of a batch are c
 
 
 def reward(batch: BatchStats, selection: Selection, *, beta: float = 1.0) -> Selection:
-    """Weight of a rollout: softmax(reward / beta) among the answers to its prompt. METHODS section 4."""
+    """Weight of a rollout: softmax(reward / beta) among the answers to its prompt.
+
+    Source: docs/methods.md, Objectives with rewards.
+    """
     weight_R = reward_weight(rewards(batch, "adjust.reward"), batch.prompt_R, beta=beta)
     return weigh_rollouts(batch, selection, weight_R)
 
@@ -57,7 +60,7 @@ def fire(batch: BatchStats, selection: Selection, *, alpha: float = 1.0, beta: f
     H_q is the teacher's entropy, H_p the student's: high where the teacher is sure and the student is not. The maxima
     are over all tokens of the batch, those left out included; the learner makes the mean 1. Top-k: the teacher's
     entropy is extrapolated from the tokens that it named.
-    Source: FiRe, arXiv 2606.02684, YuYingLi0/FiRe-OPD, verl/workers/actor/dp_actor.py; METHODS section 6.
+    Source: FiRe, arXiv 2606.02684, YuYingLi0/FiRe-OPD, verl/workers/actor/dp_actor.py; docs/methods.md, Answers.
     """
     if not (alpha >= 0.0 and beta >= 0.0):
         raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")

@@ -5,8 +5,8 @@
 Every entry takes the same options, used or not, so that a method of your own is one function and one entry:
 `SCORES["mine"] = mine`. `scaling` says how an axis comes to [0, 1]: "minmax", as in the paper, or "quantile", which no
 outlier flattens. `clip_quantile` cuts the entropy before "minmax". `generator` is for a score that draws. A score of a
-statistic that `stats` lacks raises ValueError; `READS` says which statistics each is made of. Source: METHODS section
-2; equations are of TIP, arXiv 2604.14084.
+statistic that `stats` lacks raises ValueError; `READS` says which statistics each is made of.
+Source: docs/methods.md, Scores; equations are of TIP, arXiv 2604.14084.
 """
 # T response tokens of the global batch
 

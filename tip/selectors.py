@@ -5,7 +5,7 @@
 `score_T` holds the tokens of all rollouts one after another, `lengths` the number of tokens of each rollout. `ratio`
 is the share that stays, of each rollout (`scope` "rollout") or of the whole batch ("batch"). Every entry takes the
 same options, used or not, and raises ValueError where lengths do not sum to T, or where a score that it needs is not
-finite. Source: METHODS section 2; TIP, arXiv 2604.14084, eq. 8.
+finite. Source: docs/methods.md, Selectors; TIP, arXiv 2604.14084, eq. 8.
 """
 # T response tokens of the global batch, N kept tokens
 

@@ -94,7 +94,8 @@ class LearnerGroup:
         """A pass of the current student over all rollouts: the statistics of their tokens, one after another.
 
         Exact is the entropy only: the divergences are on the buckets that the loss has, as far as `named_mass_T` says.
-        What needs the rollouts' candidates or the teacher comes from the engines. METHODS 2 (`stats: learner`).
+        What needs the rollouts' candidates or the teacher comes from the engines. Source:
+        docs/methods.md, Statistics of a token.
         """
         num_tokens = sum(len(item.rollout) for item in scored)
         everything = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))

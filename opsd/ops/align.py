@@ -132,7 +132,8 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
     log-probability is known; all others share one rest bucket, so each divergence is a lower bound of the dense one,
     and how low differs from token to token: with a teacher that names its top K only, a student far from it has little
     mass on these tokens (`named_mass_T`), and the order of the tokens by divergence can be chance. The entropies
-    extrapolate beyond the likeliest. All are exact where every event is named. METHODS 1 and 2 (`stats: rollout`).
+    extrapolate beyond the likeliest. All are exact where every event is named.
+    Source: docs/methods.md, Statistics of a token.
     """
     teacher_TC, known_TC = rows.teacher_at_candidates()
     shared_TC = known_TC & (rows.candidate_ids_TC != rows.events_T[:, None])

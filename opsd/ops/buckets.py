@@ -3,7 +3,9 @@
 A bucket is one named token, or (the last) all tokens without a name. Everything that is learnt here is a function of
 the bucket log-probabilities, so the closed form of one backward serves every divergence. With G_b = dL/dlogprob_b:
 
-    dL/dz_v = G_v [v named] + G_rest (p_v / P_rest) [v not named] - p_v sum_b G_b          Source: METHODS section 1
+    dL/dz_v = G_v [v named] + G_rest (p_v / P_rest) [v not named] - p_v sum_b G_b
+
+Source: docs/methods.md, The sparse divergence.
 
 `bucket_logprobs` is that primitive. `sparse_head_loss` is what training uses: it has the divergence at hand, so it
 forms the gradients in the same pass and computes no logits twice. Both go through the rows in chunks, each of which
@@ -62,7 +64,7 @@ def bucket_logprobs(
     `foreign_ids`: rows of the head that are no tokens either; the support must not name them.
     `plan`: sizes and order of the work; None: that of the device, see `opsd.ops.head_plan`.
     Raises ValueError where a shape, `chunk_rows`, `vocab_size`, `stop_ids` or (on the CPU) an id of the support does
-    not fit. Source: METHODS section 1.
+    not fit. Source: docs/methods.md, The sparse divergence.
     """
     plan = plan_for(hidden_ND) if plan is None else plan
     events = events_of(hidden_ND, weight_VD, support_NU, temperature_N, vocab_size, stop_ids, foreign_ids, plan)

@@ -16,7 +16,8 @@ def dense_divergence(name: str, student_logits_NV: Tensor, teacher_logits_NV: Te
     """The divergence `name` of two softmax distributions at temperature 1: [N] nats, float64, >= 0.
 
     `options` are those of the entry of the same name in `opsd.ops.divergences`, with the same defaults.
-    A logit may be -inf on both sides (no such token), for the value only. Source: METHODS sections 1 and 3.
+    A logit may be -inf on both sides (no such token), for the value only.
+    Source: docs/methods.md, Divergences and Token-adaptive divergences.
     """
     student_NV = student_logits_NV.double().softmax(-1)
     teacher_NV = teacher_logits_NV.double().softmax(-1)

@@ -1,7 +1,7 @@
 """What a token's buckets say of its importance, beside entropy and the divergences.
 
 Arguments are log-probabilities [N, B] of student and teacher, as in `opsd.ops.divergences`. Nothing is learnt through
-these: their gradients are not finite where a bucket is empty. Source: METHODS sections 2 and 3.
+these: their gradients are not finite where a bucket is empty. Source: docs/methods.md, Statistics of a token.
 """
 # N tokens, B buckets
 

@@ -4,7 +4,7 @@
 
 The arguments are those of a divergence, see `opsd.ops.divergences`; a term may name row inputs, see
 `opsd.ops.objective`. All but `policy_gradient` compare the named tokens only and are blind to how much mass the rest
-has, so none of them is a divergence: they stand beside one. Source: METHODS section 4.
+has, so none of them is a divergence: they stand beside one. Source: docs/methods.md, Terms beside a divergence.
 """
 # N rows, B buckets, U = B - 1 named tokens, G rows of a group
 
@@ -37,7 +37,7 @@ def kendall(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, sharpne
 
     The sign of a pair is tanh(sharpness * difference of log-probabilities) for either model, so that it has a gradient
     and a pair that the teacher hardly tells apart counts little. The value of equal models therefore is not 0, nor the
-    lowest: a student whose order is right and steeper pays less. Source: RKKD, arXiv 2409.17823; METHODS section 4.
+    lowest: a student whose order is right and steeper pays less. Source: RKKD, arXiv 2409.17823.
     """
     named_NU = _named(teacher_logprobs_NB)
     pair_NUU = (named_NU[:, :, None] & named_NU[:, None, :]).triu(1)

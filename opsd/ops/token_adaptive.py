@@ -3,7 +3,7 @@
 Signature, units and edges are those of `opsd.ops.divergences`, where these are registered. What is called detached
 counts as a constant in the gradient, so a numerical derivative of the value is not the gradient. "Top-k" in a
 docstring: what the value means when the teacher names some tokens only and all others share one rest bucket.
-Source: METHODS section 3.
+Source: docs/methods.md, Token-adaptive divergences.
 """
 # N tokens, B buckets
 
@@ -40,8 +40,8 @@ def akl(
 
     With g = sum |q - p| over head and tail, detached: (g_head KL(q || p) + g_tail KL(p || q)) / (g_head + g_tail); 0
     where both are 0. `crossing` says where the bucket goes with which the cumulative teacher mass crosses:
-    "head": buckets in ascending order are tail while their cumulative mass is at most 1 - `head_mass`. METHODS section
-    3; songmzhang/DSKD (its `<` differs only where the mass meets the bound exactly) and jungseongryong/ToDi,
+    "head": buckets in ascending order are tail while their cumulative mass is at most 1 - `head_mass`. As
+    songmzhang/DSKD (its `<` differs only where the mass meets the bound exactly) and jungseongryong/ToDi,
     code/criterions/various_divergence.py of both.
     "tail": buckets in descending order are head while their cumulative mass is at most `head_mass`, and the first
     always. The authors' own wutaiqiang/LLM_KD_AKL, AKL.py; so too SassyRong/AdaKD, loss/losses.py.
