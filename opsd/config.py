@@ -241,7 +241,7 @@ def compose_config(hydra_cfg: DictConfig, config_class: type[Config]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), hydra_cfg))
+        cfg: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), hydra_cfg))
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opsd.placement import resolve_device
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 AUTO = {"cpu": "float32", "cuda": "bfloat16"}
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def with_dtypes(cfg: Config, device: str) -> Config:

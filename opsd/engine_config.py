@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from opsd.checks import at_least, in_range, one_of, positive
 from opsd.errors import ConfigError
@@ -37,8 +37,8 @@ class EngineConfig:
     # a setting of this section decides is refused here.
     engine_args: dict[str, Any] = field(default_factory=dict)
 
-    section = "engine"
-    backends = ENGINES
+    section: ClassVar[str] = "engine"
+    backends: ClassVar[tuple[str, ...]] = ENGINES
 
     def __post_init__(self) -> None:
         one_of(f"{self.section}.backend", self.backend, self.backends)

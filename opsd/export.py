@@ -66,7 +66,7 @@ def find_source(path: Path) -> Source:
     if checkpoint is None and not (summary and (run / "student").is_dir()):
         raise DataError(f"{run}: no checkpoint and no finished student/ in it: there is nothing to export yet")
     state = {} if checkpoint is None else read_state(checkpoint)
-    step = state.get("step", summary.get("steps"))
+    step: Any = state.get("step", summary.get("steps"))
     config = yaml.safe_load((run / "config.yaml").read_text())
     said = {"support": config["loss"]["support"], **summary, **state}
     return Source(

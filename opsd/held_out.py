@@ -10,7 +10,7 @@ import numpy as np
 from opsd.batch import drop_unusable
 from opsd.data.grading import judge_rollouts
 from opsd.rollout.pool import RolloutPool
-from opsd.teacher.pool import TeacherPool
+from opsd.teacher.router import Teacher
 from opsd.types import Prompt, Rollout
 
 
@@ -33,7 +33,7 @@ class Evaluation:
 
 def evaluate(
     rollout_pool: RolloutPool,
-    teacher_pool: TeacherPool,
+    teacher_pool: Teacher,
     *,
     problems: list[Prompt],
     kl_prompts: list[Prompt],

@@ -49,8 +49,9 @@ def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
             selection = Selection(index_N=place_T, weight_N=torch.ones(len(place_T)))
             objective = Objective(parts=tuple(p for p in objective.parts if not Objective.of(p[1]).required_inputs()))
         check_objective(objective, selection)
+    no_engines: Any = NoEngines()
     try:
-        source = hooks.rollouts(NoEngines(), NoEngines())
+        source = hooks.rollouts(no_engines, no_engines)
     except AttributeError:  # one that reads more of its pools at once is looked at when there are pools
         return
     checked_source(source, name_of(hooks.rollouts))

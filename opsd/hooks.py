@@ -21,7 +21,7 @@ from opsd.types import BatchStats, Rollout, Selection, StepReport
 if TYPE_CHECKING:
     from opsd.config import LossConfig, RunConfig
     from opsd.rollout.pool import RolloutPool
-    from opsd.teacher.pool import TeacherPool
+    from opsd.teacher.router import Teacher
 
 # (prompts, *, samples_per_prompt, step) -> groups of rollouts by place, as RolloutPool.sample
 RolloutSource = Callable[..., Iterable[dict[int, Rollout]]]
@@ -37,7 +37,7 @@ def ignore(_: Any) -> None:
     pass
 
 
-def student_answers(rollout_pool: RolloutPool, teacher_pool: TeacherPool) -> RolloutSource:
+def student_answers(rollout_pool: RolloutPool, teacher_pool: Teacher) -> RolloutSource:
     """Every answer of the batch is the current student's: on-policy."""
     return rollout_pool.sample
 
@@ -55,7 +55,7 @@ class TrainHooks:
     divergence: Callable[..., Tensor]  # student, teacher bucket log-probs [N, B], row inputs -> [N]; see Objective
     select: Callable[[BatchStats], Selection] = select_all
     after_step: Callable[[StepReport], None] = ignore
-    rollouts: Callable[[RolloutPool, TeacherPool], RolloutSource] = student_answers
+    rollouts: Callable[[RolloutPool, Teacher], RolloutSource] = student_answers
     state_dict: Callable[[], dict[str, Any]] = dict
     load_state_dict: Callable[[dict[str, Any]], None] = ignore
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +17,13 @@ from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport
 class Pending(Protocol):
     """A group of rollouts on its way through the teacher."""
 
-    rollouts: Mapping[int, Rollout]
+    @property
+    def rollouts(self) -> Mapping[int, Rollout]: ...
 
     def is_scored(self) -> bool: ...
 
 
-def queue_lengths(pending: list[Pending]) -> dict[str, int]:
+def queue_lengths(pending: Sequence[Pending]) -> dict[str, int]:
     """What waits for its scores now. With a long score phase, a long queue means too few teachers."""
     waiting = [len(group.rollouts) for group in pending if not group.is_scored()]
     return {"queue/rollouts": sum(waiting), "queue/groups": len(waiting)}

@@ -31,7 +31,8 @@ LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", 
 class HasContext(Protocol):
     """A model's config, as far as its context goes."""
 
-    max_position_embeddings: int
+    @property
+    def max_position_embeddings(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)

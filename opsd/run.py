@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -39,9 +39,18 @@ from opsd.run_state import resume, state_of
 from opsd.run_summary import loaded_models, run_summary
 from opsd.seats import Placement
 from opsd.stopping import stop_signals
-from opsd.teacher.router import Answered, start_teachers
-from opsd.types import BatchStats, NoScores, ScoredRollout, Selection, StepReport
+from opsd.teacher.pool import Answered, TeacherPool
+from opsd.teacher.router import start_teachers
+from opsd.types import BatchStats, NoScores, ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 from opsd.weight_sync import check_agreement, weight_sync, weight_transfer
+
+
+class _Shared(TypedDict):
+    """What rollout engines, teacher and learner are all started with."""
+
+    vocabulary: Vocabulary
+    device: str
+    placement: Placement
 
 
 class Run:
@@ -135,7 +144,7 @@ class Run:
             model_without_weights(cfg.student.path, trust_remote_code=cfg.student.trust_remote_code)
         )
         rollout = replace(cfg.rollout, weight_transfer=weight_transfer(cfg, setup.device, renamed=renamed))
-        shared = {"vocabulary": setup.vocabulary, "device": setup.device, "placement": placement}
+        shared: _Shared = {"vocabulary": setup.vocabulary, "device": setup.device, "placement": placement}
         self.rollout_pool = RolloutPool(
             cfg.student, rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
         )
@@ -151,10 +160,11 @@ class Run:
             mean_decay=cfg.teacher.follow_decay,
             **shared,
         )
-        self.token_stats = {
+        sources: dict[str, Callable[[list[ScoredRollout]], TokenStats]] = {
             "rollout": partial(rollout_stats, vocabulary=setup.vocabulary),
             "learner": self.learner.token_stats,
-        }[cfg.stats]
+        }
+        self.token_stats = sources[cfg.stats]
         source = self.hooks.rollouts(self.rollout_pool, self.teacher_pool)
         self.sample = checked_source(source, name_of(self.hooks.rollouts))
         parts = {"rollout": self.rollout_pool, "teacher": self.teacher_pool, "learner": self.learner}
@@ -179,6 +189,7 @@ class Run:
         """The learner's weights into the rollout engines, and their running mean into a teacher that follows it."""
         self.push_weights(policy_version)
         if self.cfg.teacher.follow_decay is not None:
+            assert isinstance(self.teacher_pool, TeacherPool), "teacher.follow_decay has one teacher"
             self.teacher_pool.update_weights(self.learner.mean_weights(self.cfg.teacher.dtype))
 
     def rest_engines(self) -> None:

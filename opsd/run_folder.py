@@ -78,7 +78,8 @@ class RunFolder:
     def newest_step(self) -> int | None:
         """How many steps the newest finished checkpoint has seen; None where there is none."""
         newest = self.newest_checkpoint()
-        return None if newest is None else int(CHECKPOINT_NAME.fullmatch(newest.name)[1])
+        named = newest and CHECKPOINT_NAME.fullmatch(newest.name)
+        return int(named[1]) if named else None
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty folder to write to; `finish_checkpoint` gives it its name."""
@@ -110,8 +111,8 @@ class RunFolder:
     def _changes(self, earlier: dict[str, Any], cfg: RunConfig) -> dict[str, tuple[Any, Any]]:
         """By dotted name, before and now. Raises ConfigError for a setting that makes it another run."""
         before, now = flat(earlier), flat(_as_yaml(asdict(cfg)))
-        changed = {name: (before.get(name), now.get(name)) for name in {**before, **now}}
-        changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
+        pairs: dict[str, tuple[Any, Any]] = {name: (before.get(name), now.get(name)) for name in {**before, **now}}
+        changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         for name, (old, new) in changed.items():
             longer = name == "num_steps" and new > old
             if not longer and not any(_is_below(name, free) for free in FREE_ON_RESUME.values()):

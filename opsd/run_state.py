@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opsd.errors import say
@@ -57,9 +58,10 @@ def _consequence(run: Run, name: str, before: Any) -> str:
     if name != "num_steps":
         return ""
     cfg = run.cfg.learner
-    shape = {"schedule": cfg.schedule, "warmup_steps": cfg.warmup_steps, "min_ratio": cfg.min_lr_ratio}
+    shape = partial(
+        learning_rate_factor, schedule=cfg.schedule, warmup_steps=cfg.warmup_steps, min_ratio=cfg.min_lr_ratio
+    )
     was, now = (
-        cfg.learning_rate * learning_rate_factor(run.first_step, num_steps=num_steps, **shape)
-        for num_steps in (before, run.cfg.num_steps)
+        cfg.learning_rate * shape(run.first_step, num_steps=num_steps) for num_steps in (before, run.cfg.num_steps)
     )
     return f": the learning rate follows the longer run's {cfg.schedule}, at the next step {now:.3g} and not {was:.3g}"

@@ -63,7 +63,7 @@ class Placement:
             group, gpus = self._shared, SHARE
         else:
             gpus = gpus_each if self.device == "cuda" else 0
-            bundle = {"GPU": gpus} if gpus else {"CPU": 0.001}  # a bundle must ask for something
+            bundle: dict[str, float] = {"GPU": gpus} if gpus else {"CPU": 0.001}  # a bundle must ask for something
             group = self._reserve(role, [bundle] * num_actors, getattr(self.cfg, f"{role.split('-')[0]}_nodes"))
         if joins_cluster():
             where = placement_group_table(group)["bundles_to_node_id"]

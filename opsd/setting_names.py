@@ -35,7 +35,7 @@ def setting_names(config_class: type, prefix: str = "") -> dict[str, bool]:
     for field in fields(config_class):
         name, hint = f"{prefix}{field.name}", hints[field.name]
         names[name] = get_origin(hint) is dict
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             names.update(setting_names(hint, f"{name}."))
     return names
 

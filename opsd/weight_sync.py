@@ -84,8 +84,9 @@ def check_agreement(
     if not known:
         return
     theirs_T = np.concatenate([answer.sampled_logprobs for answer in known])
-    own_T = learner.token_stats([_unscored(answer, vocabulary) for answer in known]).student_logprob_T.numpy()
-    difference = float(np.abs(theirs_T - own_T).mean())
+    own_T = learner.token_stats([_unscored(answer, vocabulary) for answer in known]).student_logprob_T
+    assert own_T is not None, "the learner fills it"
+    difference = float(np.abs(theirs_T - own_T.numpy()).mean())
     dtype = "bfloat16" if "bfloat16" in (cfg.rollout.dtype, cfg.student.dtype) else "float32"
     if not difference <= TOLERANCE[dtype]:
         raise ConfigError(

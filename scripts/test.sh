@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check of this repository, from a clean checkout: set-up, lint, tests. Arguments go to pytest.
+# Every check of this repository, from a clean checkout: set-up, lint, types, tests. Arguments go to pytest.
 #   TEST_PROCESSES   test files at one time (default 2, of 1 core and up to 5 GB each); 0: one, in this process
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,5 +10,7 @@ export OMP_NUM_THREADS=1 # tiny models run slower on more
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline
 export VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind
 .venv/bin/ruff check .
+.venv/bin/ruff format --check opsd tip tests scripts setup.py # not the Markdown's code
+.venv/bin/mypy
 # Whole files, as their fixtures (trained pairs, engines) are made once; in their order, as the long ones come first.
 exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

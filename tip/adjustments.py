@@ -18,7 +18,7 @@ from torch import Tensor
 from opsd.errors import ConfigError
 from opsd.types import BatchStats, Selection
 from tip.adaptive import inverse_difficulty_temperature
-from tip.per_rollout import mean_per_rollout, rewards
+from tip.per_rollout import known_of_rollouts, mean_per_rollout, rewards
 from tip.rewards import group_advantage, paced_weight, reward_weight
 from tip.scores import known
 
@@ -30,7 +30,7 @@ def reward(batch: BatchStats, selection: Selection, *, beta: float = 1.0) -> Sel
 
     Source: docs/methods.md, Objectives with rewards.
     """
-    weight_R = reward_weight(rewards(batch, "adjust.reward"), batch.prompt_R, beta=beta)
+    weight_R = reward_weight(rewards(batch, "adjust.reward"), known_of_rollouts(batch, "prompt_R"), beta=beta)
     return weigh_rollouts(batch, selection, weight_R)
 
 
@@ -41,7 +41,7 @@ def paced(batch: BatchStats, selection: Selection, *, a: float = 1.0, b: float =
     among many that teach nothing moves the student as little as its share of the tokens, and a step without any has
     loss 0 (one token stays, as every step must have one).
     """
-    weight_R = paced_weight(rewards(batch, "adjust.paced"), batch.prompt_R, a=a, b=b)
+    weight_R = paced_weight(rewards(batch, "adjust.paced"), known_of_rollouts(batch, "prompt_R"), a=a, b=b)
     weighed = weigh_rollouts(batch, selection, weight_R)
     if not weighed.weight_N.any():
         return replace(selection.take(torch.zeros(1, dtype=torch.int64)), denominator=math.inf)
@@ -84,7 +84,7 @@ def advantage(batch: BatchStats, selection: Selection, *, unbiased: bool = False
     """
     reward_R = rewards(batch, "adjust.advantage")
     rollout_N = batch.rollout_T[selection.index_N]
-    advantage_R = group_advantage(reward_R, batch.prompt_R, unbiased=unbiased)
+    advantage_R = group_advantage(reward_R, known_of_rollouts(batch, "prompt_R"), unbiased=unbiased)
     selection = with_input(selection, "advantage_N", advantage_R[rollout_N].float())
     return with_input(selection, "wrong_N", reward_R[rollout_N] == 0)
 
@@ -98,9 +98,9 @@ def preference(batch: BatchStats, selection: Selection, *, beta: float = 0.1) ->
     """
     log_ratio_T = known(batch.tokens, "student_logprob_T") - known(batch.tokens, "teacher_logprob_T")
     mean_R = mean_per_rollout(batch, log_ratio_T)
-    sign_R = torch.where(batch.on_policy_R, -1.0, 1.0).double()
+    sign_R = torch.where(known_of_rollouts(batch, "on_policy_R"), -1.0, 1.0).double()
     # A prompt that is in the batch several times has as many pairs.
-    pair_R2 = torch.stack([batch.prompt_R, batch.sample_R], dim=1)
+    pair_R2 = torch.stack([known_of_rollouts(batch, name) for name in ("prompt_R", "sample_R")], dim=1)
     pairs, group_R, count_G = pair_R2.unique(dim=0, return_inverse=True, return_counts=True)
     balance_G = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, group_R, sign_R)
     is_pair_G = count_G == 2

@@ -19,20 +19,20 @@ from opsd.engines.rows import in_order
 from opsd.errors import ConfigError
 from opsd.hooks import RolloutSource, student_answers
 from opsd.rollout.pool import RolloutPool
-from opsd.teacher.pool import TeacherPool
+from opsd.teacher.router import Teacher
 from opsd.types import Mixture, Prompt, Rollout
 
 NOT_SAMPLED = -1  # policy_version of an answer that is not the student's
 
 
-def student(rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed: int, max_tokens: int) -> RolloutSource:
+def student(rollout_pool: RolloutPool, teacher_pool: Teacher, *, seed: int, max_tokens: int) -> RolloutSource:
     """On-policy: all of them the current student's."""
     return student_answers(rollout_pool, teacher_pool)
 
 
 def mixed(
     rollout_pool: RolloutPool,
-    teacher_pool: TeacherPool,
+    teacher_pool: Teacher,
     *,
     seed: int,
     max_tokens: int,
@@ -58,7 +58,7 @@ def mixed(
     return answers
 
 
-def teacher_pairs(rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed: int, max_tokens: int) -> RolloutSource:
+def teacher_pairs(rollout_pool: RolloutPool, teacher_pool: Teacher, *, seed: int, max_tokens: int) -> RolloutSource:
     """For every answer of the student one of the teacher beside it, of the same number, sampled at temperature 1."""
 
     def answers(prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
@@ -75,7 +75,7 @@ def teacher_pairs(rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed:
 
 
 def mixtures(
-    rollout_pool: RolloutPool, teacher_pool: TeacherPool, *, seed: int, max_tokens: int, concentration: float = 0.4
+    rollout_pool: RolloutPool, teacher_pool: Teacher, *, seed: int, max_tokens: int, concentration: float = 0.4
 ) -> RolloutSource:
     """Beside every answer of the student the same answer mixed with another of the step. MixKD, arXiv 2011.00593.
 

@@ -21,3 +21,11 @@ def rewards(batch: BatchStats, wanted_by: str) -> Tensor:
     if batch.reward_R is None:
         raise ConfigError(f"{wanted_by} needs rewards: set data.grader")
     return batch.reward_R
+
+
+def known_of_rollouts(batch: BatchStats, field: str) -> Tensor:
+    """An optional statistic of the rollouts, [R]. Raises ValueError where it is None."""
+    value_R = getattr(batch, field)
+    if value_R is None:
+        raise ValueError(f"this needs BatchStats.{field}, got None: a run fills it, a batch of your own must bring it")
+    return value_R

@@ -72,7 +72,8 @@ def build_hooks(cfg: TipRunConfig) -> TrainHooks:
 class Ratio(Protocol):
     """The share of the tokens that stays, which may follow the loss."""
 
-    ratio: float
+    @property
+    def ratio(self) -> float: ...
 
     def update(self, loss: float) -> float: ...
 

@@ -138,7 +138,7 @@ def _hub_rows(name: str, split: str) -> list[Row]:
 
     known = DATA_SETS.get(name)
     hub_split = known and {"train": known.train_split, "test": known.eval_split}[split]
-    if not hub_split:
+    if known is None or not hub_split:
         raise DataError(f"{name}: no {split} split of it is known on the hub: give a file, {name}=FILE")
     try:
         loaded = datasets.load_dataset(known.repository, known.configuration, split=hub_split)

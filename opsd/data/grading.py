@@ -69,7 +69,8 @@ def judge_all(graders: Sequence[str], responses: Sequence[str], answers: Sequenc
 def judge_rollouts(rollouts: Sequence[Rollout], setting: str, tokenizer: Any) -> list[Judgement]:
     """One judgement for each rollout, by `setting` (data.grader, not "none") or what it means for the rollout's row."""
     return judge_all(
-        [grader_of(setting, rollout.prompt.data_source) for rollout in rollouts],
+        # A row that auto knows no grader for is refused when the prompts are read.
+        [grader_of(setting, rollout.prompt.data_source) or setting for rollout in rollouts],
         [response_text(rollout, tokenizer) for rollout in rollouts],
         [rollout.prompt.answer for rollout in rollouts],
     )
@@ -95,10 +96,12 @@ def last_box(text: str) -> str | None:
 def with_percent_inside(text: str) -> str:
     """`text` with the percent sign behind its last box in the box: \\boxed{50}\\% is \\boxed{50\\%}."""
     found = _last_box(text)
-    sign = found and re.match(r"\s*\$?\s*(?:\\?%|(?:\\text\s*\{)?\s*per\s?cent\b\s*\}?)", text[found[1] :])
-    if not sign:
+    if found is None:
         return text
     _, end = found
+    sign = re.match(r"\s*\$?\s*(?:\\?%|(?:\\text\s*\{)?\s*per\s?cent\b\s*\}?)", text[end:])
+    if sign is None:
+        return text
     return rf"{text[: end - 1]}\%}}{text[end + sign.end() :]}"
 
 

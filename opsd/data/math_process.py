@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from opsd.data import math_worker
 from opsd.errors import StageError
@@ -57,10 +57,10 @@ class MathProcess:
 
     def _asked(self, jobs: Sequence[tuple[str | None, str]]) -> list | None:
         """None where the worker ended instead."""
-        worker = self._running()
+        requests, responses = _pipes(self._running())
         try:
-            math_worker.write_message(worker.stdin, jobs)
-            answers = math_worker.read_message(worker.stdout)
+            math_worker.write_message(requests, jobs)
+            answers = math_worker.read_message(responses)
         except BrokenPipeError:
             answers = None
         except BaseException:  # Ctrl-C: what it still answers is not for the next question
@@ -76,9 +76,10 @@ class MathProcess:
             return
         worker.kill()
         worker.wait()
-        worker.stdout.close()
+        requests, responses = _pipes(worker)
+        responses.close()
         with suppress(BrokenPipeError):
-            worker.stdin.close()
+            requests.close()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._owner != os.getpid():  # a fork must not talk through its parent's pipes
@@ -95,6 +96,12 @@ class MathProcess:
                 start_new_session=True,
             )
         return self._worker
+
+
+def _pipes(worker: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """What it reads from, and what it writes to."""
+    assert worker.stdin is not None and worker.stdout is not None, "a worker is started with both"
+    return worker.stdin, worker.stdout
 
 
 MATH = MathProcess()

@@ -20,7 +20,7 @@ import struct
 import sys
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, Protocol
 
 LIMIT_S = 3.0  # processor seconds for one answer; what people write takes some hundredths
 LIMIT_BYTES = 4 * 2**30  # memory of a fork: 10^{10^{10}} is an integer of 4 GiB
@@ -31,13 +31,21 @@ Job = tuple[str | None, str]  # reference answer (None: nothing to compare with)
 Judgement = tuple[bool, str | None, bool]  # right; the value as text, None: none found; gave up
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, limit_s: float) -> None:
+class Source(Protocol):
+    """What messages are read from; select takes it."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def fileno(self) -> int: ...
+
+
+def serve(requests: Source, answers: IO[bytes], limit_s: float) -> None:
     """Judges batch after batch until `requests` ends."""
     while (message := read_message(requests)) is not None:
         write_message(answers, judge_all([tuple(job) for job in message], requests, limit_s))
 
 
-def judge_all(jobs: list[Job], requests: BinaryIO, limit_s: float) -> list[Judgement]:
+def judge_all(jobs: list[Job], requests: Source, limit_s: float) -> list[Judgement]:
     """In the order of the jobs. One that its fork does not survive was given up: wrong, without a value."""
     judged: list[Judgement] = []
     while len(judged) < len(jobs):
@@ -47,7 +55,7 @@ def judge_all(jobs: list[Job], requests: BinaryIO, limit_s: float) -> list[Judge
     return judged
 
 
-def _judge_in_fork(jobs: list[Job], requests: BinaryIO, limit_s: float) -> list[Judgement]:
+def _judge_in_fork(jobs: list[Job], requests: Source, limit_s: float) -> list[Judgement]:
     """As many of the first jobs as a fork finishes."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -58,9 +66,10 @@ def _judge_in_fork(jobs: list[Job], requests: BinaryIO, limit_s: float) -> list[
         os._exit(0)
     os.close(writing)
     received = bytearray()
+    sources: list[int | Source] = [reading, requests]
     try:
         while True:
-            ready, _, _ = select.select([reading, requests], [], [], WAIT_S)
+            ready, _, _ = select.select(sources, [], [], WAIT_S)
             if requests in ready:  # nothing is asked before this is answered: it has been closed
                 sys.exit(0)
             part = os.read(reading, 1 << 16) if ready else b""
@@ -116,7 +125,7 @@ def _as_text(parsed: list[Any]) -> str | None:
     return None
 
 
-def read_message(source: BinaryIO) -> Any:
+def read_message(source: Source) -> Any:
     """None where the source has ended."""
     head = source.read(8)
     if len(head) < 8:
@@ -126,7 +135,7 @@ def read_message(source: BinaryIO) -> Any:
     return json.loads(body) if len(body) == size else None
 
 
-def write_message(target: BinaryIO, message: Any) -> None:
+def write_message(target: IO[bytes], message: Any) -> None:
     body = json.dumps(message).encode()
     target.write(struct.pack(">Q", len(body)) + body)
     target.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def _concatenate(sequences: list[TrainSequence]) -> MicroBatch:
     def joined(parts: Iterable[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(list(parts)))
 
-    first = sequences[0]
+    temperatures = [s.temperature_N for s in sequences if s.temperature_N is not None]
     mixed = {}
     if any(s.mixture is not None for s in sequences):
         mixtures = [s.mixture or Mixture(other_ids=s.token_ids, own_share=1.0) for s in sequences]
@@ -129,8 +130,8 @@ def _concatenate(sequences: list[TrainSequence]) -> MicroBatch:
         teacher_logprobs_NB=joined(s.teacher_logprobs_NB for s in sequences),
         weight_N=joined(s.weight_N for s in sequences),
         index_N=joined(s.index_N for s in sequences),
-        temperature_N=None if first.temperature_N is None else joined(s.temperature_N for s in sequences),
-        inputs={name: joined(s.inputs[name] for s in sequences) for name in first.inputs},
+        temperature_N=joined(temperatures) if temperatures else None,
+        inputs={name: joined(s.inputs[name] for s in sequences) for name in sequences[0].inputs},
         **mixed,
     )
 
@@ -141,5 +142,5 @@ def _no_rows(like: TrainSequence) -> MicroBatch:
     batch = _concatenate([one])
     trunk = ("token_ids_L", "position_L", "cu_seq_lens")
     rows = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in trunk}
-    nothing = {name: value[:0] for name, value in rows.items() if isinstance(value, Tensor)}
+    nothing: dict[str, Any] = {name: value[:0] for name, value in rows.items() if isinstance(value, Tensor)}
     return replace(batch, **nothing, inputs={name: value[:0] for name, value in batch.inputs.items()})

@@ -34,13 +34,12 @@ def encode(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[np.nd
 
 def encode_conversations(tokenizer: Any, conversations: list[Conversation], texts: list[str]) -> list[np.ndarray]:
     """int32 [P] of each; a chat template has written the special tokens itself."""
-    encoded: list[np.ndarray | None] = [None] * len(texts)
+    encoded: dict[int, np.ndarray] = {}
     for is_templated in (False, True):
         places = [place for place, own in enumerate(conversations) if own.is_templated == is_templated]
         ids = encode(tokenizer, [texts[place] for place in places], special=not is_templated)
-        for place, own in zip(places, ids, strict=True):
-            encoded[place] = own
-    return encoded
+        encoded.update(zip(places, ids, strict=True))
+    return [encoded[place] for place in range(len(texts))]
 
 
 def fitted(

@@ -70,12 +70,13 @@ class EnginePool:
 
         `group_size`: rollouts that an engine hands over together, at least; None: all of its own.
         """
-        first_places = {}
-        for worker, places in zip(self.workers, split_evenly(range(len(requests)), len(self.workers)), strict=True):
-            prompts, samples, seeds = ([requests[place][i] for place in places] for i in range(3))
+        first_places, num_given = {}, 0
+        for worker, part in zip(self.workers, split_evenly(requests, len(self.workers)), strict=True):
+            prompts, samples, seeds = ([request[i] for request in part] for i in range(3))
             generate = worker.generate.options(num_returns="streaming")
             stream = generate.remote(prompts, samples, seeds, sampling, policy_version, group_size)
-            first_places[stream] = places.start
+            first_places[stream] = num_given
+            num_given += len(part)
         while first_places:
             [stream], _ = ray.wait(list(first_places), num_returns=1)
             try:

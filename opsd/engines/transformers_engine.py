@@ -215,8 +215,8 @@ class TransformersEngine:
             logits_RV = shared_logits(_float32_logits(head, hidden_RD), self.vocabulary)
             events_RV = event_logprobs(logits_RV, self.vocabulary)
             candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
-            actual = events_RV.gather(1, actual_R[:, None])[:, 0]
-            parts.append((*_top_events(events_RV, top_k), actual, candidate_RC))
+            sampled_R = events_RV.gather(1, actual_R[:, None])[:, 0]
+            parts.append((*_top_events(events_RV, top_k), sampled_R, candidate_RC))
         top_ids, top_logprobs, actual, candidates = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         return TeacherScores(
             top_ids=top_ids,
@@ -254,7 +254,7 @@ def attention_paid(attentions: Sequence[Tensor], lengths: list[int]) -> list[Ten
     The mean over layers, heads, and the rows that can see the token: its own and those after it. `attentions`: a
     layer's weights [B, heads, L, L] each, padded on the right.
     """
-    mean_BLL = sum(layer.float().mean(1) for layer in attentions) / len(attentions)
+    mean_BLL = sum((layer.float().mean(1) for layer in attentions), torch.zeros(())) / len(attentions)
     return [
         mean_LL[:length, :length].sum(0) / torch.arange(length, 0, -1, device=mean_LL.device)
         for mean_LL, length in zip(mean_BLL, lengths, strict=True)

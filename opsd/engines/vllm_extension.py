@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from opsd.engines.lifetime import end_with_parent
@@ -9,6 +12,9 @@ from opsd.engines.lifetime import end_with_parent
 
 class WeightUpdateExtension:
     """Mixed into vLLM's worker class by name (`worker_extension_cls`); called through `collective_rpc`."""
+
+    reload_weights: Callable[..., None]  # this and the next are the worker's
+    model_runner: Any
 
     def __new__(cls, *_, **__) -> WeightUpdateExtension:
         """vLLM makes its worker: from here on, before a weight is loaded, its process ends with the engine's."""

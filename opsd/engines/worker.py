@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from opsd.engine_config import EngineConfig
 from opsd.engines.installed import require_vllm
+from opsd.engines.vllm_engine import VllmEngine
 from opsd.placement import require_here
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+
+if TYPE_CHECKING:
+    from opsd.engines.transformers_engine import TransformersEngine
 
 
 class EngineWorker:
@@ -30,10 +35,11 @@ class EngineWorker:
     ) -> None:
         require_here(f"the {config.section} engines' model", path)
         require_vllm({config.section: config.backend})  # this node may lack what the driver's has
-        if config.backend == "vllm":
-            from opsd.engines.vllm_engine import VllmEngine as Engine
-        else:
-            from opsd.engines.transformers_engine import TransformersEngine as Engine
+        Engine: type[VllmEngine] | type[TransformersEngine] = VllmEngine
+        if config.backend != "vllm":
+            from opsd.engines import transformers_engine
+
+            Engine = transformers_engine.TransformersEngine
         self.engine = Engine(
             path,
             vocabulary=vocabulary,
@@ -64,16 +70,22 @@ class EngineWorker:
 
     def weight_transfer(self, call: str, *request: dict) -> None:
         """One of the calls with which vLLM's sender drives an engine, see opsd.learner.nccl_sender."""
-        getattr(self.engine.llm, call)(*request)
+        getattr(self._vllm.llm, call)(*request)
 
     def expect_weights(self) -> None:
-        self.engine.expect_weights()
+        self._vllm.expect_weights()
 
     def received_weights(self, policy_version: int) -> None:
-        self.engine.received_weights(policy_version)
+        self._vllm.received_weights(policy_version)
 
     def rest(self) -> None:
-        self.engine.rest()
+        self._vllm.rest()
+
+    @property
+    def _vllm(self) -> VllmEngine:
+        """The engine, where something is asked of it that only vLLM's can do: opsd.preflight refuses the other."""
+        assert isinstance(self.engine, VllmEngine), f"expected a vLLM engine, got {type(self.engine).__name__}"
+        return self.engine
 
     def process_id(self) -> int:
         return os.getpid()

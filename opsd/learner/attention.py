@@ -126,12 +126,12 @@ def varlen_attention(
     torch's varlen_attn cannot do (a window before torch 2.11, heads wider than 256) goes through a mask over the row.
     """
     num_tokens, width = query.shape[2], query.shape[3]
-    if cu_seq_lens_q is None:
-        cu_seq_lens_q, max_length_q = _ends_of(position_ids, num_tokens, query.device), num_tokens
-    window = sliding_window if sliding_window is not None and sliding_window < max_length_q else None
+    ends = _ends_of(position_ids, num_tokens, query.device) if cu_seq_lens_q is None else cu_seq_lens_q
+    longest = num_tokens if cu_seq_lens_q is None or max_length_q is None else max_length_q  # at least that of one
+    window = sliding_window if sliding_window is not None and sliding_window < longest else None
     takes = inspect.signature(varlen.varlen_attn).parameters
     if attention_mask is not None or width > MAX_FLASH_WIDTH or (window is not None and "window_size" not in takes):
-        mask_LL = row_mask(num_tokens, cu_seq_lens_q, window) if attention_mask is None else attention_mask
+        mask_LL = row_mask(num_tokens, ends, window) if attention_mask is None else attention_mask
         return sdpa_attention_forward(module, query, key, value, mask_LL, scaling=scaling, **kwargs)
     options: dict[str, Any] = {"scale": scaling}
     if "window_size" in takes:
@@ -145,9 +145,11 @@ def varlen_attention(
             key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
     value_width = value.shape[3]
     value = nn.functional.pad(value, [0, width - value_width])  # multi-head latent attention: narrower values
-    rows_LAD = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    ends, longest = cu_seq_lens_q, max_length_q
-    output_LAD = varlen.varlen_attn(*rows_LAD, ends, ends, longest, longest, **options)
+    query_LAD, key_LAD, value_LAD = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    # A tuple comes with return_aux only.
+    output_LAD: Tensor = varlen.varlen_attn(  # type: ignore[assignment]
+        query_LAD, key_LAD, value_LAD, ends, ends, longest, longest, **options
+    )
     return output_LAD[None, ..., :value_width], None
 
 

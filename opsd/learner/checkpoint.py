@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ def save_learner(
     folder: Path,
     model: DistillationModel,
     optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
     mean: WeightMean | None,
 ) -> None:
     """Weights, optimiser and `mean` as a torch checkpoint that any number of ranks can load; each rank's RNG beside."""
@@ -39,7 +40,7 @@ def load_learner(
     folder: Path,
     model: DistillationModel,
     optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
     mean: WeightMean | None,
 ) -> None:
     """The inverse of save_learner. Raises DataError where the checkpoint is incomplete."""
@@ -82,7 +83,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _sharded_state(
     model: DistillationModel, optimizer: torch.optim.Optimizer, mean: WeightMean | None
-) -> dict[str, dict]:
+) -> dict[str, Any]:
     weights, moments = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": moments}
     return state if mean is None else {**state, "mean": mean.shards}  # dcp loads these tensors in place
@@ -92,7 +93,7 @@ def _rank_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank}.safetensors"
 
 
-def _plain(scheduler: torch.optim.lr_scheduler.LRScheduler) -> dict:
+def _plain(scheduler: torch.optim.lr_scheduler.LambdaLR) -> dict:
     """The scheduler's counters; its shape comes from the config."""
     state = scheduler.state_dict()
     return {name: state[name] for name in ("last_epoch", "_step_count", "_last_lr")}

@@ -43,6 +43,8 @@ class DistillationModel(nn.Module):
     is tied to the embedding) and reduces its gradient once.
     """
 
+    reshard: Callable[[], None]  # FSDP2's, from `shard` on
+
     def __init__(self, causal_lm: PreTrainedModel, divergence: Divergence, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.causal_lm = causal_lm
@@ -111,7 +113,7 @@ class DistillationModel(nn.Module):
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """The trunk's last hidden states [N, D] at the rows that the batch names."""
         inputs = {"input_ids": batch.token_ids_L[None]}
-        if batch.other_ids_L is not None:
+        if batch.other_ids_L is not None and batch.own_share_L is not None:
             embed = self.causal_lm.get_input_embeddings()
             mixed_LD = mixed_embeddings(embed, batch.token_ids_L, batch.other_ids_L, batch.own_share_L)
             inputs = {"inputs_embeds": mixed_LD[None]}

@@ -14,13 +14,13 @@ from opsd.config import LearnerConfig
 
 def build_optimizer(parameters: Iterable[nn.Parameter], cfg: LearnerConfig) -> torch.optim.AdamW:
     """AdamW; where the weights are on a GPU as one kernel over all of them (not run on a GPU)."""
-    parameters = list(parameters)
+    trained, (beta1, beta2) = list(parameters), cfg.adam_betas
     return torch.optim.AdamW(
-        parameters,
+        trained,
         lr=cfg.learning_rate,
-        betas=tuple(cfg.adam_betas),
+        betas=(beta1, beta2),
         weight_decay=cfg.weight_decay,
-        fused=True if all(p.is_cuda for p in parameters) else None,
+        fused=True if all(p.is_cuda for p in trained) else None,
     )
 
 

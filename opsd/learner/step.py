@@ -38,7 +38,7 @@ def train_step(
         )
     dist.all_reduce(totals)
     grad_norm = full_norm(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
-    learning_rate = scheduler.get_last_lr()[0]
+    learning_rate = float(scheduler.get_last_lr()[0])
     loss_sum, num_kept, num_trunk_tokens = totals.tolist()
     if not (torch.isfinite(totals[0]) and torch.isfinite(grad_norm)):
         raise StageError(

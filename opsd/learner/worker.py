@@ -112,6 +112,7 @@ class LearnerWorker:
         """All weights, or their running mean, and buffers, on the CPU, on rank 0; None elsewhere. See full_weights."""
         shards = dict(trained_tensors(self.model))
         if mean:
+            assert self.mean is not None, "a running mean that was not asked for"
             shards.update(self.mean.shards)
         found, first = {}, dist.get_rank() == 0
         for name, weight in full_weights(shards.items(), getattr(torch, dtype)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,8 @@ class TokenRows:
 
     def take(self, index_N: np.ndarray) -> TokenRows:
         """The tokens at these places, in this order."""
-        return TokenRows(**{name: None if rows is None else rows[index_N] for name, rows in vars(self).items()})
+        taken: dict[str, Any] = {name: None if rows is None else rows[index_N] for name, rows in vars(self).items()}
+        return TokenRows(**taken)
 
     def teacher_at_candidates(self) -> tuple[np.ndarray, np.ndarray]:
         """The teacher's log-probabilities at the student's candidates, and where they are known: both [T, C]."""

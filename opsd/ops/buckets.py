@@ -117,7 +117,7 @@ def sparse_head_loss(
     num_rows, num_slots = support_NU.shape
     expect_shape("teacher_logprobs_NB", teacher_logprobs_NB, (num_rows, num_slots + 1))
     expect_shape("weight_N", weight_N, (num_rows,))
-    needs_grad = tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_VD))
+    is_learning = torch.is_grad_enabled()
     chunks = row_chunks(num_rows, weight_VD, events.vocab_size, plan, chunk_rows)
     job = _LossJob(
         events=events,
@@ -125,7 +125,7 @@ def sparse_head_loss(
         teacher_logprobs_NB=teacher_logprobs_NB.detach(),
         weight_N=weight_N.detach(),
         divergence=divergence,
-        needs_grad=needs_grad,
+        needs_grad=(is_learning and hidden_ND.requires_grad, is_learning and weight_VD.requires_grad),
         filter_threshold=_filter_threshold(filter_threshold, weight_VD.dtype, plan),
         row_inputs=row_inputs or {},
         plan=plan,
@@ -197,6 +197,7 @@ class _LossJob(NamedTuple):
                 own = {name: values[rows] for name, values in self.row_inputs.items()}
                 teacher_NB = self.teacher_logprobs_NB[rows]
                 if events.temperature_N is not None:
+                    assert chunk.rest_tail_N is not None, "a chunk with a temperature has no tail"
                     teacher_NB = temper(teacher_NB, events.temperature_N, chunk.rest_tail_N)
                 value_N = self.divergence(logprobs_NB, teacher_NB, **own)
             per_token_N[rows] = value_N.detach()

@@ -28,8 +28,8 @@ class Block(NamedTuple):
     """Consecutive columns of the vocabulary, and which named tokens are among them."""
 
     columns: slice
-    slot_P: Tensor | None  # int64, into support_NU.flatten(); None: not needed
-    place_P: Tensor | None  # int64, into the block's [N, C], flat
+    slot_P: Tensor  # int64, into support_NU.flatten(); none where the block is the whole vocabulary
+    place_P: Tensor  # int64, into the block's [N, C], flat
 
 
 class Chunk(NamedTuple):
@@ -96,8 +96,9 @@ def chunk_buckets(
         logits_NC = linear(hidden_ND, weight_VD[columns].to(dtype))
         if events.temperature_N is not None:
             logits_NC.div_(events.temperature_N[:, None])
-        for stop_id in _inside(events.stop_ids, columns):
-            logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
+        if merged_N is not None:
+            for stop_id in _inside(events.stop_ids, columns):
+                logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
         for foreign_id in (i for i in events.foreign_ids if columns.start <= i < columns.stop):
             logits_NC[:, foreign_id - columns.start] = -math.inf
         named_NU.view(-1)[slot_P] = logits_NC.view(-1)[place_P]
@@ -151,6 +152,7 @@ def logit_gradient(
         out = gradient[: share_NC.numel()].view(share_NC.shape)
         if grad_rest_entropy_N is None:
             return torch.mul(share_NC, rest_N1 * scale_N1, out=out)
+        assert chunk.rest_entropy_N is not None, "the gradient of an entropy that the chunk was not asked for"
         # d rest_entropy / dz_v = -r_v (log r_v + rest_entropy), with r the probability given the rest
         entropy_N1 = grad_rest_entropy_N[:, None]
         probs_NC = torch.mul(share_NC, scale_N1, out=out)
@@ -165,10 +167,11 @@ def logit_gradient(
     for (columns, slot_P, place_P), share_NC, scale_N1 in blocks:
         grad_NC = unnamed(share_NC, scale_N1)
         grad_NC.view(-1).index_add_(0, place_P, named_NU[slot_P])
-        for stop_id in _inside(events.stop_ids, columns):
-            column = stop_id - columns.start
-            stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N  # of the event, the lowest id's
-            grad_NC[:, column] = stop_N * chunk.stop_prob_NE[:, events.stop_ids.index(stop_id)]
+        if chunk.stop_prob_NE is not None:
+            for stop_id in _inside(events.stop_ids, columns):
+                column = stop_id - columns.start
+                stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N  # of the event, the lowest id's
+                grad_NC[:, column] = stop_N * chunk.stop_prob_NE[:, events.stop_ids.index(stop_id)]
         yield columns, grad_NC if events.temperature_N is None else grad_NC.div_(events.temperature_N[:, None])
 
 
@@ -234,4 +237,4 @@ def _rest_entropy(scale_NM: Tensor, entropy_NM: Tensor) -> Tensor:
 
 
 def _inside(ids: tuple[int, ...], columns: slice) -> list[int]:
-    return [i for i in ids if columns.start <= i < columns.stop] if len(ids) > 1 else []
+    return [i for i in ids if columns.start <= i < columns.stop]

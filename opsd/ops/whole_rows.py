@@ -46,9 +46,10 @@ def whole_buckets(
         share_NV.masked_fill_(max_N1 == -math.inf, 0.0)
     largest_N1 = share_NV.gather(1, likeliest_N1).double().clamp_min_(torch.finfo(dtype).tiny)
     rest_N1 = max_N1.double() - largest_N1.log()
+    nothing = events.support_NU.new_empty(0)
     return Chunk(
         logprobs_NB=torch.cat([named_NU.double(), rest_N1], dim=1).log_softmax(1),
-        blocks=[Block(slice(0, vocab_size), None, None)],
+        blocks=[Block(slice(0, vocab_size), nothing, nothing)],
         shares=[share_NV],
         scale_NM=torch.ones_like(rest_N1, dtype=dtype).masked_fill_(rest_N1 == -math.inf, 0.0),
         rest_entropy_N=_row_sums(torch.special.entr, share_NV) if with_entropy else None,
@@ -68,6 +69,7 @@ def whole_gradient(
             grad_rest_entropy_N = grad_rest_entropy_N / events.temperature_N
     rest_N1 = grad_NB[:, -1:]
     if grad_rest_entropy_N is not None:
+        assert chunk.rest_entropy_N is not None, "the gradient of an entropy that the chunk was not asked for"
         # As in `logit_gradient`; the logarithm is finite where it counts, as 0 log 0 is 0.
         for share_NC in share_NV.split(SUM_COLUMNS, dim=1):
             entropy_N1 = grad_rest_entropy_N[:, None]
@@ -79,7 +81,7 @@ def whole_gradient(
     if events.support_NU.shape[1] > 0:
         id_NU, _ = _filled(events.support_NU)
         grad_NV.scatter_add_(1, id_NU, grad_NB[:, :-1].to(dtype))  # 0 of an empty slot
-    if len(events.stop_ids) > 1:
+    if chunk.stop_prob_NE is not None:
         stop_N = grad_NV[:, events.stop_ids[0]].clone()
         for column, stop_id in enumerate(events.stop_ids):
             grad_NV[:, stop_id].copy_(stop_N * chunk.stop_prob_NE[:, column])

@@ -72,7 +72,7 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
         activations = tokens * layers * saved
     gathered = size * (model.num_root_parameters + 2 * model.num_layer_parameters)
     # Of a chunk: the shares in float32; on a GPU their gradient, in a product's dtype, beside them.
-    logits = min(PLANS[device].chunk_bytes, 4 * tokens * model.vocab_size)
+    logits: float = min(PLANS[device].chunk_bytes, 4 * tokens * model.vocab_size)
     if device == "cuda" and size < 4:
         logits *= 1 + size / 4
     head = logits + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from opsd.config import StudentConfig
-from opsd.engine_config import EngineConfig
+from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.learner.model import decoder_layers
 from opsd.model_facts import ModelFacts, read_facts
@@ -85,7 +85,7 @@ def read_model(role: str, path: str, *, trust_remote_code: bool = False) -> Mode
     return _sizes(path, config, shape, trust_remote_code)
 
 
-def tokenizer_facts(setting: str, cfg: StudentConfig | EngineConfig) -> ModelFacts | None:
+def tokenizer_facts(setting: str, cfg: StudentConfig | TeacherConfig) -> ModelFacts | None:
     """What tells tokenizers apart; None for a model whose folder, or a tokenizer in it, is not here."""
     if not any((Path(cfg.path) / name).is_file() for name in TOKENIZER_FILES):
         return None
@@ -95,7 +95,8 @@ def tokenizer_facts(setting: str, cfg: StudentConfig | EngineConfig) -> ModelFac
 def kept_configs() -> dict[str, dict[str, Any]]:
     """What opsd/conf/model holds: a model's name on the hub, or the folder that a recipe makes -> its config."""
     kept = (OmegaConf.create(file.read_text()) for file in (files("opsd.conf") / "model").iterdir())
-    return {path: OmegaConf.to_container(entry.config) for entry in kept for path in entry.paths}
+    configs: dict[str, Any] = {path: OmegaConf.to_container(entry.config) for entry in kept for path in entry.paths}
+    return configs
 
 
 def _folder_config(path: str, trust_remote_code: bool) -> PreTrainedConfig | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import field, make_dataclass
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -34,7 +35,7 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
     @hydra.main(version_base=None, config_path=f"pkg://{conf_module}", config_name=config_name)
     def main(hydra_cfg: DictConfig) -> None:
         try:
-            cfg = compose_config(hydra_cfg, planned_class)
+            cfg: Any = compose_config(hydra_cfg, planned_class)  # of a class that is made here
             check_hooks(load_build_hooks(cfg.hooks)(cfg), cfg)
             job = planned_job(cfg, cfg.cluster)
         except (ConfigError, DataError) as error:

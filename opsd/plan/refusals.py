@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from opsd.errors import ConfigError
 from opsd.plan.memory import GIB, Memory
@@ -46,9 +47,9 @@ def _refused(check: Callable[[], object]) -> list[str]:
 def _tokenizers(job: Job) -> list[str]:
     """As the run's own check, where the tokenizers are there."""
     student = tokenizer_facts("student", job.cfg.student)
-    teachers = {engine.section: tokenizer_facts(engine.section, engine.config) for engine in job.teachers}
-    teachers = {section: facts for section, facts in teachers.items() if facts is not None}
-    ignored = {engine.section: engine.config.ignore_tokens for engine in job.teachers}
+    found = {section: tokenizer_facts(section, cfg) for section, cfg in job.teacher_configs.items()}
+    teachers = {section: facts for section, facts in found.items() if facts is not None}
+    ignored = {section: cfg.ignore_tokens for section, cfg in job.teacher_configs.items()}
     return _refused(lambda: shared_vocabulary(student, teachers, ignored)) if student is not None else []
 
 
@@ -147,7 +148,7 @@ def _learner(job: Job) -> list[str]:
     if _learner_fits(job):
         return []
     longest = job.cfg.data.max_prompt_tokens + job.cfg.rollout.max_response_tokens
-    savings = {
+    savings: dict[str, dict[str, dict[str, Any]]] = {
         "student.dtype=bfloat16": {"student": {"dtype": "bfloat16"}},
         "learner.activation_checkpointing=true": {"learner": {"activation_checkpointing": True}},
         "learner.cpu_offload=true": {"learner": {"cpu_offload": True}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opsd.config import RunConfig
-from opsd.engine_config import EngineConfig, RolloutConfig
+from opsd.engine_config import RolloutConfig, TeacherConfig
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB, Memory, driver_memory, learner_memory, rollout_memory, teacher_memory
 from opsd.plan.models import ModelSizes
@@ -17,7 +17,7 @@ class Engine:
     """A section of the config that describes inference engines of this run, and their model."""
 
     section: str  # rollout | teacher | teacher.by_source.NAME
-    config: EngineConfig
+    config: RolloutConfig | TeacherConfig
     model: ModelSizes
 
     @property
@@ -39,6 +39,11 @@ class Job:
     @property
     def engines(self) -> list[Engine]:
         return [Engine(section="rollout", config=self.cfg.rollout, model=self.student), *self.teachers]
+
+    @property
+    def teacher_configs(self) -> dict[str, TeacherConfig]:
+        """By section."""
+        return {engine.section: engine.config for engine in self.teachers if isinstance(engine.config, TeacherConfig)}
 
     @property
     def traffic(self) -> Traffic:
@@ -80,12 +85,16 @@ def plan_roles(job: Job) -> list[Role]:
 
 
 def engine_role(job: Job, engine: Engine) -> Role:
-    memory_of = rollout_memory if isinstance(engine.config, RolloutConfig) else teacher_memory
+    config, rest = engine.config, (engine.model, job.traffic, job.device, job.gpu_bytes)
+    if isinstance(config, RolloutConfig):
+        memory = rollout_memory(job.cfg, config, *rest)
+    else:
+        memory = teacher_memory(job.cfg, config, *rest)
     return Role(
         name=engine.actor,
-        processes=engine.config.num_workers,
-        gpus_each=engine.config.tensor_parallel_size if job.device == "cuda" else 0,
-        memory=memory_of(job.cfg, engine.config, engine.model, job.traffic, job.device, job.gpu_bytes),
+        processes=config.num_workers,
+        gpus_each=config.tensor_parallel_size if job.device == "cuda" else 0,
+        memory=memory,
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from opsd.config import StudentConfig
 from opsd.data.epochs import count_prompts, with_epochs_as_steps
+from opsd.engine_config import TeacherConfig
 from opsd.errors import DataError
 from opsd.plan.memory import GIB, Memory
 from opsd.plan.models import ModelSizes, tokenizer_facts
@@ -49,7 +51,7 @@ def _teachers(job: Job) -> list[tuple[str, str]]:
 
 def _tokenizers(job: Job) -> list[tuple[str, str]]:
     """A run refuses a pair of models whose ids name different tokens; a plan can only where it sees both."""
-    sections = {"student": job.cfg.student, **{engine.section: engine.config for engine in job.teachers}}
+    sections: dict[str, StudentConfig | TeacherConfig] = {"student": job.cfg.student, **job.teacher_configs}
     without = [cfg.path for section, cfg in sections.items() if tokenizer_facts(section, cfg) is None]
     return [("tokens", f"not compared: no tokenizer of {', '.join(without)} here")] if without else []
 

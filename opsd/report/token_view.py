@@ -25,6 +25,7 @@ SPLIT = (
     "The four kinds are split at the medians of all of a step's tokens, kept or not: high is above the median of the "
     "student's entropy, or of the reverse KL."
 )
+VERDICTS: dict[bool | None, tuple[str, str]] = {True: ("right", "✓ right"), False: ("wrong", "✗ wrong")}
 VISIBLE = {" ": "·", "\n": "↵", "\t": "→"}
 
 
@@ -83,7 +84,7 @@ def _step_group(step: int, rollouts: list[dict[str, Any]], full_bar: float) -> s
 def _rollout_card(rollout: dict[str, Any], full_bar: float) -> str:
     num_tokens = len(rollout["tokens"])
     num_kept = sum(1 for weight in rollout["weight"] if weight)
-    verdict = {True: ("right", "✓ right"), False: ("wrong", "✗ wrong")}.get(rollout.get("correct"), ("", "not graded"))
+    verdict = VERDICTS.get(rollout.get("correct"), ("", "not graded"))
     facts = [f"<b>{num_kept}</b> of {num_tokens} tokens kept"]
     if rollout.get("answer") is not None:
         facts.append(f"reference answer <b>{escape(printable(str(rollout['answer'])))}</b>")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +134,7 @@ def check_ready(service: Service) -> None:
         raise Refusal(503, "the model is still loading")
 
 
-def check_token(token: str) -> Callable[[Request], None]:
+def check_token(token: str) -> Callable[[Request], Awaitable[None]]:
     """A dependency that raises Refusal 401 unless the request brings the token. Takes as long for any wrong one."""
     expected = f"Bearer {token}".encode()
 

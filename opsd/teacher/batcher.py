@@ -97,10 +97,12 @@ class Batcher:
     async def _answer(self, batch: list[Waiting]) -> BaseException | None:
         """Every request gets its part of what the engine returns, or the error that it raises, which is returned."""
         first = batch[0].request
+        call: asyncio.Future[list[Rollout]] | asyncio.Future[list[TeacherScores]]
         if isinstance(first, GenerateRequest):
             call = asyncio.ensure_future(self.generate(first))
         else:
-            rollouts = [rollout for waiting in batch for rollout in waiting.request.rollouts]
+            requests = [waiting.request for waiting in batch if isinstance(waiting.request, ScoreRequest)]
+            rollouts = [rollout for request in requests for rollout in request.rollouts]
             call = asyncio.ensure_future(self.score(replace(first, rollouts=rollouts)))
         await asyncio.wait([call])
         error, start = call.exception(), 0

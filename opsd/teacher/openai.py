@@ -114,8 +114,9 @@ def scores_of(rollout: Rollout, response: httpx.Response, top_k: int, vocabulary
 
     Raises one of UNREADABLE where it is anything else.
     """
-    prompt_logprobs: Sequence[dict | None] = _choice(response)["prompt_logprobs"]
-    rows = prompt_logprobs[len(rollout.prompt.scored_after) :]  # entry i is about token i
+    prompt_logprobs = _choice(response)["prompt_logprobs"]
+    # Entry i is about token i; null is about the first one only.
+    rows: Sequence[dict[str, Any]] = prompt_logprobs[len(rollout.prompt.scored_after) :]
     if len(rows) != len(rollout):
         raise ValueError(f"{len(rows)} rows of prompt_logprobs, expected {len(rollout)}")
     num_entries = 1 + max(map(len, rows))

@@ -17,6 +17,9 @@ from opsd.teacher.openai import OpenAIEngines
 from opsd.teacher.remote import RemoteEngines
 from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
+Answered = list[tuple[Rollout, TeacherScores | NoScores]]
+SERVERS: dict[str, type[RemoteEngines] | type[OpenAIEngines]] = {"http": RemoteEngines, "openai": OpenAIEngines}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PendingScores:
@@ -26,6 +29,7 @@ class PendingScores:
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
     parts: list[Any]  # what the engines know their work by
     engines: EnginePool | RemoteEngines | OpenAIEngines
+    source: str = ""  # the data_source of the teacher that has it, where there are several
 
     def is_scored(self) -> bool:
         """Whether all of its scores are there. Does not wait."""
@@ -50,8 +54,9 @@ class TeacherPool:
     ) -> None:
         self.cfg = cfg
         self.vocabulary = vocabulary
+        self.engines: EnginePool | RemoteEngines | OpenAIEngines
         if cfg.remote:
-            self.engines = {"http": RemoteEngines, "openai": OpenAIEngines}[cfg.backend](cfg, vocabulary)
+            self.engines = SERVERS[cfg.backend](cfg, vocabulary)
         else:
             self.engines = EnginePool(
                 role,
@@ -70,7 +75,7 @@ class TeacherPool:
 
     def rest(self) -> None:
         """Leave the GPUs to the learner until the next call; see placement.mode=colocated. Servers have their own."""
-        if not self.cfg.remote:
+        if isinstance(self.engines, EnginePool):
             self.engines.rest()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
@@ -87,9 +92,10 @@ class TeacherPool:
             pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts, engines=self.engines))
         return pending
 
-    def finish(self, pending: list[PendingScores]) -> list[tuple[Rollout, TeacherScores | NoScores]]:
+    def finish(self, pending: list[PendingScores]) -> Answered:
         """Each rollout with its scores or the reason why it has none, by place, whenever they came."""
-        rollouts, scores = {}, {}
+        rollouts: dict[int, Rollout] = {}
+        scores: dict[int, TeacherScores | NoScores] = {}
         for group in pending:
             rollouts.update(group.rollouts)
             scores.update(zip(group.scored_places, self.engines.scores(group.parts), strict=True))
@@ -98,6 +104,7 @@ class TeacherPool:
 
     def update_weights(self, weights: ObjectRef) -> None:
         """New weights (a reference to a state dict) into every running engine; servers take none."""
+        assert isinstance(self.engines, EnginePool), "teacher.follow_decay and a server: the config refuses it"
         self.engines.update_weights(weights, policy_version=0)
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:

@@ -15,7 +15,7 @@ from opsd.engine_config import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.placement import split_evenly
 from opsd.teacher.frames import MEDIA_TYPE, PROTOCOL
-from opsd.teacher.transport import RequestFailed, Transport, get_when_ready, result_of
+from opsd.teacher.transport import RequestFailed, Transport, get_when_ready, no_scores
 from opsd.teacher.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores
 from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
@@ -48,11 +48,16 @@ class RemoteEngines:
         """One token after another, scored at one token."""
         one = np.zeros(1, np.int32)
         prompt = Prompt(index=0, token_ids=one, text="", answer=None, source="")
-        nothing = {"candidate_ids": one[:, None], "candidate_logprobs": np.zeros((1, 1), np.float32)}
         rollout = Rollout(
-            prompt=prompt, sample=0, response_ids=one, sampled_logprobs=np.zeros(1, np.float32), **nothing,
-            stopped=False, policy_version=0,
-        )  # fmt: skip
+            prompt=prompt,
+            sample=0,
+            response_ids=one,
+            sampled_logprobs=np.zeros(1, np.float32),
+            candidate_ids=one[:, None],
+            candidate_logprobs=np.zeros((1, 1), np.float32),
+            stopped=False,
+            policy_version=0,
+        )
         return pack_score_request([rollout], 1, self.vocabulary, with_candidates=False)
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[PendingPart]:
@@ -84,9 +89,9 @@ class RemoteEngines:
         for part in pending:
             try:
                 found += part.scores.result()
-            except RequestFailed:
+            except RequestFailed as failed:
                 if len(part.rollouts) == 1:
-                    found.append(result_of(part.scores))
+                    found.append(no_scores(failed))
                 else:
                     halves = split_evenly(part.rollouts, 2)
                     found += self.scores([self._post_score(half, self.cfg.top_k) for half in halves])
@@ -141,7 +146,8 @@ def _num_tokens(rollout: Rollout) -> int:
 def _within_limits(items: Sequence, costs: list[tuple[int, int, int]], info: dict[str, Any]) -> list[Sequence]:
     """Contiguous parts that each stay below a server's limits of (rollouts, tokens, bytes); a larger item alone."""
     limits = (info["max_rollouts"], info["max_tokens"], info["max_body_bytes"] - FRAME_OVERHEAD_BYTES)
-    bounds, used = [0], (0, 0, 0)
+    bounds = [0]
+    used: tuple[int, ...] = (0, 0, 0)
     for place, cost in enumerate(costs):
         used = tuple(a + b for a, b in zip(used, cost, strict=True))
         if place > bounds[-1] and any(have > limit for have, limit in zip(used, limits, strict=True)):

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from opsd.engine_config import TeacherConfig
 from opsd.engines.rows import in_order
-from opsd.teacher.pool import PendingScores, TeacherPool
+from opsd.teacher.pool import Answered, PendingScores, TeacherPool
 from opsd.teacher.sources import source_of, teachers_by_source
 from opsd.types import NoScores, Prompt, Rollout, TeacherScores
 
-Answered = list[tuple[Rollout, TeacherScores | NoScores]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class RoutedScores:
-    """A group, or the part of one, that one of the teachers is scoring."""
-
-    source: str
-    group: PendingScores
-
-    @property
-    def rollouts(self) -> dict[int, Rollout]:
-        return self.group.rollouts
-
-    def is_scored(self) -> bool:
-        return self.group.is_scored()
-
-
-def start_teachers(cfg: TeacherConfig, **settings: Any) -> TeacherPool | TeacherRouter:
+def start_teachers(cfg: TeacherConfig, **settings: Any) -> Teacher:
     """The teacher of a run, or its teachers behind one object that is used alike. `settings` are a TeacherPool's."""
     if not cfg.by_source:
         return TeacherPool(cfg, **settings)
@@ -52,20 +35,25 @@ class TeacherRouter:
         for pool in self.pools.values():
             pool.wait_ready()
 
-    def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[RoutedScores]:
+    def rest(self) -> None:
+        """As TeacherPool.rest."""
+        for pool in self.pools.values():
+            pool.rest()
+
+    def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """As TeacherPool.begin; each group is divided among the teachers."""
         pending = []
         for group in groups:
             for source, places in self._by_source({place: r.prompt for place, r in group.items()}).items():
                 begun = self.pools[source].begin([{place: group[place] for place in places}])
-                pending += [RoutedScores(source=source, group=part) for part in begun]
+                pending += [replace(part, source=source) for part in begun]
         return pending
 
-    def finish(self, pending: list[RoutedScores]) -> Answered:
+    def finish(self, pending: list[PendingScores]) -> Answered:
         """Each rollout with its teacher's scores, by place, or the reason why it has none, whenever they came."""
-        answered = {}
+        answered: dict[int, tuple[Rollout, TeacherScores | NoScores]] = {}
         for part in pending:
-            answered.update(zip(sorted(part.rollouts), self.pools[part.source].finish([part.group]), strict=True))
+            answered.update(zip(sorted(part.rollouts), self.pools[part.source].finish([part]), strict=True))
         return [answered[place] for place in sorted(answered)]
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:
@@ -89,3 +77,6 @@ class TeacherRouter:
         for place in sorted(prompts):
             places[source_of(prompts[place], self.pools)].append(place)
         return dict(places)
+
+
+Teacher = TeacherPool | TeacherRouter  # of a run: used alike

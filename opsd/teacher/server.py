@@ -98,10 +98,11 @@ async def run(
     work.add_done_callback(stop_server)  # it ends only where loading fails or the engine is lost
     print(f"listening {address(listener)}", file=sys.stderr, flush=True)
     await server.serve(sockets=[listener])
-    if work.done() and not isinstance(work.exception(), (ConfigError, DataError, StageError)):
-        raise StageError(f"the teacher's engine failed: {work.exception()}") from work.exception()
     if work.done():
-        raise work.exception()
+        error = work.exception()
+        if isinstance(error, (ConfigError, DataError, StageError)):
+            raise error
+        raise StageError(f"the teacher's engine failed: {error}") from error
     work.cancel()
 
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class _Shared(TypedDict):
+    """What all of a server's metrics have in common."""
+
+    namespace: str
+    subsystem: str
+    registry: CollectorRegistry
 
 
 class ServerMetrics:
@@ -12,7 +22,7 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = {"namespace": "opsd", "subsystem": "teacher", "registry": self._registry}
+        own: _Shared = {"namespace": "opsd", "subsystem": "teacher", "registry": self._registry}
         self.requests = Counter("requests", "requests answered with 200", ["endpoint"], **own)
         self.refusals = Counter("refusals", "requests answered with another status", ["endpoint", "status"], **own)
         self.rollouts = Counter("rollouts", "rollouts scored, or prompts answered", ["endpoint"], **own)

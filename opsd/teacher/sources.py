@@ -69,7 +69,7 @@ def _teacher(cfg: TeacherConfig, source: str, value: Any) -> TeacherConfig:
         raise ConfigError(f"{field} must be a folder, an address, addresses or a mapping, got {value!r}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TeacherConfig), inherited, value)
-        teacher: TeacherConfig = OmegaConf.to_object(merged)
+        teacher: TeacherConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]  # of a structured config
     except (OmegaConfBaseException, ConfigError) as error:
         raise ConfigError(f"{field}: {' '.join(str(error.__cause__ or error).split())}") from error
     if not teacher.given or teacher.by_source or teacher.top_k != cfg.top_k:

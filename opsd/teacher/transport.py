@@ -21,7 +21,7 @@ import httpx
 
 from opsd.errors import ConfigError, StageError
 from opsd.remote_config import HttpConfig, read_token
-from opsd.types import NoScores
+from opsd.types import NoScores, TeacherScores
 
 # The server is busy, or not there any more; another one, or the same one later, may answer. So it may after any other
 # 5xx, which a server that is well also says of a request that it breaks on.
@@ -98,7 +98,8 @@ class Transport:
         self._answerable = (path, lambda response: response, body)
 
     async def _post(self, path: str, read: Callable, body: dict) -> Any:
-        give_up_at, failed_on = None, []  # the servers that are well and failed
+        give_up_at: float | None = None
+        failed_on: list[Server] = []  # the servers that are well and failed
         async with self._slots:
             while True:
                 server = await self._next_server(give_up_at, failed_on)
@@ -167,13 +168,18 @@ class Transport:
         return answer, "", False
 
 
-def result_of(answer: Future[Answer]) -> Answer | NoScores:
+def result_of(answer: Future[TeacherScores]) -> TeacherScores | NoScores:
     """What came of a request for the scores of one rollout. Raises StageError where the servers are lost."""
     try:
         return answer.result()
     except RequestFailed as failed:
-        logger.warning("an answer without scores, which is dropped: %s", failed.said)
-        return NoScores(reason=failed.reason, said=failed.said)
+        return no_scores(failed)
+
+
+def no_scores(failed: RequestFailed) -> NoScores:
+    """In place of the scores of the one rollout that was asked about."""
+    logger.warning("an answer without scores, which is dropped: %s", failed.said)
+    return NoScores(reason=failed.reason, said=failed.said)
 
 
 def get_when_ready(url: str, path: str, cfg: HttpConfig) -> httpx.Response:

@@ -106,7 +106,12 @@ def unpack_scores(body: bytes, lengths: Sequence[int]) -> list[TeacherScores]:
     bounds = np.cumsum(lengths)[:-1]
     split = {name: np.split(rows, bounds) for name, rows in parts.items()}
     return [
-        TeacherScores(**{"candidate_logprobs": None, **{name: split[name][place] for name in split}})
+        TeacherScores(
+            top_ids=split["top_ids"][place],
+            top_logprobs=split["top_logprobs"][place],
+            sampled_logprobs=split["sampled_logprobs"][place],
+            candidate_logprobs=split["candidate_logprobs"][place] if "candidate_logprobs" in split else None,
+        )
         for place in range(len(lengths))
     ]
 
@@ -162,19 +167,19 @@ def unpack_answers(body: bytes, prompts: Sequence[Prompt], samples: Sequence[int
     if len(responses) != len(prompts) or len(stopped) != len(prompts):
         raise WireError(f"{len(responses)} answers, expected {len(prompts)}")
     bounds = np.cumsum([len(ids) for ids in responses])[:-1]
-    rows = {
-        "sampled_logprobs": np.split(expect("sampled_logprobs", arrays, np.float32, 1), bounds),
-        "candidate_ids": np.split(expect("candidate_ids", arrays, np.int32, 2), bounds),
-        "candidate_logprobs": np.split(expect("candidate_logprobs", arrays, np.float32, 2), bounds),
-    }
+    sampled_logprobs = np.split(expect("sampled_logprobs", arrays, np.float32, 1), bounds)
+    candidate_ids = np.split(expect("candidate_ids", arrays, np.int32, 2), bounds)
+    candidate_logprobs = np.split(expect("candidate_logprobs", arrays, np.float32, 2), bounds)
     return [
         Rollout(
             prompt=prompt,
             sample=sample,
             response_ids=responses[place],
+            sampled_logprobs=sampled_logprobs[place],
+            candidate_ids=candidate_ids[place],
+            candidate_logprobs=candidate_logprobs[place],
             stopped=bool(stopped[place]),
             policy_version=0,
-            **{name: parts[place] for name, parts in rows.items()},
         )
         for place, (prompt, sample) in enumerate(zip(prompts, samples, strict=True))
     ]

@@ -39,6 +39,13 @@ def test_reward_weights_are_a_softmax_within_the_prompt():
     torch.testing.assert_close(selection.weight_N, per_token([right, wrong, 1.0, 1.0]))
 
 
+@pytest.mark.parametrize("name", ["reward", "paced", "advantage", "preference"])
+def test_a_batch_that_does_not_say_which_prompt_is_told_so(name):
+    batch = make_batch(LENGTHS, **{**GROUPS, "prompt_R": None})
+    with pytest.raises(ValueError, match=r"needs BatchStats\.prompt_R, got None"):
+        ADJUSTMENTS[name](batch, keep_all(batch))
+
+
 def test_paced_drops_prompts_that_are_never_solved_and_the_learner_does_not_see_them():
     cfg = TipRunConfig(selector=SelectorConfig(name="all", ratio=1.0), adjust={"paced": {}})
     selection = build_hooks(cfg).select(make_batch(LENGTHS, **GROUPS))
