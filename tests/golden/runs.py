@@ -1,8 +1,9 @@
 """Small seeded runs whose numbers are kept: python -m tests.golden.runs rewrites them, on purpose.
 
 Each is ten steps of `tip.train`, from its command line, on models that are made on the spot; nothing of the project but
-that command, `tip.plugin.build_hooks` and a run's folder is used, so these runs outlive any move inside. What is kept of
-a run stands in `<name>.json`: its losses, gradient norms, kept tokens, and the checksum and mean of every final weight.
+that command, `tip.plugin.build_hooks` and a run's folder is used, so these runs outlive any move inside. What is kept
+of a run stands in `<name>.json`: its losses, gradient norms, kept tokens, the checksum of its final weights and the
+mean size of each.
 """
 
 from __future__ import annotations
