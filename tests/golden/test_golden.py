@@ -9,6 +9,8 @@ import pytest
 from tests.golden.runs import CASES, FOLDER, record_of, written
 
 ROOT = Path(__file__).resolve().parents[2]
+# Relative. With ATEN_CPU_CAPABILITY=default and SSE4 alone losses differ by up to 2e-6 from AVX-512's, norms by 1e-5.
+TOLERANCE = 3e-5
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,3 @@ def test_the_run_is_the_one_that_was_kept(outputs, name):
 
 def test_every_kept_run_is_one_that_is_run():
     assert {path.stem for path in FOLDER.glob("*.json")} == set(CASES)
-
-
-TOLERANCE = 1e-6
