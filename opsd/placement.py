@@ -58,7 +58,7 @@ def ray_cluster(*, dashboard: bool):
 
 def _connect(options: dict[str, Any]) -> Any:
     """ray.init; a node of its own is started twice: a busy machine misses Ray's 30 seconds, which are fixed."""
-    for is_last in (False, True) if options else (True,):
+    for is_last in (True,) if joins_cluster() else (False, True):
         try:
             return ray.init(
                 namespace=f"opsd-{uuid.uuid4().hex[:8]}", logging_level="ERROR", log_to_driver=False, **options

@@ -115,6 +115,7 @@ def _concatenate(sequences: list[TrainSequence]) -> MicroBatch:
         return torch.from_numpy(np.concatenate(list(parts)))
 
     temperatures = [s.temperature_N for s in sequences if s.temperature_N is not None]
+    assert len(temperatures) in (0, len(sequences)), "some sequences of a row have temperatures, others none"
     mixed = {}
     if any(s.mixture is not None for s in sequences):
         mixtures = [s.mixture or Mixture(other_ids=s.token_ids, own_share=1.0) for s in sequences]

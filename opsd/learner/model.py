@@ -113,7 +113,8 @@ class DistillationModel(nn.Module):
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """The trunk's last hidden states [N, D] at the rows that the batch names."""
         inputs = {"input_ids": batch.token_ids_L[None]}
-        if batch.other_ids_L is not None and batch.own_share_L is not None:
+        if batch.other_ids_L is not None:
+            assert batch.own_share_L is not None, "mixed embeddings without their shares"
             embed = self.causal_lm.get_input_embeddings()
             mixed_LD = mixed_embeddings(embed, batch.token_ids_L, batch.other_ids_L, batch.own_share_L)
             inputs = {"inputs_embeds": mixed_LD[None]}

@@ -70,13 +70,14 @@ class HeadGradients:
     def add(self, rows: slice, grad_blocks: Iterable[tuple[slice, Tensor]], row_sum_N1: Tensor | None = None) -> None:
         """Adds what dL/dlogits of these rows, given in blocks [N, C] of columns, means.
 
-        `row_sum_N1`: sum_v |dL/dz_v|, which the filter measures by; None: all columns count.
+        `row_sum_N1`: sum_v |dL/dz_v|, which the filter measures by; None where there is no filter.
         """
         hidden_ND = self.inputs[0][rows].to(self.factor_dtype)
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=softmax_dtype(hidden_ND))
         for columns, grad_NC in grad_blocks:
             kept_K = None
-            if row_sum_N1 is not None and self.filter_threshold > 0.0:
+            if self.filter_threshold > 0.0:
+                assert row_sum_N1 is not None, "the filter measures by the rows' sums"
                 kept_K = kept_columns(grad_NC, row_sum_N1, self.filter_threshold)
             if kept_K is not None:
                 grad_NC = grad_NC.index_select(1, kept_K)
