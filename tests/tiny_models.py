@@ -6,6 +6,7 @@ make_char_tokenizer(tmp_path / "student", vocab_size=64, eos_token_id=0)
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
@@ -77,6 +78,17 @@ def make_char_tokenizer(path: Path | str, *, vocab_size: int = 64, eos_token_id:
     backend.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_TOKEN).save_pretrained(path)
     return Path(path)
+
+
+def make_tiny_pair(root: Path) -> Path:
+    """`student` (tied), `teacher` (untied, deeper), one tokenizer, and 100 sums with solutions in prompts.jsonl."""
+    for name, tied, layers, seed in (("teacher", False, 3, 1), ("student", True, 2, 2)):
+        make_tiny_qwen3(root / name, tied=tied, layers=layers, seed=seed, eos_token_id=0, scale=2.0)
+        make_char_tokenizer(root / name, eos_token_id=0)
+    sums = [(a, b) for a in range(10) for b in range(10)]
+    rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b), "solution": f"{a}+{b} is {a + b}"} for a, b in sums]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
 
 
 def _std(name: str, parameter: torch.Tensor, scale: float) -> float:

@@ -56,21 +56,6 @@ def build_hooks(cfg: Any) -> Any:
     return dataclasses.replace(hooks, select=select, after_step=after_step)
 
 
-def make_models(folder: Path) -> None:
-    """A student and a teacher that share a tokenizer, and sums with their solutions."""
-    from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
-
-    for name, tied, layers, seed in (("teacher", False, 3, 1), ("student", True, 2, 2)):
-        make_tiny_qwen3(folder / name, tied=tied, layers=layers, seed=seed, eos_token_id=0, scale=2.0)
-        make_char_tokenizer(folder / name, eos_token_id=0)
-    rows = [
-        {"prompt": f"{a}+{b}=", "answer": str(a + b), "solution": f"{a}+{b} is {a + b}"}
-        for a in range(10)
-        for b in range(10)
-    ]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def command_of(name: str, models: Path, output_dir: Path) -> list[str]:
     settings = {
         "student.path": models / "student",
@@ -153,13 +138,15 @@ def main() -> None:
     unknown = [name for name in args.names if name not in CASES]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    from tests.tiny_models import make_tiny_pair
+
     names = args.names or list(CASES)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory() as folder:
         outputs = args.outputs or Path(folder) / "outputs"
         models = Path(folder) / "models"
-        make_models(models)
+        make_tiny_pair(models)
         run_all(names, models, outputs)
         if args.outputs is None:
             for name in names:
