@@ -13,9 +13,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from opsd.config import compose_config
+from opsd.config.auto import planned_device, with_dtypes
+from opsd.config.run import compose_config
+from opsd.config.setting_names import refuse_misspelt
 from opsd.data.grading import ready_to_judge
-from opsd.dtypes import planned_device, with_dtypes
 from opsd.engines.installed import require_vllm
 from opsd.engines.pool import EnginePool
 from opsd.errors import ConfigError, reported, say
@@ -28,7 +29,6 @@ from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
 from opsd.placement import joins_cluster, ray_cluster, resolve_device
 from opsd.run_summary import git_commit, installed_versions
-from opsd.setting_names import refuse_misspelt
 from opsd.types import Sampling
 
 

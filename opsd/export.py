@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, DataError, StageError
 from opsd.learner.checkpoint import read_weights
-from opsd.model_card import model_card
-from opsd.model_weights import model_without_weights
+from opsd.models.card import model_card
+from opsd.models.student_folder import save_student
+from opsd.models.weights import model_without_weights
 from opsd.run_folder import RunFolder, read_state
-from opsd.student_folder import save_student
 
 
 @dataclass(frozen=True, kw_only=True)

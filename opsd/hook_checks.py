@@ -18,7 +18,7 @@ from opsd.ops.objective import Objective, name_of
 from opsd.types import BatchStats, Rollout, Selection, TokenStats
 
 if TYPE_CHECKING:
-    from opsd.config import RunConfig
+    from opsd.config.run import RunConfig
     from opsd.hooks import RolloutSource, TrainHooks
 
 LENGTHS = (2, 2, 2, 2)  # of the made-up rollouts: two prompts with two answers each

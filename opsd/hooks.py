@@ -19,7 +19,7 @@ from opsd.ops.terms import TERMS
 from opsd.types import BatchStats, Rollout, Selection, StepReport
 
 if TYPE_CHECKING:
-    from opsd.config import LossConfig, RunConfig
+    from opsd.config.run import LossConfig, RunConfig
     from opsd.rollout.pool import RolloutPool
     from opsd.teacher.router import Teacher
 

@@ -8,20 +8,20 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from opsd.config import RunConfig
+from opsd.config.engine import EngineConfig, TeacherConfig
+from opsd.config.run import RunConfig
+from opsd.config.support import decide_support
 from opsd.data.prompts import load_prompts
-from opsd.engine_config import EngineConfig, TeacherConfig
 from opsd.engines.installed import require_vllm
 from opsd.engines.vllm_settings import llm_arguments
 from opsd.errors import ConfigError, DataError
-from opsd.model_facts import ModelFacts, facts_of
-from opsd.model_folder import model_config, model_tokenizer
-from opsd.model_weights import check_weights
+from opsd.models.facts import ModelFacts, facts_of
+from opsd.models.folder import model_config, model_tokenizer
+from opsd.models.tensor_parallel import check_engine_heads
+from opsd.models.weights import check_weights
 from opsd.placement import joins_cluster, resolve_device
-from opsd.support import decide_support
 from opsd.teacher.facts import teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
-from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Prompt, Vocabulary
 
 # Heads that multiply or squash the logits after lm_head; the sparse loss computes them from lm_head alone.

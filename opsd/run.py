@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opsd.batch import drop_unusable, rollout_stats
-from opsd.config import RunConfig
+from opsd.config.run import RunConfig
 from opsd.data.grading import judge_rollouts, ready_to_judge
 from opsd.data.prompts import PromptSource
 from opsd.errors import StageError, say
@@ -24,7 +24,7 @@ from opsd.hook_checks import checked_source
 from opsd.hooks import TrainHooks
 from opsd.learner.group import LearnerGroup
 from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
-from opsd.model_weights import model_without_weights, names_differ
+from opsd.models.weights import model_without_weights, names_differ
 from opsd.observe import step_metrics, token_rows
 from opsd.ops.objective import name_of
 from opsd.placement import ray_cluster

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from opsd.config import RunConfig
+from opsd.config.run import RunConfig
 from opsd.errors import ConfigError, DataError
 
 # Of an EngineConfig: how many engines there are, and what each has to work with.

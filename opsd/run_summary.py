@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opsd.config import RunConfig
+from opsd.config.run import RunConfig
 from opsd.teacher.sources import section_of, teachers_by_source
 
 if TYPE_CHECKING:

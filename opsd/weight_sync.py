@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from opsd.config import RunConfig
-from opsd.engine_config import RolloutConfig
+from opsd.config.engine import RolloutConfig
+from opsd.config.run import RunConfig
 from opsd.engines.rows import has_foreign_ids
 from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
@@ -26,7 +26,7 @@ OTHER_NUMBERS = {"quantization", "kv_cache_dtype"}  # engine_args by which the e
 def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
     """object_store | nccl | ipc: rollout.weight_transfer with auto decided, for a run on `device` (cpu or cuda).
 
-    `renamed`: the student's files have other names than the model in memory (see `opsd.model_weights.names_differ`).
+    `renamed`: the student's files have other names than the model in memory (see `opsd.models.weights.names_differ`).
     Only the object store carries all weights at once, which it takes to name them as vLLM knows them.
     """
     if cfg.rollout.weight_transfer != "auto":

@@ -29,9 +29,9 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from opsd.config import LearnerConfig
+from opsd.config.engine import EngineConfig
+from opsd.config.run import LearnerConfig
 from opsd.data.packing import build_sequences, pack
-from opsd.engine_config import EngineConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.vllm_engine import VllmEngine, engine_environment
@@ -41,11 +41,11 @@ from opsd.learner.model import DistillationModel, full_weights, shard, trained_t
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
-from opsd.model_folder import model_config
-from opsd.model_weights import check_weights
+from opsd.models.folder import model_config
+from opsd.models.student_folder import save_student
+from opsd.models.weights import check_weights
 from opsd.ops.divergences import reverse_kl
 from opsd.preflight import check_head
-from opsd.student_folder import save_student
 from opsd.types import Prompt, Rollout, Sampling, ScoredRollout, Selection, Vocabulary
 from tiny_architectures import ARCHITECTURES, STOP_ID, VOCAB_SIZE, make_architecture
 

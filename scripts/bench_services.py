@@ -18,8 +18,8 @@ import ray
 
 from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import rollout_stats
-from opsd.config import RunConfig
-from opsd.engine_config import RolloutConfig
+from opsd.config.engine import RolloutConfig
+from opsd.config.run import RunConfig
 from opsd.engines.pool import request_seed
 from opsd.engines.rows import in_order, score_in_groups
 from opsd.engines.vllm_engine import engine_environment

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from opsd.config import DataConfig, RunConfig, StudentConfig
-from opsd.engine_config import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.preflight import Setup, check
 
 

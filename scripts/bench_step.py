@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import opsd.learner.model
 from measure import PeakMemory, clock, give_freed_memory_back, markdown
-from opsd.config import LearnerConfig
+from opsd.config.run import LearnerConfig
 from opsd.learner.attention import packed_attention_name
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler

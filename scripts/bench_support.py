@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM
 
 from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import rollout_stats
-from opsd.config import LearnerConfig, RunConfig
+from opsd.config.engine import RolloutConfig
+from opsd.config.run import LearnerConfig, RunConfig
 from opsd.data.packing import kept_buckets
-from opsd.engine_config import RolloutConfig
 from opsd.engines.pool import request_seed
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from opsd.config import LearnerConfig
+from opsd.config.run import LearnerConfig
 from opsd.learner.attention import packed_attention_name
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler

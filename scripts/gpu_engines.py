@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from gpu_correctness import TINY, TINY_VOCABULARY, Check
-from opsd.engine_config import RolloutConfig
+from opsd.config.engine import RolloutConfig
 from opsd.types import Prompt, Rollout, Sampling
 
 PROMPT = np.arange(20, 30, dtype=np.int32)
@@ -56,7 +56,7 @@ def nccl_transfer(*, device: str) -> list[Check]:
 
     Two GPUs: one for the engine, one for the learner, each in a Ray actor.
     """
-    from opsd.config import LearnerConfig, StudentConfig
+    from opsd.config.run import LearnerConfig, StudentConfig
     from opsd.learner.group import LearnerGroup
     from opsd.ops.divergences import reverse_kl
     from opsd.placement import ray_cluster

@@ -17,7 +17,7 @@ from gpu_correctness import DTYPES, join_one_rank
 from head_methods import METHODS
 from head_rows import Rows
 from measure import PeakMemory, clock
-from opsd.config import LearnerConfig
+from opsd.config.run import LearnerConfig
 from opsd.learner.attention import packed_attention_name
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler

@@ -21,9 +21,9 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
 from measure import markdown
-from opsd.config import compose_config
+from opsd.config.auto import with_dtypes
+from opsd.config.run import compose_config
 from opsd.data.epochs import with_epochs_as_steps
-from opsd.dtypes import with_dtypes
 from opsd.hooks import load_build_hooks
 from opsd.placement import resolve_device
 from opsd.plan.cluster import ClusterConfig

@@ -8,13 +8,13 @@ from pathlib import Path
 import omegaconf
 import pytest
 
-import opsd.config
+import opsd.config.run
 from tests.bare_environment import make_bare_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 ABSENT = ["ray", "vllm", "hydra", "omegaconf", "datasets", "wandb"]
 PRESENT = [
-    *(f"opsd.{name}" for name in ("types", "errors", "config", "micro_batch", "batch", "hooks", "data.packing")),
+    *(f"opsd.{name}" for name in ("types", "errors", "config.run", "micro_batch", "batch", "hooks", "data.packing")),
     *(f"opsd.learner.{name}" for name in ("attention", "model", "optim", "step", "mean", "checkpoint")),
     *(f"opsd.ops.{path.stem}" for path in sorted((ROOT / "opsd" / "ops").glob("[a-z]*.py"))),
     "tip.selectors", "tip.scores", "tip.functional",
@@ -48,4 +48,4 @@ def test_what_the_gpu_check_uses_imports_without_ray_vllm_and_hydra(interpreter)
 
 
 def test_a_setting_without_a_default_is_still_omegaconfs():
-    assert opsd.config.MISSING == omegaconf.MISSING
+    assert opsd.config.run.MISSING == omegaconf.MISSING

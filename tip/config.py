@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from opsd.checks import one_of
-from opsd.config import RunConfig
+from opsd.config.checks import one_of
+from opsd.config.run import RunConfig
 from opsd.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from opsd.config import DataConfig, PromptConfig
+from opsd.config.run import DataConfig, PromptConfig
 from opsd.data.rows import Row, answer_keys, first_of, lookup, messages
 from opsd.errors import DataError
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pyarrow.parquet
 
-from opsd.config import RunConfig
+from opsd.config.run import RunConfig
 from opsd.data.rows import read_lines
 from opsd.errors import DataError
 

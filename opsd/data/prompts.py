@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opsd.config import DataConfig, PromptConfig
+from opsd.config.run import DataConfig, PromptConfig
 from opsd.data.chat import Conversation, for_teacher, needed, read_conversation, render
 from opsd.data.grading import GRADERS, grader_of
 from opsd.data.rows import Row, answer_keys, lookup, read_rows, reference_answer

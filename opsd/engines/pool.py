@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import ray
 
-from opsd.engine_config import EngineConfig
+from opsd.config.engine import EngineConfig
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.placement import gather, split_evenly, start_actor

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from opsd.engine_config import EngineConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, TeacherConfig
+from opsd.config.support import scores_candidates
 from opsd.engines.rows import score_in_groups
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
@@ -21,7 +22,6 @@ from opsd.ops.align import predicting_rows
 from opsd.ops.head_gradients import product_by_blocks
 from opsd.ops.mixing import mixed_embeddings
 from opsd.plain_head import head_difference, require_plain_head
-from opsd.support import scores_candidates
 from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from opsd.engine_config import EngineConfig
+from opsd.config.engine import EngineConfig
+from opsd.config.support import scores_candidates
 from opsd.engines.rows import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
-from opsd.model_weights import as_stored, model_without_weights, untied_settings
+from opsd.models.weights import as_stored, model_without_weights, untied_settings
 from opsd.ops.align import predicting_rows
-from opsd.support import scores_candidates
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 
@@ -134,8 +134,8 @@ class VllmEngine:
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """This model's log-probabilities on the response rows, in the order of `rollouts`.
 
-        `candidate_logprobs` is None where the engine does not score them (opsd.support). A stop id outside the top-k is
-        not part of the stop event's mass.
+        `candidate_logprobs` is None where the engine does not score them (opsd.config.support). A stop id outside the
+        top-k is not part of the stop event's mass.
         """
         self._wake()
         return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opsd.errors import StageError
-from opsd.model_weights import tied_names
+from opsd.models.weights import tied_names
 
 
 def complete_weights(model: PreTrainedModel, named: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from opsd.engine_config import EngineConfig
+from opsd.config.engine import EngineConfig
 from opsd.engines.installed import require_vllm
 from opsd.engines.vllm_engine import VllmEngine
 from opsd.placement import require_here

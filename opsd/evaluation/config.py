@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from opsd.checks import at_least, in_range, one_of
-from opsd.config import PromptConfig
-from opsd.engine_config import EngineConfig
+from opsd.config.checks import at_least, in_range, one_of
+from opsd.config.engine import EngineConfig
+from opsd.config.run import PromptConfig
 from opsd.errors import ConfigError
 
 

@@ -12,9 +12,9 @@ from opsd.data.prompts import student_prompts
 from opsd.data.rows import Row, read_rows
 from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
-from opsd.model_folder import model_config, model_tokenizer, stop_ids, text_setting, weight_bytes
-from opsd.model_weights import model_without_weights
-from opsd.tensor_parallel import check_engine_heads
+from opsd.models.folder import model_config, model_tokenizer, stop_ids, text_setting, weight_bytes
+from opsd.models.tensor_parallel import check_engine_heads
+from opsd.models.weights import model_without_weights
 from opsd.types import Prompt, Vocabulary
 
 

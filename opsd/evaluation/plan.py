@@ -7,8 +7,8 @@ from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.models import named_paths
 from opsd.evaluation.table import markdown_table
+from opsd.models.tensor_parallel import check_tensor_parallel
 from opsd.plan.models import BYTES, ModelSizes, read_model
-from opsd.tensor_parallel import check_tensor_parallel
 
 HEADER = [
     "model", "folder", "parameters", "weights, GiB", "KV cache of one full answer, MiB", "problems", "answers",

@@ -12,7 +12,7 @@ import torch
 from ray.actor import ActorHandle
 
 from opsd.batch import rollout_stats
-from opsd.config import LearnerConfig, StudentConfig
+from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker

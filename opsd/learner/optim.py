@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from opsd.config import LearnerConfig
+from opsd.config.run import LearnerConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], cfg: LearnerConfig) -> torch.optim.AdamW:

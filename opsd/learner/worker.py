@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from opsd.config import LearnerConfig, StudentConfig
+from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.errors import ConfigError, StageError
 from opsd.learner.checkpoint import load_learner, save_learner
 from opsd.learner.loading import open_student
@@ -22,9 +22,9 @@ from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
 from opsd.micro_batch import MicroBatch
-from opsd.model_weights import model_without_weights, names_differ
+from opsd.models.student_folder import save_student
+from opsd.models.weights import model_without_weights, names_differ
 from opsd.placement import require_here
-from opsd.student_folder import save_student
 from opsd.types import StepReport, TokenStats, Vocabulary
 
 

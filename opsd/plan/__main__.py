@@ -4,7 +4,7 @@ For example `python -m opsd.plan device=cuda cluster.nodes=2 student.path=Qwen/Q
 No weights are loaded and no Ray is started; models may be folders with a config.json or names in opsd/conf/model.
 """
 
-from opsd.config import RunConfig
+from opsd.config.run import RunConfig
 from opsd.plan.program import launch
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from opsd.config import at_least, positive
+from opsd.config.run import at_least, positive
 
 
 @dataclass

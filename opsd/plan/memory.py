@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from opsd.config import RunConfig
-from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.run import RunConfig
 from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES
 from opsd.ops.head_plan import PLANS
 from opsd.plan.models import BYTES, ModelSizes

@@ -15,12 +15,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from opsd.config import StudentConfig
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.run import StudentConfig
 from opsd.errors import ConfigError
 from opsd.learner.model import decoder_layers
-from opsd.model_facts import ModelFacts, read_facts
-from opsd.model_weights import model_without_weights, tied_names
+from opsd.models.facts import ModelFacts, read_facts
+from opsd.models.weights import model_without_weights, tied_names
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 BYTES = {"float32": 4, "bfloat16": 2}

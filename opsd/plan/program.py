@@ -11,8 +11,9 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from opsd.config import RunConfig, compose_config
-from opsd.dtypes import planned_device, with_dtypes
+from opsd.config.auto import planned_device, with_dtypes
+from opsd.config.run import RunConfig, compose_config
+from opsd.config.setting_names import refuse_misspelt
 from opsd.errors import ConfigError, DataError
 from opsd.hook_checks import check_hooks
 from opsd.hooks import load_build_hooks
@@ -22,7 +23,6 @@ from opsd.plan.refusals import refusals
 from opsd.plan.roles import Engine, Job
 from opsd.plan.table import plan_text
 from opsd.plan.traffic import candidates_scored
-from opsd.setting_names import refuse_misspelt
 from opsd.teacher.sources import section_of, teachers_by_source
 
 

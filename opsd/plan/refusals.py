@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from opsd.config.support import decide_support
 from opsd.errors import ConfigError
+from opsd.models.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 from opsd.plan.memory import GIB, Memory
 from opsd.plan.models import ModelSizes, tokenizer_facts
 from opsd.plan.roles import Engine, Job, engine_role, learner_role, plan_roles
 from opsd.plan.traffic import candidates_scored
 from opsd.preflight import check_counts, prompt_limit, shared_vocabulary
-from opsd.support import decide_support
-from opsd.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 
 MOST_RANKS = 512  # where the search for a number of learners that fits ends
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opsd.config import RunConfig
-from opsd.engine_config import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.run import RunConfig
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB, Memory, driver_memory, learner_memory, rollout_memory, teacher_memory
 from opsd.plan.models import ModelSizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from opsd.config import RunConfig
+from opsd.config.run import RunConfig
 from opsd.errors import ConfigError
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from opsd.config import StudentConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.run import StudentConfig
 from opsd.data.epochs import count_prompts, with_epochs_as_steps
-from opsd.engine_config import TeacherConfig
 from opsd.errors import DataError
 from opsd.plan.memory import GIB, Memory
 from opsd.plan.models import ModelSizes, tokenizer_facts

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opsd.config import RunConfig
+from opsd.config.run import RunConfig
+from opsd.config.support import scores_candidates
 from opsd.plan.models import BYTES, ModelSizes
-from opsd.support import scores_candidates
 from opsd.teacher.sources import section_of, teachers_by_source
 
 

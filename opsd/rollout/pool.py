@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from ray import ObjectRef
 
-from opsd.config import StudentConfig
-from opsd.engine_config import RolloutConfig
+from opsd.config.engine import RolloutConfig
+from opsd.config.run import StudentConfig
 from opsd.engines.pool import EnginePool, occurrences, request_seed, sample_seed
 from opsd.engines.rows import in_order
 from opsd.seats import Placement

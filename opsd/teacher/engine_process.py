@@ -8,7 +8,7 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.lifetime import end_with_parent
 from opsd.engines.rows import in_order
 from opsd.engines.vllm_engine import engine_environment

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import httpx
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.support import scores_candidates
 from opsd.errors import ConfigError
-from opsd.model_facts import ModelFacts, read_facts
-from opsd.support import scores_candidates
+from opsd.models.facts import ModelFacts, read_facts
 from opsd.teacher.openai import PATH, served_model
 from opsd.teacher.remote import served_info
 from opsd.teacher.transport import client_settings, get_when_ready, sentence

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.rows import event_rows
 from opsd.errors import ConfigError
 from opsd.teacher.transport import Transport, get_when_ready, result_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import ObjectRef
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import has_foreign_ids, in_order
 from opsd.errors import StageError

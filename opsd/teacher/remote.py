@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.placement import split_evenly
 from opsd.teacher.frames import MEDIA_TYPE, PROTOCOL

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.teacher.pool import Answered, PendingScores, TeacherPool
 from opsd.teacher.sources import source_of, teachers_by_source

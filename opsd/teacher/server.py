@@ -19,17 +19,18 @@ import uvicorn
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from opsd.config import compose_config
-from opsd.dtypes import with_dtypes
+from opsd.config.auto import with_dtypes
+from opsd.config.http import read_token
+from opsd.config.run import compose_config
+from opsd.config.setting_names import refuse_misspelt
+from opsd.config.support import scores_candidates
 from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError, DataError, StageError, reported
-from opsd.model_facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
-from opsd.model_folder import model_config
-from opsd.model_weights import check_weights
+from opsd.models.facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
+from opsd.models.folder import model_config
+from opsd.models.tensor_parallel import check_engine_heads
+from opsd.models.weights import check_weights
 from opsd.placement import resolve_device
-from opsd.remote_config import read_token
-from opsd.setting_names import refuse_misspelt
-from opsd.support import scores_candidates
 from opsd.teacher.admission import Limits
 from opsd.teacher.app import Service, make_app
 from opsd.teacher.batcher import Batcher
@@ -37,7 +38,6 @@ from opsd.teacher.engine_process import EngineProcess
 from opsd.teacher.frames import PROTOCOL
 from opsd.teacher.server_config import ServerConfig
 from opsd.teacher.server_metrics import ServerMetrics
-from opsd.tensor_parallel import check_engine_heads
 from opsd.types import Vocabulary
 
 GRACE_S = 20  # for requests under way when the server is told to end

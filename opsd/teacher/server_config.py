@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from opsd.checks import at_least, one_of
-from opsd.engine_config import ENGINES, TeacherConfig
+from opsd.config.checks import at_least, one_of
+from opsd.config.engine import ENGINES, TeacherConfig
 from opsd.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

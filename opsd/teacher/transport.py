@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from opsd.config.http import HttpConfig, read_token
 from opsd.errors import ConfigError, StageError
-from opsd.remote_config import HttpConfig, read_token
 from opsd.types import NoScores, TeacherScores
 
 # The server is busy, or not there any more; another one, or the same one later, may answer. So it may after any other

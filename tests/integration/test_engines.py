@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.engine_config import EngineConfig
+from opsd.config.engine import EngineConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.vllm_engine import VllmEngine, engine_environment

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
 from opsd.ops.divergences import reverse_kl
 from opsd.placement import ray_cluster

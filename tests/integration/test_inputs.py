@@ -8,7 +8,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from opsd.config import DataConfig
+from opsd.config.run import DataConfig
 from opsd.data.grading import GRADERS
 from opsd.data.prompts import load_prompts
 from tests.integration.runs import finished, train, training_lines

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.batch import rollout_stats
-from opsd.config import LearnerConfig, StudentConfig
+from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, kept_buckets, pack
 from opsd.learner.group import LearnerGroup
 from opsd.learner.worker import LearnerWorker

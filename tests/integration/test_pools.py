@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.config import StudentConfig
-from opsd.engine_config import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.run import StudentConfig
 from opsd.engines.rows import in_order
 from opsd.placement import ray_cluster
 from opsd.rollout.pool import RolloutPool

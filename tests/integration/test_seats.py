@@ -5,8 +5,8 @@ import os
 import pytest
 import ray
 
-from opsd.config import LearnerConfig, PlacementConfig, RunConfig
-from opsd.engine_config import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
 from opsd.errors import ConfigError
 from opsd.placement import start_actor
 from opsd.seats import Placement

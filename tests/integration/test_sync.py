@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.config import LearnerConfig, StudentConfig
-from opsd.engine_config import RolloutConfig
+from opsd.config.engine import RolloutConfig
+from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.engines.rows import in_order
 from opsd.learner.group import LearnerGroup
 from opsd.ops.divergences import DIVERGENCES

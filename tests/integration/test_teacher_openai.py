@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.config import DataConfig, RunConfig, StudentConfig
-from opsd.engine_config import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.http import HttpConfig
+from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.vllm_engine import engine_environment
 from opsd.errors import ConfigError
 from opsd.preflight import check
-from opsd.remote_config import HttpConfig
 from opsd.teacher.pool import TeacherPool
 from opsd.types import Sampling, Vocabulary
 from tests.opsd.builders import scored_rollouts

@@ -12,13 +12,13 @@ import psutil
 import pytest
 import torch
 
-from opsd.config import DataConfig, LossConfig, RunConfig, StudentConfig
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.http import HttpConfig
+from opsd.config.run import DataConfig, LossConfig, RunConfig, StudentConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.preflight import check
-from opsd.remote_config import HttpConfig
 from opsd.teacher.router import start_teachers
 from opsd.teacher.wire import pack_score_request
 from opsd.types import NoScores, Sampling, Vocabulary

@@ -12,8 +12,8 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.config import RunConfig
-from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.run import RunConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import in_order
 from opsd.engines.vllm_engine import engine_environment

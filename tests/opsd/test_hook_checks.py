@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.config import DataConfig, LossConfig, RunConfig
+from opsd.config.run import DataConfig, LossConfig, RunConfig
 from opsd.errors import ConfigError, StageError
 from opsd.hook_checks import check_hooks, checked_select, checked_source, made_up_batch
 from opsd.hooks import TrainHooks, build_hooks

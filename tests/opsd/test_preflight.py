@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from opsd.config import DataConfig, LossConfig, PlacementConfig, RunConfig, StudentConfig
-from opsd.engine_config import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.run import DataConfig, LossConfig, PlacementConfig, RunConfig, StudentConfig
 from opsd.errors import ConfigError, DataError
-from opsd.model_facts import read_facts
-from opsd.model_folder import model_config, text_setting
+from opsd.models.facts import read_facts
+from opsd.models.folder import model_config, text_setting
 from opsd.plan.models import read_model
 from opsd.preflight import check, check_counts, check_head
 from tests.tiny_models import ALPHABET, make_char_tokenizer, make_tiny_qwen3

@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from opsd.config import CheckpointConfig, DataConfig, LearnerConfig, PlacementConfig, RunConfig, StudentConfig
-from opsd.engine_config import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.run import CheckpointConfig, DataConfig, LearnerConfig, PlacementConfig, RunConfig, StudentConfig
 from opsd.errors import ConfigError
 from opsd.run_folder import FREE_ON_RESUME, RunFolder, flat, read_state
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 import opsd.run
-from opsd.config import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RunConfig, StudentConfig
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.run import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RunConfig, StudentConfig
 from opsd.errors import reported
 from opsd.held_out import Evaluation
 from opsd.hooks import build_hooks

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from opsd.batch import rollout_stats
-from opsd.config import RunConfig, StudentConfig
-from opsd.engine_config import EngineConfig, RolloutConfig
+from opsd.config.engine import EngineConfig, RolloutConfig
+from opsd.config.run import RunConfig, StudentConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.errors import ConfigError

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
-from opsd.config import compose_config
+from opsd.config.run import compose_config
 from tests.recipes.recipe import DISTILLING, PAPERS, start
 from tip.config import SelectorConfig, TipRunConfig
 

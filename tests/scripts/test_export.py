@@ -11,14 +11,14 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opsd.export as export_script
-from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.learner.checkpoint import save_learner
 from opsd.learner.loading import load_student
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
+from opsd.models.student_folder import save_student
 from opsd.ops.divergences import reverse_kl
-from opsd.student_folder import save_student
 from opsd.types import Vocabulary
 from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

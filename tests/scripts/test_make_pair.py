@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import make_pair
 from hf_models import drop_layers, load_model, save_model
 from make_pair import PairError, check_accuracies, is_finished, make_dropped, unfinished, write_record
-from opsd.config import DataConfig
+from opsd.config.run import DataConfig
 from opsd.data.prompts import load_prompts
 from sum_pair import (
     COPYING_STUDENT,

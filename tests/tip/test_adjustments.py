@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.config import LossConfig
+from opsd.config.run import LossConfig
 from opsd.data.packing import build_sequences
 from opsd.errors import ConfigError, StageError
 from opsd.types import Vocabulary

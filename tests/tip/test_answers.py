@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.pool import occurrences, request_seed
 from opsd.errors import ConfigError
 from opsd.hook_checks import check_hooks

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from opsd.config import RunConfig, compose_config
+from opsd.config.run import RunConfig, compose_config
 from opsd.errors import ConfigError
 from tip.config import SelectorConfig, TipRunConfig
 from tip.plugin import build_hooks

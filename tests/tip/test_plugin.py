@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import opsd.hooks
-from opsd.config import LossConfig, RunConfig
+from opsd.config.run import LossConfig, RunConfig
 from opsd.errors import ConfigError
 from opsd.hooks import load_build_hooks
 from opsd.ops.divergences import DIVERGENCES
@@ -307,5 +307,5 @@ def test_a_config_without_selector_is_refused():
 
 
 def test_opsd_runs_without_tip():
-    code = "import sys, opsd.config, opsd.hooks; print([m for m in sys.modules if m.split('.')[0] == 'tip'])"
+    code = "import sys, opsd.config.run, opsd.hooks; print([m for m in sys.modules if m.split('.')[0] == 'tip'])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from opsd.config import RunConfig
+from opsd.config.run import RunConfig
+from opsd.config.setting_names import refuse_misspelt
 from opsd.errors import ConfigError
-from opsd.model_folder import model_config
-from opsd.setting_names import refuse_misspelt
+from opsd.models.folder import model_config
 from tip.config import TipRunConfig
 
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from opsd.config import DataConfig, PromptConfig, compose_config
+from opsd.config.run import DataConfig, PromptConfig, compose_config
 from opsd.data.epochs import count_prompts
 from opsd.data.prompts import load_prompts
 from opsd.errors import DataError

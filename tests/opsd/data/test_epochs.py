@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from opsd.config import DataConfig, RunConfig
+from opsd.config.run import DataConfig, RunConfig
 from opsd.data.epochs import count_prompts, with_epochs_as_steps
 from opsd.errors import ConfigError, DataError
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from opsd.config import GRADERS as NAMES
+from opsd.config.run import GRADERS as NAMES
 from opsd.data.grading import EXTRACTORS, GRADERS, judge_all, judge_rollouts, last_box
 from opsd.data.math_process import MathProcess
 from opsd.data.thoughts import MARKS

@@ -6,7 +6,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from opsd.config import DataConfig
+from opsd.config.run import DataConfig
 from opsd.data.prompts import PromptSource, load_prompts
 from opsd.errors import ConfigError, DataError
 from tests.tiny_models import make_char_tokenizer

@@ -3,8 +3,8 @@
 import pytest
 
 import opsd.engines.installed
-from opsd.config import DataConfig, RunConfig, StudentConfig
-from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError
 from opsd.evaluate import evaluate

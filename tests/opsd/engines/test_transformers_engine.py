@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
-from opsd.engine_config import EngineConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES, TransformersEngine, _draw, _uniforms
 from opsd.errors import ConfigError, StageError

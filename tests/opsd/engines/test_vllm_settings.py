@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opsd.config import LearnerConfig, PlacementConfig, RunConfig
-from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
 from opsd.engines import vllm_engine
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.vllm_settings import check_engine_args, llm_arguments, sleep_level

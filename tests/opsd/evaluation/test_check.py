@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from opsd.config import compose_config
+from opsd.config.run import compose_config
 from opsd.errors import ConfigError, DataError
 from opsd.evaluate import evaluate
 from opsd.evaluation.config import EvaluateConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from opsd.config import LearnerConfig
+from opsd.config.run import LearnerConfig
 from opsd.learner.optim import build_optimizer
 
 

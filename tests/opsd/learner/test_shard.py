@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from opsd.config import LearnerConfig
+from opsd.config.run import LearnerConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.attention import PACKED
 from opsd.learner.loading import load_student

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 import opsd.learner.group
+from opsd.config.engine import RolloutConfig
 from opsd.data.packing import build_sequences, pack
-from opsd.engine_config import RolloutConfig
 from opsd.engines.rows import in_order
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.errors import ConfigError

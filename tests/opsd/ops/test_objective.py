@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from opsd.config import LossConfig
+from opsd.config.run import LossConfig
 from opsd.errors import ConfigError
 from opsd.hooks import bind_objective
 from opsd.ops.buckets import sparse_head_loss

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from opsd.config import DataConfig, LearnerConfig, RunConfig, StudentConfig
-from opsd.engine_config import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.program import planned_job
 

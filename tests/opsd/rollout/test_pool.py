@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from opsd.engine_config import RolloutConfig
+from opsd.config.engine import RolloutConfig
 from opsd.engines.pool import request_seed
 from opsd.rollout.pool import RolloutPool
 from opsd.types import Prompt

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from opsd.batch import drop_unusable
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.http import HttpConfig
 from opsd.errors import StageError
-from opsd.remote_config import HttpConfig
 from opsd.teacher.frames import PROTOCOL
 from opsd.teacher.pool import TeacherPool
 from opsd.teacher.wire import pack_scores, unpack_score_request

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.errors import StageError
 from opsd.observe import queue_lengths
 from opsd.teacher.openai import PendingRollout

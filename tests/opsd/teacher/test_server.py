@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
-from opsd.model_facts import tokens_digest, weights_fingerprint
+from opsd.models.facts import tokens_digest, weights_fingerprint
 from opsd.teacher.server import serve
 from opsd.teacher.server_config import ServerConfig
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

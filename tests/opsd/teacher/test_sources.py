@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError, DataError
 from opsd.teacher.sources import DEFAULT, check_sources, source_of, teachers_by_source
 from opsd.types import Prompt

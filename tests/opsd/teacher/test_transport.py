@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from opsd.config.http import HttpConfig
 from opsd.errors import ConfigError, StageError
-from opsd.remote_config import HttpConfig
 from opsd.teacher.transport import Transport, get_when_ready
 
 QUICK = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=60, start_timeout_s=60)

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from opsd.engine_config import EngineConfig, RolloutConfig
+from opsd.config.engine import EngineConfig, RolloutConfig
 from opsd.engines.vllm_settings import llm_arguments
 from opsd.errors import ConfigError
-from opsd.tensor_parallel import check_engine_heads, tensor_parallel_sizes
+from opsd.models.tensor_parallel import check_engine_heads, tensor_parallel_sizes
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from opsd.model_weights import as_stored, model_without_weights, stored_beside, unties_head
+from opsd.models.weights import as_stored, model_without_weights, stored_beside, unties_head
 
 # Of the source's files: weights in whatever format, and its model card, which is not the student's.
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".ot")

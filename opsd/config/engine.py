@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from opsd.checks import at_least, in_range, one_of, positive
+from opsd.config.checks import at_least, in_range, one_of, positive
+from opsd.config.http import REMOTE_BACKENDS, HttpConfig, check_url
 from opsd.errors import ConfigError
-from opsd.remote_config import REMOTE_BACKENDS, HttpConfig, check_url
 
 DTYPES = ("auto", "float32", "bfloat16")
 ENGINES = ("vllm", "transformers")

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from opsd.engine_config import EngineConfig
+from opsd.config.engine import EngineConfig
 from opsd.engines.transformers_engine import TransformersEngine
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError
-from opsd.model_weights import as_stored, check_weights, model_without_weights, names_differ, tied_names, unties_head
-from opsd.student_folder import save_student
+from opsd.models.student_folder import save_student
+from opsd.models.weights import as_stored, check_weights, model_without_weights, names_differ, tied_names, unties_head
 from opsd.types import Prompt, Rollout, Vocabulary
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 from tiny_architectures import make_architecture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opsd.engine_config import EngineConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.errors import ConfigError
 
 

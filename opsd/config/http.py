@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from opsd.checks import at_least, positive
+from opsd.config.checks import at_least, positive
 from opsd.errors import ConfigError
 
 REMOTE_BACKENDS = ("http", "openai")

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from opsd.config import LossConfig
-from opsd.engine_config import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.run import LossConfig
+from opsd.config.support import decide_support, scores_candidates
 from opsd.engines import vllm_engine
 from opsd.errors import ConfigError, StageError
-from opsd.model_facts import ModelFacts
+from opsd.models.facts import ModelFacts
 from opsd.plan.traffic import candidates_scored
-from opsd.support import decide_support, scores_candidates
 from opsd.teacher import facts as teacher_facts
 from opsd.teacher.server import info_of, limits_of
 from opsd.teacher.server_config import ServerConfig

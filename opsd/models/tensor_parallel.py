@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from opsd.engine_config import EngineConfig
+from opsd.config.engine import EngineConfig
 from opsd.errors import ConfigError
 
 

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from opsd.config import DataConfig, RunConfig, StudentConfig
-from opsd.engine_config import TeacherConfig
+from opsd.config.engine import TeacherConfig
+from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.errors import StageError
 from opsd.hooks import build_hooks
+from opsd.models.student_folder import save_student
 from opsd.run import Run
 from opsd.run_folder import RunFolder
-from opsd.student_folder import save_student
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from opsd.model_folder import model_config, model_tokenizer, stop_ids, text_setting
+from opsd.models.folder import model_config, model_tokenizer, stop_ids, text_setting
 
 FINGERPRINT_BYTES = 65536  # read at the end of each weight file: fine-tuned models differ there, and 140 GB stay unread
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opsd.checks import at_least, in_range, one_of, positive
-from opsd.engine_config import DTYPES, RolloutConfig, TeacherConfig
+from opsd.config.checks import at_least, in_range, one_of, positive
+from opsd.config.engine import DTYPES, RolloutConfig, TeacherConfig
 from opsd.errors import ConfigError
 
 if TYPE_CHECKING:

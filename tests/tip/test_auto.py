@@ -4,8 +4,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
-from opsd.config import RunConfig, compose_config
-from opsd.dtypes import planned_device, with_dtypes
+from opsd.config.auto import planned_device, with_dtypes
+from opsd.config.run import RunConfig, compose_config
 from opsd.evaluation.config import EvaluateConfig
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.program import planned_job
