@@ -13,7 +13,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from opsd.config.auto import planned_device, with_dtypes
+from opsd.cluster.ray import ray_cluster
+from opsd.config.auto import joins_cluster, planned_device, resolve_device, with_dtypes
 from opsd.config.run import compose_config
 from opsd.config.setting_names import refuse_misspelt
 from opsd.data.grading import ready_to_judge
@@ -27,7 +28,6 @@ from opsd.evaluation.plan import plan
 from opsd.evaluation.results import write_results
 from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
-from opsd.placement import joins_cluster, ray_cluster, resolve_device
 from opsd.run_summary import git_commit, installed_versions
 from opsd.types import Sampling
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.config.run import RunConfig
 from opsd.config.support import decide_support
@@ -19,7 +20,6 @@ from opsd.models.facts import ModelFacts, facts_of
 from opsd.models.folder import model_config, model_tokenizer
 from opsd.models.tensor_parallel import check_engine_heads
 from opsd.models.weights import check_weights
-from opsd.placement import joins_cluster, resolve_device
 from opsd.teacher.facts import teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
 from opsd.types import Prompt, Vocabulary

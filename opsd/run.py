@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from opsd.batch import drop_unusable, rollout_stats
+from opsd.cluster.placement import Placement
+from opsd.cluster.ray import ray_cluster
+from opsd.cluster.reach import reachable_lines
 from opsd.config.run import RunConfig
 from opsd.data.grading import judge_rollouts, ready_to_judge
 from opsd.data.prompts import PromptSource
@@ -23,21 +26,18 @@ from opsd.held_out import Evaluation, accuracy, evaluate
 from opsd.hook_checks import checked_source
 from opsd.hooks import TrainHooks
 from opsd.learner.group import LearnerGroup
-from opsd.metrics import MetricsLog, PhaseTimer, progress_bar
 from opsd.models.weights import model_without_weights, names_differ
-from opsd.observe import step_metrics, token_rows
+from opsd.monitor.log import MetricsLog, PhaseTimer, progress_bar
+from opsd.monitor.ray import RayMetrics, metrics_url
+from opsd.monitor.step import step_metrics, token_rows
 from opsd.ops.objective import name_of
-from opsd.placement import ray_cluster
 from opsd.plan.sharing import require_shared_room
 from opsd.preflight import check
-from opsd.ray_metrics import RayMetrics, metrics_url
-from opsd.reach import reachable_lines
 from opsd.report.build import build_report
 from opsd.rollout.pool import RolloutPool
 from opsd.run_folder import RunFolder
 from opsd.run_state import resume, state_of
 from opsd.run_summary import loaded_models, run_summary
-from opsd.seats import Placement
 from opsd.stopping import stop_signals
 from opsd.teacher.pool import Answered, TeacherPool
 from opsd.teacher.router import start_teachers

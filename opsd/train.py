@@ -12,15 +12,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.batch import batch_stats
-from opsd.config.auto import with_dtypes
+from opsd.config.auto import resolve_device, with_dtypes
 from opsd.config.run import RunConfig, compose_config
 from opsd.config.setting_names import refuse_misspelt
 from opsd.data.epochs import with_epochs_as_steps
 from opsd.errors import reported
 from opsd.hook_checks import check_hooks, checked_select
 from opsd.hooks import TrainHooks, load_build_hooks
-from opsd.observe import queue_lengths
-from opsd.placement import resolve_device
+from opsd.monitor.step import queue_lengths
 from opsd.run import Run
 from opsd.stopping import says_what_is_left
 

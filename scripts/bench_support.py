@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import rollout_stats
+from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import LearnerConfig, RunConfig
 from opsd.data.packing import kept_buckets
@@ -35,7 +36,6 @@ from opsd.learner.group import LearnerGroup
 from opsd.ops.align import predicting_rows
 from opsd.ops.buckets import sparse_head_loss
 from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
-from opsd.placement import ray_cluster
 from opsd.preflight import Setup
 from opsd.types import Rollout, Sampling, ScoredRollout, Selection, TokenStats, Vocabulary
 from tip.scores import SCORES

@@ -56,10 +56,10 @@ def nccl_transfer(*, device: str) -> list[Check]:
 
     Two GPUs: one for the engine, one for the learner, each in a Ray actor.
     """
+    from opsd.cluster.ray import ray_cluster
     from opsd.config.run import LearnerConfig, StudentConfig
     from opsd.learner.group import LearnerGroup
     from opsd.ops.divergences import reverse_kl
-    from opsd.placement import ray_cluster
     from opsd.rollout.pool import RolloutPool
     from opsd.weight_sync import weight_sync
 

@@ -21,11 +21,10 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
 from measure import markdown
-from opsd.config.auto import with_dtypes
+from opsd.config.auto import resolve_device, with_dtypes
 from opsd.config.run import compose_config
 from opsd.data.epochs import with_epochs_as_steps
 from opsd.hooks import load_build_hooks
-from opsd.placement import resolve_device
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB
 from opsd.plan.program import planned_job

@@ -1,11 +1,14 @@
-"""dtype=auto, the programs' default, becomes a dtype here, before anything reads it; all else sees a concrete one."""
+"""device=auto and dtype=auto, the programs' defaults, become what they mean here; all else sees concrete values."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opsd.placement import resolve_device
+import torch
+
+from opsd.errors import ConfigError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -13,6 +16,23 @@ if TYPE_CHECKING:
 AUTO = {"cpu": "float32", "cuda": "bfloat16"}
 
 Config = TypeVar("Config", bound="DataclassInstance")
+
+
+def resolve_device(device: str) -> str:
+    """cpu or cuda. Raises ConfigError where cuda is asked for and there is none.
+
+    In a Ray cluster the command may be started on a node without GPUs, so there cuda is taken at its word.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not joins_cluster() and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but this machine shows no CUDA device")
+    return device
+
+
+def joins_cluster() -> bool:
+    """Whether the run goes to a Ray cluster that is there already."""
+    return "RAY_ADDRESS" in os.environ
 
 
 def with_dtypes(cfg: Config, device: str) -> Config:

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import ray
 
+from opsd.cluster.placement import Placement
+from opsd.cluster.ray import gather, split_evenly, start_actor
 from opsd.config.engine import EngineConfig
 from opsd.engines.vllm_engine import engine_environment
 from opsd.engines.worker import EngineWorker
-from opsd.placement import gather, split_evenly, start_actor
-from opsd.seats import Placement
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 

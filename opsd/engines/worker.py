@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from opsd.cluster.ray import require_here
 from opsd.config.engine import EngineConfig
 from opsd.engines.installed import require_vllm
 from opsd.engines.vllm_engine import VllmEngine
-from opsd.placement import require_here
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import torch
 from ray.actor import ActorHandle
 
 from opsd.batch import rollout_stats
+from opsd.cluster.placement import Placement
+from opsd.cluster.ray import gather, start_actor
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker
 from opsd.micro_batch import MicroBatch
-from opsd.placement import gather, start_actor
-from opsd.seats import Placement
 from opsd.types import ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 
 

@@ -23,8 +23,8 @@ from vllm.distributed.weight_transfer import (
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+from opsd.cluster.ray import gather
 from opsd.learner.model import DistillationModel, full_weights, trained_tensors
-from opsd.placement import gather
 
 
 class TrainedWeights(WeightSource):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch import Tensor
 
+from opsd.cluster.ray import require_here
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.errors import ConfigError, StageError
 from opsd.learner.checkpoint import load_learner, save_learner
@@ -24,7 +25,6 @@ from opsd.learner.verify import keeps_sequences_apart, require_student_head
 from opsd.micro_batch import MicroBatch
 from opsd.models.student_folder import save_student
 from opsd.models.weights import model_without_weights, names_differ
-from opsd.placement import require_here
 from opsd.types import StepReport, TokenStats, Vocabulary
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from opsd.metrics import PHASES
+from opsd.monitor.log import PHASES
 from opsd.report.read import RunData, series
 
 # Okabe and Ito's palette, told apart with any colour vision. In an SVG each value becomes the CSS variable of its name.

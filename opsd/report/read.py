@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from opsd.errors import DataError
-from opsd.jsonl import read_jsonl
+from opsd.monitor.jsonl import read_jsonl
 
 PER_TOKEN = ("entropy", "reverse_kl", "quadrant", "weight")
 SUMMARY_OF_LINES = {

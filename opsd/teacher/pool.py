@@ -8,11 +8,11 @@ from typing import Any
 
 from ray import ObjectRef
 
+from opsd.cluster.placement import Placement
 from opsd.config.engine import TeacherConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import has_foreign_ids, in_order
 from opsd.errors import StageError
-from opsd.seats import Placement
 from opsd.teacher.openai import OpenAIEngines
 from opsd.teacher.remote import RemoteEngines
 from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import numpy as np
 
+from opsd.cluster.ray import split_evenly
 from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
-from opsd.placement import split_evenly
 from opsd.teacher.frames import MEDIA_TYPE, PROTOCOL
 from opsd.teacher.transport import RequestFailed, Transport, get_when_ready, no_scores
 from opsd.teacher.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores

@@ -19,7 +19,7 @@ import uvicorn
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from opsd.config.auto import with_dtypes
+from opsd.config.auto import resolve_device, with_dtypes
 from opsd.config.http import read_token
 from opsd.config.run import compose_config
 from opsd.config.setting_names import refuse_misspelt
@@ -30,7 +30,6 @@ from opsd.models.facts import ModelFacts, read_facts, tokens_digest, weights_fin
 from opsd.models.folder import model_config
 from opsd.models.tensor_parallel import check_engine_heads
 from opsd.models.weights import check_weights
-from opsd.placement import resolve_device
 from opsd.teacher.admission import Limits
 from opsd.teacher.app import Service, make_app
 from opsd.teacher.batcher import Batcher

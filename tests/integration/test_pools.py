@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.run import StudentConfig
 from opsd.engines.rows import in_order
-from opsd.placement import ray_cluster
 from opsd.rollout.pool import RolloutPool
 from opsd.teacher.pool import TeacherPool
 from opsd.types import NoScores, Prompt, Vocabulary

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.engines.rows import in_order
 from opsd.learner.group import LearnerGroup
 from opsd.ops.divergences import DIVERGENCES
-from opsd.placement import ray_cluster
 from opsd.rollout.pool import RolloutPool
 from opsd.types import Prompt, Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts

@@ -12,14 +12,14 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
+from opsd.cluster.placement import Placement
+from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import RunConfig
 from opsd.engines.pool import EnginePool
 from opsd.engines.rows import in_order
 from opsd.engines.vllm_engine import engine_environment
 from opsd.errors import StageError
-from opsd.placement import ray_cluster
-from opsd.seats import Placement
 from opsd.teacher.engine_process import EngineProcess
 from opsd.teacher.wire import GenerateRequest, ScoreRequest
 from opsd.types import Prompt, Sampling, Vocabulary

@@ -14,7 +14,7 @@ from opsd.config.run import CheckpointConfig, DataConfig, EvalConfig, LogConfig,
 from opsd.errors import reported
 from opsd.held_out import Evaluation
 from opsd.hooks import build_hooks
-from opsd.jsonl import read_jsonl
+from opsd.monitor.jsonl import read_jsonl
 from opsd.run import Run
 from opsd.stopping import says_what_is_left
 from opsd.train import loop

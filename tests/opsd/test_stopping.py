@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from opsd.errors import StageError, reported
-from opsd.jsonl import append_jsonl, read_jsonl
-from opsd.metrics import MetricsLog
+from opsd.monitor.jsonl import append_jsonl, read_jsonl
+from opsd.monitor.log import MetricsLog
 from opsd.run import Run
 from opsd.run_folder import RunFolder
 from opsd.run_state import resume

@@ -11,7 +11,7 @@ import yaml
 from matplotlib.image import imread
 
 from opsd.errors import DataError
-from opsd.jsonl import append_jsonl
+from opsd.monitor.jsonl import append_jsonl
 from opsd.report.build import build_report
 from opsd.report.formats import decimal, duration
 from opsd.report.page import render_page

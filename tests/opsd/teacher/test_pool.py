@@ -8,7 +8,7 @@ import pytest
 
 from opsd.config.engine import TeacherConfig
 from opsd.errors import StageError
-from opsd.observe import queue_lengths
+from opsd.monitor.step import queue_lengths
 from opsd.teacher.openai import PendingRollout
 from opsd.teacher.pool import PendingScores, TeacherPool
 from opsd.teacher.remote import PendingPart

@@ -6,8 +6,9 @@ import pytest
 import ray
 import torch
 
+from opsd.cluster.ray import ray_cluster, require_here
+from opsd.config.auto import resolve_device
 from opsd.errors import ConfigError, StageError
-from opsd.placement import ray_cluster, require_here, resolve_device
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

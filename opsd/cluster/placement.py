@@ -9,9 +9,9 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from opsd.config.auto import joins_cluster
 from opsd.config.run import RunConfig
 from opsd.errors import ConfigError
-from opsd.placement import joins_cluster
 
 Seat = dict[str, Any]  # options of one Ray actor
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from opsd.batch import batch_stats, rollout_stats
-from opsd.metrics import PHASES
-from opsd.observe import step_metrics
+from opsd.monitor.log import PHASES
+from opsd.monitor.step import step_metrics
 from opsd.types import ScoredRollout, Selection, StepReport, Vocabulary
 from tests.opsd.builders import scored_rollouts
 

@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from opsd.jsonl import append_jsonl, truncate_jsonl
-from opsd.ray_metrics import RayMetrics
-from opsd.wandb_run import WandbRun
+from opsd.monitor.jsonl import append_jsonl, truncate_jsonl
+from opsd.monitor.ray import RayMetrics
+from opsd.monitor.wandb import WandbRun
 
 PHASES = ("rollout", "score", "select", "learn", "sync", "evaluate")
 

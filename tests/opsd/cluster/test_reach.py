@@ -2,7 +2,7 @@
 
 import pytest
 
-from opsd.reach import reach, reachable_lines
+from opsd.cluster.reach import reach, reachable_lines
 
 
 def test_the_dashboard_is_on_this_machine_and_the_metrics_are_not():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from opsd.jsonl import read_jsonl
-from opsd.metrics import PHASES, MetricsLog, PhaseTimer, ProgressBar, progress_summary
-from opsd.wandb_run import wandb_modes
+from opsd.monitor.jsonl import read_jsonl
+from opsd.monitor.log import PHASES, MetricsLog, PhaseTimer, ProgressBar, progress_summary
+from opsd.monitor.wandb import wandb_modes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -105,7 +105,7 @@ def test_wandb_is_not_imported_where_it_is_off(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from opsd.metrics import MetricsLog
+from opsd.monitor.log import MetricsLog
 log = MetricsLog(Path({str(tmp_path)!r}), "off", "opsd", "run", {{}})
 log.log(1, {{"loss": 1.0}})
 log.close()
@@ -151,7 +151,7 @@ def test_wandb_offline_keeps_its_files_in_the_run_and_its_death_does_not_end_our
     code = f"""
 import os, signal
 from pathlib import Path
-from opsd.metrics import MetricsLog
+from opsd.monitor.log import MetricsLog
 log = MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"seed": 0}})
 log.log(1, {{"loss": 1.0, "accuracy_train": None}})
 children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
@@ -176,10 +176,10 @@ def test_a_wandb_server_that_cannot_be_reached_means_an_offline_run(tmp_path):
     """Twice, as a run and its resumption: both record under one wandb id."""
     code = f"""
 from pathlib import Path
-import opsd.metrics, opsd.wandb_run
-opsd.wandb_run.WANDB_INIT_TIMEOUT_S = 2.0
+import opsd.monitor.log, opsd.monitor.wandb
+opsd.monitor.wandb.WANDB_INIT_TIMEOUT_S = 2.0
 for step in (1, 2):
-    log = opsd.metrics.MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"seed": 0}})
+    log = opsd.monitor.log.MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"seed": 0}})
     log.log(step, {{"loss": 1.0}})
     log.close()
 """
@@ -198,7 +198,7 @@ def test_wandb_gets_the_configuration_the_token_table_and_the_report(tmp_path):
     report.write_text("<html>curves</html>")
     code = f"""
 from pathlib import Path
-from opsd.metrics import MetricsLog
+from opsd.monitor.log import MetricsLog
 log = MetricsLog(Path({str(tmp_path)!r}), "auto", "opsd", "run", {{"selector": {{"ratio": 0.2}}}})
 log.log_tokens([
     {{"step": 3, "tokens": ["4", "+"], "entropy": [0.5, 0.25], "reverse_kl": [1.5, 0.0], "quadrant": [1, 2],

@@ -5,11 +5,11 @@ import os
 import pytest
 import ray
 
+from opsd.cluster.placement import Placement
+from opsd.cluster.ray import start_actor
 from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
 from opsd.errors import ConfigError
-from opsd.placement import start_actor
-from opsd.seats import Placement
 
 
 class Sitter:

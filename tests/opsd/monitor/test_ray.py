@@ -2,7 +2,7 @@
 
 import pytest
 
-from opsd.ray_metrics import gauge_of
+from opsd.monitor.ray import gauge_of
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
+from opsd.config.auto import joins_cluster
 from opsd.errors import ConfigError, DataError, StageError, say
-
-
-def resolve_device(device: str) -> str:
-    """cpu or cuda. Raises ConfigError where cuda is asked for and there is none.
-
-    In a Ray cluster the command may be started on a node without GPUs, so there cuda is taken at its word.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not joins_cluster() and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but this machine shows no CUDA device")
-    return device
-
-
-def joins_cluster() -> bool:
-    """Whether the run goes to a Ray cluster that is there already."""
-    return "RAY_ADDRESS" in os.environ
 
 
 @contextmanager
@@ -85,7 +68,7 @@ def start_actor(
 ):
     """A Ray actor whose name the dashboard shows. It has the import path of `actor_search_path`.
 
-    `seat`: where it runs, see opsd.seats; None: wherever Ray finds `num_gpus` GPUs.
+    `seat`: where it runs, see opsd.cluster.placement; None: wherever Ray finds `num_gpus` GPUs.
     """
     options = {
         "name": name,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opsd.errors import DataError
-from opsd.jsonl import append_jsonl, read_jsonl, truncate_jsonl
+from opsd.monitor.jsonl import append_jsonl, read_jsonl, truncate_jsonl
 
 
 def strict_lines(path):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from opsd.jsonl import finite_or_null
+from opsd.monitor.jsonl import finite_or_null
 
 WANDB_INIT_TIMEOUT_S = 30.0
 WANDB_FINISH_TIMEOUT_S = 60.0  # an upload that takes longer is left to `wandb sync`
@@ -125,7 +125,7 @@ def _start_wandb(mode: str, options: dict[str, Any]) -> Any:
 
 
 def token_table(rows: list[dict[str, Any]]) -> list[list[Any]]:
-    """TOKEN_COLUMNS of every token of these rollouts (as `opsd.observe.token_rows` makes them), one after another."""
+    """TOKEN_COLUMNS of every token of these rollouts , as `opsd.monitor.step.token_rows` makes them, in order."""
     return [
         [row["step"], rollout, position, *values]
         for rollout, row in enumerate(rows)

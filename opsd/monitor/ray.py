@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 
-from opsd.jsonl import finite_or_null
+from opsd.monitor.jsonl import finite_or_null
 
 # A metric whose name has such a form is one series of a gauge that several metrics share; the group is its label.
 FAMILIES = (
