@@ -9,7 +9,7 @@ import numpy as np
 
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import RunConfig
-from opsd.engines.rows import has_foreign_ids
+from opsd.engines.events import has_foreign_ids
 from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
 from opsd.rollout.pool import RolloutPool

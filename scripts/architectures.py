@@ -32,9 +32,9 @@ from transformers.utils import logging
 from opsd.config.engine import EngineConfig
 from opsd.config.run import LearnerConfig
 from opsd.data.packing import build_sequences, pack
-from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import TransformersEngine
-from opsd.engines.vllm_engine import VllmEngine, engine_environment
+from opsd.engines.events import in_order
+from opsd.engines.transformers import TransformersEngine
+from opsd.engines.vllm import VllmEngine, engine_environment
 from opsd.errors import ConfigError
 from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, full_weights, shard, trained_tensors

@@ -29,9 +29,9 @@ from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import LearnerConfig, RunConfig
 from opsd.data.packing import kept_buckets
+from opsd.engines.events import in_order
 from opsd.engines.pool import request_seed
-from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import TransformersEngine
+from opsd.engines.transformers import TransformersEngine
 from opsd.learner.group import LearnerGroup
 from opsd.ops.align import predicting_rows
 from opsd.ops.buckets import sparse_head_loss

@@ -81,7 +81,7 @@ def nccl_transfer(*, device: str) -> list[Check]:
 
 
 def start_engine(path: str, device: str, *, shares_gpu: bool = False, tensor_parallel_size: int = 1):
-    from opsd.engines.vllm_engine import VllmEngine, engine_environment
+    from opsd.engines.vllm import VllmEngine, engine_environment
 
     os.environ.update(engine_environment(device, 1))  # before vLLM is imported
     return VllmEngine(

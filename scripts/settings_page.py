@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from opsd.evaluation.config import EvaluateConfig
 from opsd.plan.cluster import ClusterConfig
-from opsd.teacher.server_config import ServerConfig
+from opsd.teacher.server.config import ServerConfig
 from tip.config import TipRunConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from opsd.engines.events import in_order
 from opsd.engines.pool import occurrences, sample_seed
-from opsd.engines.rows import in_order
 from opsd.errors import ConfigError
 from opsd.hooks import RolloutSource, student_answers
 from opsd.rollout.pool import RolloutPool

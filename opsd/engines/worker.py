@@ -11,11 +11,11 @@ from torch import Tensor
 from opsd.cluster.ray import require_here
 from opsd.config.engine import EngineConfig
 from opsd.engines.installed import require_vllm
-from opsd.engines.vllm_engine import VllmEngine
+from opsd.engines.vllm import VllmEngine
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 if TYPE_CHECKING:
-    from opsd.engines.transformers_engine import TransformersEngine
+    from opsd.engines.transformers import TransformersEngine
 
 
 class EngineWorker:
@@ -37,7 +37,7 @@ class EngineWorker:
         require_vllm({config.section: config.backend})  # this node may lack what the driver's has
         Engine: type[VllmEngine] | type[TransformersEngine] = VllmEngine
         if config.backend != "vllm":
-            from opsd.engines import transformers_engine
+            from opsd.engines import transformers as transformers_engine
 
             Engine = transformers_engine.TransformersEngine
         self.engine = Engine(

@@ -125,7 +125,7 @@ def _start_wandb(mode: str, options: dict[str, Any]) -> Any:
 
 
 def token_table(rows: list[dict[str, Any]]) -> list[list[Any]]:
-    """TOKEN_COLUMNS of every token of these rollouts , as `opsd.monitor.step.token_rows` makes them, in order."""
+    """TOKEN_COLUMNS of every token of these rollouts, as `opsd.monitor.step.token_rows` makes them, in order."""
     return [
         [row["step"], rollout, position, *values]
         for rollout, row in enumerate(rows)

@@ -10,9 +10,9 @@ from opsd.config.engine import TeacherConfig
 from opsd.config.support import scores_candidates
 from opsd.errors import ConfigError
 from opsd.models.facts import ModelFacts, read_facts
-from opsd.teacher.openai import PATH, served_model
-from opsd.teacher.remote import served_info
-from opsd.teacher.transport import client_settings, get_when_ready, sentence
+from opsd.teacher.remote.http import served_info
+from opsd.teacher.remote.openai import PATH, served_model
+from opsd.teacher.remote.transport import client_settings, get_when_ready, sentence
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from ray import ObjectRef
 
 from opsd.cluster.placement import Placement
 from opsd.config.engine import TeacherConfig
+from opsd.engines.events import has_foreign_ids, in_order
 from opsd.engines.pool import EnginePool
-from opsd.engines.rows import has_foreign_ids, in_order
 from opsd.errors import StageError
-from opsd.teacher.openai import OpenAIEngines
-from opsd.teacher.remote import RemoteEngines
+from opsd.teacher.remote.http import RemoteEngines
+from opsd.teacher.remote.openai import OpenAIEngines
 from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 Answered = list[tuple[Rollout, TeacherScores | NoScores]]

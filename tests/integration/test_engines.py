@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.config.engine import EngineConfig
-from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import TransformersEngine
-from opsd.engines.vllm_engine import VllmEngine, engine_environment
+from opsd.engines.events import in_order
+from opsd.engines.transformers import TransformersEngine
+from opsd.engines.vllm import VllmEngine, engine_environment
 from opsd.errors import StageError
 from opsd.types import Prompt, Rollout, Sampling, Vocabulary
 from tests.tiny_models import make_tiny_qwen3

@@ -11,9 +11,9 @@ import pytest
 from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
-from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import TransformersEngine
-from opsd.engines.vllm_engine import engine_environment
+from opsd.engines.events import in_order
+from opsd.engines.transformers import TransformersEngine
+from opsd.engines.vllm import engine_environment
 from opsd.errors import ConfigError
 from opsd.preflight import check
 from opsd.teacher.pool import TeacherPool
@@ -43,7 +43,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vllm_server(model):
-    """With the flags that opsd/teacher/openai.py asks for, and what a CPU needs."""
+    """With the flags that opsd/teacher/remote/openai.py asks for, and what a CPU needs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     flags = ["--max-logprobs", str(NUM_IDS), "--no-enable-prefix-caching", "--generation-config", "vllm"]

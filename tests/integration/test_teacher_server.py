@@ -15,12 +15,12 @@ import torch
 from opsd.config.engine import TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, LossConfig, RunConfig, StudentConfig
-from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import TransformersEngine
+from opsd.engines.events import in_order
+from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.preflight import check
+from opsd.teacher.remote.wire import pack_score_request
 from opsd.teacher.router import start_teachers
-from opsd.teacher.wire import pack_score_request
 from opsd.types import NoScores, Sampling, Vocabulary
 from tests.opsd.builders import scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server

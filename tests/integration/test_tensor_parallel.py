@@ -16,12 +16,12 @@ from opsd.cluster.placement import Placement
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import RunConfig
+from opsd.engines.events import in_order
 from opsd.engines.pool import EnginePool
-from opsd.engines.rows import in_order
-from opsd.engines.vllm_engine import engine_environment
+from opsd.engines.vllm import engine_environment
 from opsd.errors import StageError
-from opsd.teacher.engine_process import EngineProcess
-from opsd.teacher.wire import GenerateRequest, ScoreRequest
+from opsd.teacher.remote.wire import GenerateRequest, ScoreRequest
+from opsd.teacher.server.engine_process import EngineProcess
 from opsd.types import Prompt, Sampling, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 

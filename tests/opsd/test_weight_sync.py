@@ -9,8 +9,8 @@ import pytest
 from opsd.batch import rollout_stats
 from opsd.config.engine import EngineConfig, RolloutConfig
 from opsd.config.run import RunConfig, StudentConfig
-from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import TransformersEngine
+from opsd.engines.events import in_order
+from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
 from opsd.rollout.pool import RolloutPool
 from opsd.types import Prompt, Vocabulary

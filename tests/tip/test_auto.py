@@ -9,7 +9,7 @@ from opsd.config.run import RunConfig, compose_config
 from opsd.evaluation.config import EvaluateConfig
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.program import planned_job
-from opsd.teacher.server_config import ServerConfig
+from opsd.teacher.server.config import ServerConfig
 from opsd.teacher.sources import teachers_by_source
 from tip.config import TipRunConfig
 

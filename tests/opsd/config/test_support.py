@@ -8,13 +8,13 @@ import pytest
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import LossConfig
 from opsd.config.support import decide_support, scores_candidates
-from opsd.engines import vllm_engine
+from opsd.engines import vllm as vllm_engine
 from opsd.errors import ConfigError, StageError
 from opsd.models.facts import ModelFacts
 from opsd.plan.traffic import candidates_scored
 from opsd.teacher import facts as teacher_facts
-from opsd.teacher.server import info_of, limits_of
-from opsd.teacher.server_config import ServerConfig
+from opsd.teacher.server.config import ServerConfig
+from opsd.teacher.server.program import info_of, limits_of
 from opsd.types import Vocabulary
 
 MODEL = ModelFacts(tokens=("a", "b"), vocab_size=2, stop_ids=(0,), max_position_embeddings=64)

@@ -10,8 +10,8 @@ from opsd.errors import ConfigError
 from opsd.evaluate import evaluate
 from opsd.evaluation.config import EvaluateConfig, EvaluationData
 from opsd.preflight import check
-from opsd.teacher.server import serve
-from opsd.teacher.server_config import ServerConfig
+from opsd.teacher.server.config import ServerConfig
+from opsd.teacher.server.program import serve
 
 
 @pytest.fixture(autouse=True)

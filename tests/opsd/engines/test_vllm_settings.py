@@ -8,8 +8,8 @@ import pytest
 
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
-from opsd.engines import vllm_engine
-from opsd.engines.vllm_engine import engine_environment
+from opsd.engines import vllm as vllm_engine
+from opsd.engines.vllm import engine_environment
 from opsd.engines.vllm_settings import check_engine_args, llm_arguments, sleep_level
 from opsd.errors import ConfigError, StageError
 from opsd.preflight import check_counts

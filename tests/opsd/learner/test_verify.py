@@ -22,8 +22,8 @@ from transformers import (
 import opsd.learner.group
 from opsd.config.engine import RolloutConfig
 from opsd.data.packing import build_sequences, pack
-from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import TransformersEngine
+from opsd.engines.events import in_order
+from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
 from opsd.learner.loading import open_student

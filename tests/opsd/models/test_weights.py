@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from opsd.config.engine import EngineConfig
-from opsd.engines.transformers_engine import TransformersEngine
+from opsd.engines.transformers import TransformersEngine
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError
 from opsd.models.student_folder import save_student

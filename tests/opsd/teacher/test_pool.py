@@ -9,9 +9,9 @@ import pytest
 from opsd.config.engine import TeacherConfig
 from opsd.errors import StageError
 from opsd.monitor.step import queue_lengths
-from opsd.teacher.openai import PendingRollout
 from opsd.teacher.pool import PendingScores, TeacherPool
-from opsd.teacher.remote import PendingPart
+from opsd.teacher.remote.http import PendingPart
+from opsd.teacher.remote.openai import PendingRollout
 from opsd.types import Mixture, Vocabulary
 from tests.opsd.builders import scored_rollouts
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opsd.teacher.wire import GenerateRequest, ScoreRequest
+from opsd.teacher.remote.wire import GenerateRequest, ScoreRequest
 from opsd.types import Prompt
 
 

@@ -7,8 +7,8 @@ import pytest
 from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
 from opsd.models.facts import tokens_digest, weights_fingerprint
-from opsd.teacher.server import serve
-from opsd.teacher.server_config import ServerConfig
+from opsd.teacher.server.config import ServerConfig
+from opsd.teacher.server.program import serve
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opsd.teacher.frames import WireError, expect, from_frame, number, pack_sequences, to_frame, unpack_sequences
+from opsd.teacher.remote.frames import WireError, expect, from_frame, number, pack_sequences, to_frame, unpack_sequences
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 

@@ -23,9 +23,9 @@ import httpx
 import numpy as np
 
 from opsd.config.engine import TeacherConfig
-from opsd.engines.rows import event_rows
+from opsd.engines.events import event_rows
 from opsd.errors import ConfigError
-from opsd.teacher.transport import Transport, get_when_ready, result_of
+from opsd.teacher.remote.transport import Transport, get_when_ready, result_of
 from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 PATH = "/v1/completions"

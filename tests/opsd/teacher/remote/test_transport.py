@@ -9,7 +9,7 @@ import pytest
 
 from opsd.config.http import HttpConfig
 from opsd.errors import ConfigError, StageError
-from opsd.teacher.transport import Transport, get_when_ready
+from opsd.teacher.remote.transport import Transport, get_when_ready
 
 QUICK = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=60, start_timeout_s=60)
 HASTY = replace(QUICK, give_up_after_s=0.3, start_timeout_s=0.3)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.config.support import scores_candidates
-from opsd.engines.rows import score_in_groups
+from opsd.engines.events import score_in_groups
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows

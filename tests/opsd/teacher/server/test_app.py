@@ -10,12 +10,12 @@ import httpx
 import numpy as np
 import pytest
 
-from opsd.teacher.admission import Limits
-from opsd.teacher.app import Service, make_app
-from opsd.teacher.batcher import Batcher
-from opsd.teacher.frames import from_frame, to_frame
-from opsd.teacher.server_metrics import ServerMetrics
-from opsd.teacher.wire import pack_score_request, unpack_score_request, unpack_scores
+from opsd.teacher.remote.frames import from_frame, to_frame
+from opsd.teacher.remote.wire import pack_score_request, unpack_score_request, unpack_scores
+from opsd.teacher.server.app import Service, make_app
+from opsd.teacher.server.batcher import Batcher
+from opsd.teacher.server.limits import Limits
+from opsd.teacher.server.metrics import ServerMetrics
 from opsd.types import TeacherScores, Vocabulary
 from tests.opsd.builders import scored_rollouts
 

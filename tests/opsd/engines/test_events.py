@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opsd.engines.rows import candidate_events, event_rows, has_foreign_ids, pad_rows, split_by_tokens
+from opsd.engines.events import candidate_events, event_rows, has_foreign_ids, pad_rows, split_by_tokens
 from opsd.types import Vocabulary
 
 MODEL_IDS = 14  # ids of the model: 2 more than are shared

@@ -14,9 +14,9 @@ import numpy as np
 from opsd.cluster.ray import split_evenly
 from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
-from opsd.teacher.frames import MEDIA_TYPE, PROTOCOL
-from opsd.teacher.transport import RequestFailed, Transport, get_when_ready, no_scores
-from opsd.teacher.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores
+from opsd.teacher.remote.frames import MEDIA_TYPE, PROTOCOL
+from opsd.teacher.remote.transport import RequestFailed, Transport, get_when_ready, no_scores
+from opsd.teacher.remote.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores
 from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 HEADERS = {"Content-Type": MEDIA_TYPE}

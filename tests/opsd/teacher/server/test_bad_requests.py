@@ -13,9 +13,9 @@ from opsd.batch import drop_unusable
 from opsd.config.engine import TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.errors import StageError
-from opsd.teacher.frames import PROTOCOL
 from opsd.teacher.pool import TeacherPool
-from opsd.teacher.wire import pack_scores, unpack_score_request
+from opsd.teacher.remote.frames import PROTOCOL
+from opsd.teacher.remote.wire import pack_scores, unpack_score_request
 from opsd.types import Vocabulary
 from tests.opsd.builders import scored_rollouts
 

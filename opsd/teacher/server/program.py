@@ -1,11 +1,4 @@
-"""`python -m opsd.teacher.server teacher.path=...`: a teacher that runs on other machines score with.
-
-    OPSD_TEACHER_TOKEN=... python -m opsd.teacher.server host=0.0.0.0 port=8100 teacher.path=/models/teacher \
-        teacher.tensor_parallel_size=8 teacher.dtype=bfloat16
-
-Settings are those of server_config.py; the `teacher` section is a run's own. Ends with exit code 2 and one line where
-a setting or the model cannot be used, and where the engine is lost.
-"""
+"""The program behind `python -m opsd.teacher.server`: checks, the engine's process, and the HTTP service."""
 
 from __future__ import annotations
 
@@ -30,13 +23,13 @@ from opsd.models.facts import ModelFacts, read_facts, tokens_digest, weights_fin
 from opsd.models.folder import model_config
 from opsd.models.tensor_parallel import check_engine_heads
 from opsd.models.weights import check_weights
-from opsd.teacher.admission import Limits
-from opsd.teacher.app import Service, make_app
-from opsd.teacher.batcher import Batcher
-from opsd.teacher.engine_process import EngineProcess
-from opsd.teacher.frames import PROTOCOL
-from opsd.teacher.server_config import ServerConfig
-from opsd.teacher.server_metrics import ServerMetrics
+from opsd.teacher.remote.frames import PROTOCOL
+from opsd.teacher.server.app import Service, make_app
+from opsd.teacher.server.batcher import Batcher
+from opsd.teacher.server.config import ServerConfig
+from opsd.teacher.server.engine_process import EngineProcess
+from opsd.teacher.server.limits import Limits
+from opsd.teacher.server.metrics import ServerMetrics
 from opsd.types import Vocabulary
 
 GRACE_S = 20  # for requests under way when the server is told to end
@@ -154,7 +147,8 @@ def main(hydra_cfg: DictConfig) -> None:
         serve(compose_config(hydra_cfg, ServerConfig))
 
 
-if __name__ == "__main__":
+def launch() -> None:
+    """The program: the command line's settings -> a server. Ends with exit code 2 and one line where they are wrong."""
     ConfigStore.instance().store(name="teacher_server_schema", node=ServerConfig)
     with reported():
         refuse_misspelt(sys.argv[1:], ServerConfig, "opsd.conf")

@@ -22,11 +22,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from opsd.teacher.admission import Limits, Refusal
-from opsd.teacher.batcher import Batcher
-from opsd.teacher.frames import MEDIA_TYPE
-from opsd.teacher.server_metrics import ServerMetrics
-from opsd.teacher.wire import (
+from opsd.teacher.remote.frames import MEDIA_TYPE
+from opsd.teacher.remote.wire import (
     GenerateRequest,
     ScoreRequest,
     pack_answers,
@@ -34,6 +31,9 @@ from opsd.teacher.wire import (
     unpack_generate_request,
     unpack_score_request,
 )
+from opsd.teacher.server.batcher import Batcher
+from opsd.teacher.server.limits import Limits, Refusal
+from opsd.teacher.server.metrics import ServerMetrics
 from opsd.types import Rollout, TeacherScores
 
 

@@ -9,11 +9,11 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 
 from opsd.config.engine import TeacherConfig
+from opsd.engines.events import in_order
 from opsd.engines.lifetime import end_with_parent
-from opsd.engines.rows import in_order
-from opsd.engines.vllm_engine import engine_environment
+from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
-from opsd.teacher.wire import GenerateRequest, ScoreRequest
+from opsd.teacher.remote.wire import GenerateRequest, ScoreRequest
 from opsd.types import Rollout, TeacherScores, Vocabulary
 
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from opsd.config.engine import EngineConfig, TeacherConfig
-from opsd.engines.rows import in_order
-from opsd.engines.transformers_engine import HEAD_CHUNK_BYTES, TransformersEngine, _draw, _uniforms
+from opsd.engines.events import in_order
+from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine, _draw, _uniforms
 from opsd.errors import ConfigError, StageError
 from opsd.types import Mixture, Prompt, Sampling, Vocabulary
 from tests.opsd.builders import merge_stops
@@ -159,7 +159,7 @@ def test_no_work_is_no_error(model_path):
 
 
 def test_the_driver_imports_the_vllm_engine_without_vllm():
-    code = "import sys, opsd.engines.vllm_engine; print('vllm' in sys.modules)"
+    code = "import sys, opsd.engines.vllm; print('vllm' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "False", result.stderr
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
-from opsd.teacher.admission import Refusal
-from opsd.teacher.wire import GenerateRequest, ScoreRequest
+from opsd.teacher.remote.wire import GenerateRequest, ScoreRequest
+from opsd.teacher.server.limits import Refusal
 from opsd.types import Rollout, TeacherScores
 
 Request = ScoreRequest | GenerateRequest

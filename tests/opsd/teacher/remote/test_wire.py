@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.teacher.frames import WireError, from_frame, to_frame
-from opsd.teacher.wire import (
+from opsd.teacher.remote.frames import WireError, from_frame, to_frame
+from opsd.teacher.remote.wire import (
     pack_answers,
     pack_generate_request,
     pack_score_request,
