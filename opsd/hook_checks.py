@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opsd.errors import ConfigError, StageError
-from opsd.ops.objective import Objective, name_of
+from opsd.ops.losses.objective import Objective, name_of
 from opsd.types import BatchStats, Rollout, Selection, TokenStats
 
 if TYPE_CHECKING:

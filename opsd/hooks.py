@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from opsd.errors import ConfigError
-from opsd.ops.divergences import DIVERGENCES
-from opsd.ops.objective import OBJECTIVES, REFUSED, Objective, is_row_input, name_of
-from opsd.ops.terms import TERMS
+from opsd.ops.losses.divergences import DIVERGENCES
+from opsd.ops.losses.objective import OBJECTIVES, REFUSED, Objective, is_row_input, name_of
+from opsd.ops.losses.terms import TERMS
 from opsd.types import BatchStats, Rollout, Selection, StepReport
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from opsd.models.weights import model_without_weights, names_differ
 from opsd.monitor.log import MetricsLog, PhaseTimer, progress_bar
 from opsd.monitor.ray import RayMetrics, metrics_url
 from opsd.monitor.step import step_metrics, token_rows
-from opsd.ops.objective import name_of
+from opsd.ops.losses.objective import name_of
 from opsd.plan.sharing import require_shared_room
 from opsd.preflight import check
 from opsd.report.build import build_report

@@ -31,7 +31,6 @@ from transformers.utils import logging
 
 from opsd.config.engine import EngineConfig
 from opsd.config.run import LearnerConfig
-from opsd.data.packing import build_sequences, pack
 from opsd.engines.events import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import VllmEngine, engine_environment
@@ -39,12 +38,13 @@ from opsd.errors import ConfigError
 from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
+from opsd.learner.packing import build_sequences, pack
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
 from opsd.models.folder import model_config
 from opsd.models.student_folder import save_student
 from opsd.models.weights import check_weights
-from opsd.ops.divergences import reverse_kl
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.preflight import check_head
 from opsd.types import Prompt, Rollout, Sampling, ScoredRollout, Selection, Vocabulary
 from tiny_architectures import ARCHITECTURES, STOP_ID, VOCAB_SIZE, make_architecture

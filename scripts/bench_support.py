@@ -28,14 +28,14 @@ from opsd.batch import rollout_stats
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import LearnerConfig, RunConfig
-from opsd.data.packing import kept_buckets
 from opsd.engines.events import in_order
 from opsd.engines.pool import request_seed
 from opsd.engines.transformers import TransformersEngine
 from opsd.learner.group import LearnerGroup
+from opsd.learner.packing import kept_buckets
 from opsd.ops.align import predicting_rows
-from opsd.ops.buckets import sparse_head_loss
-from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
+from opsd.ops.head.loss import sparse_head_loss
+from opsd.ops.losses.divergences import DIVERGENCES, forward_kl, reverse_kl
 from opsd.preflight import Setup
 from opsd.types import Rollout, Sampling, ScoredRollout, Selection, TokenStats, Vocabulary
 from tip.scores import SCORES

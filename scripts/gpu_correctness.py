@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from opsd.config.run import LearnerConfig
 from opsd.learner.attention import packed_attention_name
+from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import train_step
-from opsd.micro_batch import MicroBatch
-from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
-from opsd.ops.divergences import DIVERGENCES, reverse_kl
+from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
+from opsd.ops.losses.divergences import DIVERGENCES, reverse_kl
 from opsd.types import Vocabulary
 from random_batches import random_micro_batches
 

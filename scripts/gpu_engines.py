@@ -59,7 +59,7 @@ def nccl_transfer(*, device: str) -> list[Check]:
     from opsd.cluster.ray import ray_cluster
     from opsd.config.run import LearnerConfig, StudentConfig
     from opsd.learner.group import LearnerGroup
-    from opsd.ops.divergences import reverse_kl
+    from opsd.ops.losses.divergences import reverse_kl
     from opsd.rollout.pool import RolloutPool
     from opsd.weight_sync import weight_sync
 

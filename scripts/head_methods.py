@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from head_rows import Rows
-from opsd.ops.buckets import sparse_head_loss
-from opsd.ops.divergences import DIVERGENCES
+from opsd.ops.head.loss import sparse_head_loss
+from opsd.ops.losses.divergences import DIVERGENCES
 
 Gradients = tuple[Tensor, Tensor]  # of hidden [N, D] and weight [V, D]
 Method = Callable[[], Gradients]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from opsd.data.packing import build_sequences, pack
-from opsd.micro_batch import MicroBatch
+from opsd.learner.micro_batch import MicroBatch
+from opsd.learner.packing import build_sequences, pack
 from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 from tip.selectors import SELECTORS
 

@@ -23,7 +23,13 @@ def only_opsd(tmp_path):
     for name in ("opsd", "tests/opsd"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "scripts").mkdir()
-    for name in ("tests/__init__.py", "tests/tiny_models.py", "scripts/tiny_architectures.py", "pyproject.toml"):
+    for name in (
+        "tests/__init__.py",
+        "tests/tiny_models.py",
+        "tests/oracle.py",
+        "scripts/tiny_architectures.py",
+        "pyproject.toml",
+    ):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 

@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from opsd.ops.align import NUM_COMPATIBLE
-from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
-from opsd.ops.head_gradients import softmax_dtype
+from opsd.ops.head.gradients import softmax_dtype
+from opsd.ops.losses.divergences import DIVERGENCES, forward_kl, reverse_kl
 from opsd.ops.signals import hellinger, reverse_kl_grad_norm
 from opsd.types import Selection, TokenStats
 

@@ -22,8 +22,8 @@ import opsd.hooks
 from opsd.errors import ConfigError, StageError
 from opsd.hook_checks import check_selection, check_tokens
 from opsd.hooks import TrainHooks, bind_entry
-from opsd.ops.objective import Objective
-from opsd.ops.policy import WITHOUT_A_VALUE
+from opsd.ops.losses.objective import Objective
+from opsd.ops.losses.policy import WITHOUT_A_VALUE
 from opsd.types import BatchStats, Selection, StepReport
 from tip.adaptive import LossDrivenRatio
 from tip.adjustments import ADJUSTMENTS

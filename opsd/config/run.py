@@ -86,11 +86,13 @@ class DataConfig(PromptConfig):
 
 @dataclass
 class LossConfig:
-    divergence: str = "reverse_kl"  # a name in opsd.ops.divergences.DIVERGENCES or opsd.ops.objective.OBJECTIVES
+    divergence: str = (
+        "reverse_kl"  # a name in opsd.ops.losses.divergences.DIVERGENCES or opsd.ops.losses.objective.OBJECTIVES
+    )
     options: dict[str, Any] = field(default_factory=dict)  # e.g. {beta: 0.5} for jsd
     terms: dict[str, Any] = field(
         default_factory=dict
-    )  # added to it: name in opsd.ops.terms.TERMS -> {weight, options}
+    )  # added to it: name in opsd.ops.losses.terms.TERMS -> {weight, options}
     # The tokens that have a bucket of their own: teacher | student | union | auto, which is union where the teacher
     # scores the student's candidates, else teacher.
     support: str = "auto"

@@ -19,9 +19,9 @@ from opsd.engines.events import score_in_groups
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
-from opsd.ops.head_gradients import product_by_blocks
+from opsd.ops.head.gradients import product_by_blocks
+from opsd.ops.head.plain import head_difference, require_plain_head
 from opsd.ops.mixing import mixed_embeddings
-from opsd.plain_head import head_difference, require_plain_head
 from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
 
 HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once

@@ -15,10 +15,10 @@ from opsd.batch import rollout_stats
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, start_actor
 from opsd.config.run import LearnerConfig, StudentConfig
-from opsd.data.packing import build_sequences, pack
+from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import Divergence
+from opsd.learner.packing import build_sequences, pack
 from opsd.learner.worker import LearnerWorker
-from opsd.micro_batch import MicroBatch
 from opsd.types import ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 
 

@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 
 from opsd.learner.attention import packed_row
 from opsd.learner.loading import agree_on_tensors, bring, require_own_weights
-from opsd.micro_batch import MicroBatch
-from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
-from opsd.ops.divergences import forward_kl, reverse_kl
+from opsd.learner.micro_batch import MicroBatch
+from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
+from opsd.ops.losses.divergences import forward_kl, reverse_kl
+from opsd.ops.losses.objective import Objective
 from opsd.ops.mixing import mixed_embeddings
-from opsd.ops.objective import Objective
 from opsd.ops.signals import hellinger, reverse_kl_grad_norm
 from opsd.types import TokenStats, Vocabulary
 

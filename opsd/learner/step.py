@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from opsd.errors import StageError
+from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import DistillationModel
-from opsd.micro_batch import MicroBatch
 from opsd.types import StepReport, TokenStats
 
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import DistillationModel
-from opsd.micro_batch import MicroBatch
-from opsd.plain_head import HeadDifference, head_difference, require_plain_head
+from opsd.ops.head.plain import HeadDifference, head_difference, require_plain_head
 
 NUM_BEFORE, NUM_COMPARED = 12, 8  # tokens of the first sequence of a row, and of the second
 # Of a hidden state, relative to its length. Alone: other shapes, so other rounding, in every layer. After another

@@ -18,11 +18,11 @@ from opsd.errors import ConfigError, StageError
 from opsd.learner.checkpoint import load_learner, save_learner
 from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
+from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import DistillationModel, Divergence, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
-from opsd.micro_batch import MicroBatch
 from opsd.models.student_folder import save_student
 from opsd.models.weights import model_without_weights, names_differ
 from opsd.types import StepReport, TokenStats, Vocabulary

@@ -1,7 +1,7 @@
 """What a token's buckets say of its importance, beside entropy and the divergences.
 
-Arguments are log-probabilities [N, B] of student and teacher, as in `opsd.ops.divergences`. Nothing is learnt through
-these: their gradients are not finite where a bucket is empty. Source: docs/methods.md, Statistics of a token.
+Arguments are log-probabilities [N, B] of student and teacher, as a divergence's (losses/divergences.py). Nothing is
+learnt through these: their gradients are not finite where a bucket is empty. Source: docs/methods.md, Statistics of a token.
 """
 # N tokens, B buckets
 
@@ -11,7 +11,7 @@ import math
 
 from torch import Tensor
 
-from opsd.ops.bucket_terms import check_shapes, kl_terms
+from opsd.ops.losses.kl import check_shapes, kl_terms
 
 
 def hellinger(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import RunConfig
 from opsd.engines.transformers import HEAD_CHUNK_BYTES
-from opsd.ops.head_plan import PLANS
+from opsd.ops.head.plan import PLANS
 from opsd.plan.models import BYTES, ModelSizes
 from opsd.plan.traffic import Traffic
 

@@ -13,7 +13,7 @@ from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
-from opsd.ops.divergences import reverse_kl
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.run_folder import RunFolder
 from opsd.teacher.pool import TeacherPool
 from opsd.types import Selection, Vocabulary

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 from opsd.batch import rollout_stats
 from opsd.cluster.ray import ray_cluster, start_actor
 from opsd.config.run import LearnerConfig, StudentConfig
-from opsd.data.packing import build_sequences, kept_buckets, pack
 from opsd.learner.group import LearnerGroup
+from opsd.learner.packing import build_sequences, kept_buckets, pack
 from opsd.learner.worker import LearnerWorker
-from opsd.ops.divergences import DIVERGENCES
+from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.types import ScoredRollout, Selection, Vocabulary
 from tests.opsd.builders import make_scored, merge_stops, random_logprobs, scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

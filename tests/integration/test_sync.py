@@ -10,7 +10,7 @@ from opsd.config.engine import RolloutConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.engines.events import in_order
 from opsd.learner.group import LearnerGroup
-from opsd.ops.divergences import DIVERGENCES
+from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.rollout.pool import RolloutPool
 from opsd.types import Prompt, Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts

@@ -11,9 +11,9 @@ from opsd.config.run import DataConfig, LossConfig, RunConfig
 from opsd.errors import ConfigError, StageError
 from opsd.hook_checks import check_hooks, checked_select, checked_source, made_up_batch
 from opsd.hooks import TrainHooks, build_hooks
-from opsd.ops.divergences import DIVERGENCES, reverse_kl
-from opsd.ops.objective import OBJECTIVES, Objective
-from opsd.ops.terms import TERMS
+from opsd.ops.losses.divergences import DIVERGENCES, reverse_kl
+from opsd.ops.losses.objective import OBJECTIVES, Objective
+from opsd.ops.losses.terms import TERMS
 from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsd.ops.dense import dense_divergence
+from tests.oracle import dense_divergence
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import torch
 import bench_head
 from head_methods import checkpointed_top_k_method, dense_method, sparse_method
 from head_rows import Rows, random_rows
-from opsd.ops.divergences import DIVERGENCES
+from opsd.ops.losses.divergences import DIVERGENCES
 
 
 def rows_that_name_every_token(num_rows=300, vocab=24, width=5) -> Rows:

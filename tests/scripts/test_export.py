@@ -18,7 +18,7 @@ from opsd.learner.loading import load_student
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.models.student_folder import save_student
-from opsd.ops.divergences import reverse_kl
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Vocabulary
 from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from opsd.config.run import LossConfig
-from opsd.data.packing import build_sequences
 from opsd.errors import ConfigError, StageError
+from opsd.learner.packing import build_sequences
 from opsd.types import Vocabulary
 from tests.opsd.builders import scored_rollouts
 from tests.tip.batches import keep, keep_all, make_batch

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from measure import PeakMemory
-from opsd.ops.buckets import sparse_head_loss
-from opsd.ops.dense import dense_divergence
-from opsd.ops.divergences import DIVERGENCES, jsd, reverse_kl
+from opsd.ops.head.loss import sparse_head_loss
+from opsd.ops.losses.divergences import DIVERGENCES, jsd, reverse_kl
 from opsd.types import Selection
+from tests.oracle import dense_divergence
 from tip import functional
 from tip.functional import importance_from_selection, token_stats, weighted_distillation_loss
 from tip.scores import SCORES

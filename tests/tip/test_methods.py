@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opsd.hook_checks import check_hooks
-from opsd.ops.objective import Objective
+from opsd.ops.losses.objective import Objective
 from tests.tip.batches import make_batch
 from tests.tip.test_conf import compose_tip
 from tip.config import SelectorConfig, TipRunConfig

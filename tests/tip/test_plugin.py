@@ -13,7 +13,7 @@ import opsd.hooks
 from opsd.config.run import LossConfig, RunConfig
 from opsd.errors import ConfigError
 from opsd.hooks import load_build_hooks
-from opsd.ops.divergences import DIVERGENCES
+from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.types import BatchStats, Selection, StepReport, TokenStats
 from tip.adjustments import ADJUSTMENTS
 from tip.config import SelectorConfig, TipRunConfig
@@ -25,7 +25,7 @@ from tip.selectors import SELECTORS
 LENGTHS = (3, 20, 9)
 
 OWN_HOOKS = """
-from opsd.ops.divergences import DIVERGENCES
+from opsd.ops.losses.divergences import DIVERGENCES
 from tip.plugin import build_hooks
 from tip.scores import SCORES
 from tip.selectors import SELECTORS

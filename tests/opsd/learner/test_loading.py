@@ -13,11 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from transformers import DeepseekV3Config, Lfm2Config, Qwen3Config
 from transformers.models.auto import AutoModelForCausalLM
 
-from opsd.data.packing import build_sequences, pack
 from opsd.errors import ConfigError
 from opsd.learner.loading import load_student, open_student
 from opsd.learner.model import DistillationModel, decoder_layers, full_weights, shard, trained_tensors
-from opsd.ops.divergences import reverse_kl
+from opsd.learner.packing import build_sequences, pack
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts
 from tests.opsd.process_group import one_rank

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.batch import rollout_stats
-from opsd.data.packing import build_sequences, pack
 from opsd.learner.model import DistillationModel
-from opsd.ops.divergences import reverse_kl
+from opsd.learner.packing import build_sequences, pack
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Mixture, ScoredRollout, Selection, TokenStats, Vocabulary
 from tests.opsd.builders import make_scored, merge_stops, random_logprobs
 from tests.tiny_models import make_tiny_qwen3

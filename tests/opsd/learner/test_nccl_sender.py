@@ -9,7 +9,7 @@ from opsd.engines.weights import complete_weights
 from opsd.learner.loading import load_student
 from opsd.learner.model import DistillationModel, shard
 from opsd.models.weights import model_without_weights
-from opsd.ops.divergences import reverse_kl
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Vocabulary
 from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_tiny_qwen3

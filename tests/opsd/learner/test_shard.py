@@ -8,13 +8,13 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from opsd.config.run import LearnerConfig
-from opsd.data.packing import build_sequences, pack
 from opsd.learner.attention import PACKED
 from opsd.learner.loading import load_student
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
+from opsd.learner.packing import build_sequences, pack
 from opsd.learner.step import train_step
-from opsd.ops.divergences import reverse_kl
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts
 from tests.opsd.process_group import one_rank

@@ -21,16 +21,16 @@ from transformers import (
 
 import opsd.learner.group
 from opsd.config.engine import RolloutConfig
-from opsd.data.packing import build_sequences, pack
 from opsd.engines.events import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
 from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, shard
+from opsd.learner.packing import build_sequences, pack
 from opsd.learner.step import token_stats
 from opsd.learner.verify import has_chunks, keeps_sequences_apart, require_student_head
-from opsd.ops.divergences import reverse_kl
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Prompt, Sampling, ScoredRollout, Selection, Vocabulary
 from tests.opsd.process_group import one_rank
 

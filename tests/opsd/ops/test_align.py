@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opsd.ops.align import TokenRows, lookup, predicting_rows, support_buckets, token_stats
-from opsd.ops.divergences import DIVERGENCES
+from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.types import ScoredRollout, Vocabulary
 from tests.opsd.builders import make_scored, merge_stops, random_logprobs
 

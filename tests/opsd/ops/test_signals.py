@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from opsd.ops.divergences import reverse_kl
+from opsd.ops.losses.divergences import reverse_kl
 from opsd.ops.signals import hellinger, reverse_kl_grad_norm
 
 

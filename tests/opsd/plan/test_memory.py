@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from opsd.ops.head_plan import PLANS
+from opsd.ops.head.plan import PLANS
 from opsd.plan.memory import GIB, saved_bytes_a_token
 from opsd.plan.models import read_model
 from opsd.plan.roles import plan_roles

@@ -1,6 +1,6 @@
 """Divergences that weigh forward against reverse KL by what the two models say at a token.
 
-Signature, units and edges are those of `opsd.ops.divergences`, where these are registered. What is called detached
+Signature, units and edges are those of divergences.py, where these are registered. What is called detached
 counts as a constant in the gradient, so a numerical derivative of the value is not the gradient. "Top-k" in a
 docstring: what the value means when the teacher names some tokens only and all others share one rest bucket.
 Source: docs/methods.md, Token-adaptive divergences.
@@ -13,7 +13,7 @@ import math
 
 from torch import Tensor
 
-from opsd.ops.bucket_terms import check_shapes, kl, kl_terms
+from opsd.ops.losses.kl import check_shapes, kl, kl_terms
 
 
 def todi(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opsd.ops import head_gradients, head_plan
-from opsd.ops.buckets import sparse_head_loss
-from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
-from tests.opsd.ops.test_buckets import (
+from opsd.ops.head import gradients as head_gradients
+from opsd.ops.head import plan as head_plan
+from opsd.ops.head.loss import sparse_head_loss
+from opsd.ops.losses.divergences import DIVERGENCES, forward_kl, reverse_kl
+from tests.opsd.ops.head.test_loss import (
     EVERY_HEAD,
     LargestTensor,
     dense_buckets,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from opsd.ops.head_plan import HeadPlan
+from opsd.ops.head.plan import HeadPlan
 
 
 class Events(NamedTuple):

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from opsd.errors import ConfigError
-from opsd.plain_head import head_difference, require_plain_head
+from opsd.ops.head.plain import head_difference, require_plain_head
 
 SIZES = dict(
     vocab_size=40,

@@ -15,7 +15,7 @@ from torch import Tensor
 def dense_divergence(name: str, student_logits_NV: Tensor, teacher_logits_NV: Tensor, **options: float | str) -> Tensor:
     """The divergence `name` of two softmax distributions at temperature 1: [N] nats, float64, >= 0.
 
-    `options` are those of the entry of the same name in `opsd.ops.divergences`, with the same defaults.
+    `options` are those of the entry of the same name in `opsd.ops.losses.divergences`, with the same defaults.
     A logit may be -inf on both sides (no such token), for the value only.
     Source: docs/methods.md, Divergences and Token-adaptive divergences.
     """

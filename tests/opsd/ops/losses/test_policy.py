@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from opsd.ops.policy import kdrl, kdrl_advantage, kdrl_mask
+from opsd.ops.losses.policy import kdrl, kdrl_advantage, kdrl_mask
 
 VOCAB = 5
 TEACHER_V = torch.tensor([0.4, -1.0, 0.3, 1.5, -0.2], dtype=torch.float64).log_softmax(0)

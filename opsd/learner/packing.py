@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.micro_batch import MicroBatch, TrainSequence
+from opsd.learner.micro_batch import MicroBatch, TrainSequence
 from opsd.ops.align import TokenRows, predicting_rows, support_buckets
 from opsd.types import Mixture, ScoredRollout, Selection, Vocabulary
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from opsd.ops.bucket_terms import check_shapes
+from opsd.ops.losses.kl import check_shapes
 
 
 def policy_gradient(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, advantage_N: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 
 Both go through the vocabulary in blocks of columns: a block's gradient is multiplied while the cache still has it, and
 a copy (of the columns that count) is a block's size. On CUDA the block is the whole vocabulary, see
-`opsd.ops.head_plan`. Every product is summed and returned in float32, also that of bfloat16 factors: a logit near 20 is
+`opsd.ops.head.plan`. Every product is summed and returned in float32, also that of bfloat16 factors: a logit near 20 is
 off by 0.06 in bfloat16. The CPU makes float32 copies of the factors, block by block, for it has no such product; CUDA
 takes the gradient in bfloat16 to it. The filter is cut-cross-entropy's idea
 (arXiv 2411.09009) with another criterion: a column of G is left out of a chunk where in every row |G_nv| <= threshold *
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from opsd.ops.head_plan import HeadPlan, plan_for
+from opsd.ops.head.plan import HeadPlan, plan_for
 
 ONEDNN_FROM = 2**26  # multiplications, about a millisecond
 # Gathering columns costs far less than multiplying by them: it pays until most are kept.

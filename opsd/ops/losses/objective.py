@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from opsd.errors import ConfigError
-from opsd.ops.divergences import forward_kl, reverse_kl
-from opsd.ops.policy import kdrl, kdrl_advantage, kdrl_mask, policy_gradient
+from opsd.ops.losses.divergences import forward_kl, reverse_kl
+from opsd.ops.losses.policy import kdrl, kdrl_advantage, kdrl_mask, policy_gradient
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from opsd.config.run import LossConfig
 from opsd.errors import ConfigError
 from opsd.hooks import bind_objective
-from opsd.ops.buckets import sparse_head_loss
-from opsd.ops.divergences import forward_kl, jsd, reverse_kl
-from opsd.ops.objective import Objective
+from opsd.ops.head.loss import sparse_head_loss
+from opsd.ops.losses.divergences import forward_kl, jsd, reverse_kl
+from opsd.ops.losses.objective import Objective
 
 
 def scaled(student_NB, teacher_NB, *, scale_N, exponent=1.0):
@@ -83,7 +83,7 @@ def test_a_wrong_loss_is_refused_in_words(settings, message):
 
 
 def test_empty_slots_and_constant_rows_give_pearson_no_nan():
-    from opsd.ops.terms import TERMS
+    from opsd.ops.losses.terms import TERMS
 
     student = torch.tensor([[-1.0, -torch.inf, -0.4587], [-1.0986, -1.0986, -1.0986]], dtype=torch.float64)
     student.requires_grad_()

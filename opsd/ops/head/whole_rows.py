@@ -1,6 +1,6 @@
 """A chunk of rows through the output head, the whole vocabulary at once: for a device that computes beside the host.
 
-The counterpart of `opsd.ops.chunks` for CUDA: the same Chunk and the same gradient from few, large kernels, and no
+The counterpart of `opsd.ops.head.chunks` for CUDA: the same Chunk and the same gradient from few, large kernels, and no
 operation that makes the host wait for a value. The shares take the place of the logits, and the gradient in float32
 that of the shares. Tested on the CPU; not run on a GPU.
 """
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from opsd.ops.chunks import Block, Chunk, rest_tail, untempered_logsumexp
-from opsd.ops.head_events import Events
-from opsd.ops.head_gradients import product, softmax_dtype
+from opsd.ops.head.chunks import Block, Chunk, rest_tail, untempered_logsumexp
+from opsd.ops.head.events import Events
+from opsd.ops.head.gradients import product, softmax_dtype
 
 SUM_COLUMNS = 16384  # what is summed over the vocabulary by way of a copy, so many columns at a time
 

@@ -9,13 +9,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opsd.ops import whole_rows
-from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
-from opsd.ops.chunks import row_chunks
-from opsd.ops.divergences import DIVERGENCES, forward_kl, reverse_kl
-from opsd.ops.head_gradients import add_product_, linear, product
-from opsd.ops.head_plan import PLANS, plan_for
-from tests.opsd.ops.test_buckets import (
+from opsd.ops.head import whole_rows
+from opsd.ops.head.chunks import row_chunks
+from opsd.ops.head.gradients import add_product_, linear, product
+from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
+from opsd.ops.head.plan import PLANS, plan_for
+from opsd.ops.losses.divergences import DIVERGENCES, forward_kl, reverse_kl
+from tests.opsd.ops.head.test_loss import (
     EVERY_HEAD,
     LargestTensor,
     assert_near,

@@ -2,9 +2,9 @@
 
     TERMS[name](student_logprobs_NB, teacher_logprobs_NB, **options) -> [N]
 
-The arguments are those of a divergence, see `opsd.ops.divergences`; a term may name row inputs, see
-`opsd.ops.objective`. All but `policy_gradient` compare the named tokens only and are blind to how much mass the rest
-has, so none of them is a divergence: they stand beside one. Source: docs/methods.md, Terms beside a divergence.
+The arguments are those of a divergence (divergences.py); a term may name row inputs (objective.py). All but
+`policy_gradient` compare the named tokens only and are blind to how much mass the rest has, so none of them is a
+divergence: they stand beside one. Source: docs/methods.md, Terms beside a divergence.
 """
 # N rows, B buckets, U = B - 1 named tokens, G rows of a group
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from opsd.ops.policy import policy_gradient
+from opsd.ops.losses.policy import policy_gradient
 
 
 def pearson(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:

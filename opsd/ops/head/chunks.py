@@ -2,7 +2,7 @@
 
 The vocabulary goes by in blocks of columns, small enough for the processor's cache: a block's logits become shares of
 the block at once, and wait so for the other blocks; then `logit_gradient` makes dL/dlogits of one block of shares after
-the other. `opsd.ops.head_gradients` has room for the shares, and takes the gradients to the head's inputs.
+the other. `opsd.ops.head.gradients` has room for the shares, and takes the gradients to the head's inputs.
 """
 # N rows of a chunk, D width, C columns of a block, M blocks, P named tokens in a block, E stop ids, U support size,
 # B = U + 1 buckets
@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opsd.ops.head_events import Events
-from opsd.ops.head_gradients import column_blocks, linear, softmax_dtype
-from opsd.ops.head_plan import HeadPlan
+from opsd.ops.head.events import Events
+from opsd.ops.head.gradients import column_blocks, linear, softmax_dtype
+from opsd.ops.head.plan import HeadPlan
 
 BLOCK_COPIES = 3  # of blocks of logits, at one time, at most
 

@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opsd.ops.buckets import bucket_logprobs, sparse_head_loss
-from opsd.ops.dense import dense_divergence
-from opsd.ops.divergences import DIVERGENCES, reverse_kl
-from opsd.ops.head_plan import PLANS
+from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
+from opsd.ops.head.plan import PLANS
+from opsd.ops.losses.divergences import DIVERGENCES, reverse_kl
+from tests.oracle import dense_divergence
 
 EVERY_DIVERGENCE = pytest.mark.parametrize("name", sorted(DIVERGENCES))
 DETACHED = {"todi", "akl"}  # their gradient is not the derivative of their value

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.ops.terms import TERMS
+from opsd.ops.losses.terms import TERMS
 
 
 def make_rows(seed, rows=6, buckets=6, empty=1):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.data.packing import build_sequences, kept_buckets, pack
+from opsd.learner.packing import build_sequences, kept_buckets, pack
 from opsd.ops import align
 from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts

@@ -1,0 +1,75 @@
+"""Divergences of the student from the teacher on bucket log-probabilities: one function a variant, in `DIVERGENCES`.
+
+Every entry maps log-probabilities [N, B] of student and teacher (nats; each row's exp sums to 1) to [N] nats, >= 0 up
+to rounding, differentiable in both. The value equals the dense divergence where every token has a bucket of its own;
+on a coarse set of buckets it is a lower bound, save where a docstring says otherwise. All raise ValueError where the
+shapes differ or an option leaves its range. Source: docs/methods.md, Divergences.
+
+A bucket that is impossible for both (an empty slot) adds 0 to value and gradient. Where only the second argument of a
+KL is impossible, the value is +inf, as it must be; callers floor the teacher's rest so that it does not come up there.
+"""
+# N tokens, B buckets
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from opsd.ops.losses.kl import check_shapes, check_share, kl, mixture
+from opsd.ops.losses.token_adaptive import abkd, akl, entropy_aware, todi
+
+
+def reverse_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
+    """KL(student || teacher): the student leaves what the teacher finds unlikely."""
+    check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    return kl(student_logprobs_NB, teacher_logprobs_NB)
+
+
+def forward_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
+    """KL(teacher || student): the student covers all that the teacher finds likely."""
+    check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    return kl(teacher_logprobs_NB, student_logprobs_NB)
+
+
+def jsd(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, beta: float = 0.5) -> Tensor:
+    """beta KL(teacher || m) + (1 - beta) KL(student || m), with m = beta teacher + (1 - beta) student.
+
+    beta 0 is forward KL and beta 1 is reverse KL, by definition: the formula itself is 0 there.
+    Source: GKD, arXiv 2306.13649.
+    """
+    check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    check_share("beta", beta)
+    if beta == 0.0:
+        return kl(teacher_logprobs_NB, student_logprobs_NB)
+    if beta == 1.0:
+        return kl(student_logprobs_NB, teacher_logprobs_NB)
+    middle_NB = mixture(teacher_logprobs_NB, student_logprobs_NB, beta)
+    return beta * kl(teacher_logprobs_NB, middle_NB) + (1.0 - beta) * kl(student_logprobs_NB, middle_NB)
+
+
+def skew_forward_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, alpha: float = 0.1) -> Tensor:
+    """KL(teacher || alpha teacher + (1 - alpha) student) <= log(1 / alpha). Source: DistiLLM, arXiv 2402.03898."""
+    check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    check_share("alpha", alpha)
+    return kl(teacher_logprobs_NB, mixture(teacher_logprobs_NB, student_logprobs_NB, alpha))
+
+
+def skew_reverse_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, alpha: float = 0.1) -> Tensor:
+    """KL(student || alpha student + (1 - alpha) teacher) <= log(1 / alpha). Source: DistiLLM, arXiv 2402.03898."""
+    check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    check_share("alpha", alpha)
+    return kl(student_logprobs_NB, mixture(student_logprobs_NB, teacher_logprobs_NB, alpha))
+
+
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "reverse_kl": reverse_kl,
+    "forward_kl": forward_kl,
+    "jsd": jsd,
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "todi": todi,
+    "akl": akl,
+    "abkd": abkd,
+    "entropy_aware": entropy_aware,
+}
