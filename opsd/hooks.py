@@ -20,7 +20,7 @@ from opsd.types import BatchStats, Rollout, Selection, StepReport
 
 if TYPE_CHECKING:
     from opsd.config.run import LossConfig, RunConfig
-    from opsd.rollout.pool import RolloutPool
+    from opsd.rollout import RolloutPool
     from opsd.teacher.router import Teacher
 
 # (prompts, *, samples_per_prompt, step) -> groups of rollouts by place, as RolloutPool.sample

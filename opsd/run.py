@@ -22,7 +22,7 @@ from opsd.config.run import RunConfig
 from opsd.data.grading import judge_rollouts, ready_to_judge
 from opsd.data.prompts import PromptSource
 from opsd.errors import StageError, say
-from opsd.held_out import Evaluation, accuracy, evaluate
+from opsd.evaluation.held_out import Evaluation, accuracy, evaluate
 from opsd.hook_checks import checked_source
 from opsd.hooks import TrainHooks
 from opsd.learner.group import LearnerGroup
@@ -34,7 +34,7 @@ from opsd.ops.losses.objective import name_of
 from opsd.plan.sharing import require_shared_room
 from opsd.preflight import check
 from opsd.report.build import build_report
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.run_folder import RunFolder
 from opsd.run_state import resume, state_of
 from opsd.run_summary import loaded_models, run_summary

@@ -12,7 +12,7 @@ from opsd.config.run import RunConfig
 from opsd.engines.events import has_foreign_ids
 from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 
 # Prompt and answer together are shorter than a block of vLLM's cache (16 tokens), of which only full ones are kept.

@@ -26,7 +26,7 @@ from opsd.engines.pool import request_seed
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.preflight import Setup
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
 from opsd.types import Prompt, Rollout, Sampling, ScoredRollout, TeacherScores, Vocabulary
 

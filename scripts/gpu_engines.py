@@ -60,7 +60,7 @@ def nccl_transfer(*, device: str) -> list[Check]:
     from opsd.config.run import LearnerConfig, StudentConfig
     from opsd.learner.group import LearnerGroup
     from opsd.ops.losses.divergences import reverse_kl
-    from opsd.rollout.pool import RolloutPool
+    from opsd.rollout import RolloutPool
     from opsd.weight_sync import weight_sync
 
     config = replace(CONFIG, weight_transfer="nccl", max_response_tokens=SAMPLING.max_tokens, num_candidates=4)

@@ -18,7 +18,7 @@ from opsd.engines.events import in_order
 from opsd.engines.pool import occurrences, sample_seed
 from opsd.errors import ConfigError
 from opsd.hooks import RolloutSource, student_answers
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.teacher.router import Teacher
 from opsd.types import Mixture, Prompt, Rollout
 

@@ -9,7 +9,7 @@ from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.run import StudentConfig
 from opsd.engines.events import in_order
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
 from opsd.types import NoScores, Prompt, Vocabulary
 from tests.tiny_models import make_tiny_qwen3

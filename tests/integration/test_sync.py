@@ -11,7 +11,7 @@ from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.engines.events import in_order
 from opsd.learner.group import LearnerGroup
 from opsd.ops.losses.divergences import DIVERGENCES
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.types import Prompt, Selection, Vocabulary
 from tests.opsd.builders import scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

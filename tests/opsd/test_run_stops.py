@@ -12,7 +12,7 @@ import opsd.run
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RunConfig, StudentConfig
 from opsd.errors import reported
-from opsd.held_out import Evaluation
+from opsd.evaluation.held_out import Evaluation
 from opsd.hooks import build_hooks
 from opsd.monitor.jsonl import read_jsonl
 from opsd.run import Run

@@ -12,7 +12,7 @@ from opsd.config.run import RunConfig, StudentConfig
 from opsd.engines.events import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.types import Prompt, Vocabulary
 from opsd.weight_sync import NUM_ANSWER_TOKENS, NUM_PROMPT_TOKENS, check_agreement
 from tests.tiny_models import make_tiny_qwen3

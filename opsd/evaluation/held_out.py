@@ -9,7 +9,7 @@ import numpy as np
 
 from opsd.batch import drop_unusable
 from opsd.data.grading import judge_rollouts
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.teacher.router import Teacher
 from opsd.types import Prompt, Rollout
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from opsd.data.grading import judge_rollouts
 from opsd.data.math_process import Judgement
-from opsd.held_out import Evaluation, accuracy, evaluate
+from opsd.evaluation.held_out import Evaluation, accuracy, evaluate
 from opsd.types import Prompt, Rollout
 
 
@@ -43,7 +43,7 @@ def test_without_prompts_for_it_nothing_is_sampled_and_no_figure_made_up():
 
 def test_answers_that_the_grader_gave_up_are_wrong_and_counted(monkeypatch):
     judged = [Judgement(True, "7", False), Judgement(False, None, True), Judgement(False, None, True)]
-    monkeypatch.setattr("opsd.held_out.judge_rollouts", lambda *_: judged)
+    monkeypatch.setattr("opsd.evaluation.held_out.judge_rollouts", lambda *_: judged)
     assert accuracy([None] * 3, "math", None) == (1 / 3, 2)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from opsd.config.engine import RolloutConfig
 from opsd.engines.pool import request_seed
-from opsd.rollout.pool import RolloutPool
+from opsd.rollout import RolloutPool
 from opsd.types import Prompt
 
 
