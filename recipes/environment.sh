@@ -55,7 +55,7 @@ fi
 ((looks)) || [[ -n ${OPSD_PYTHON:-} ]] || "$root/scripts/setup.sh"
 # -P: this checkout's code, also where the caller's folder is another checkout.
 program=(-P -m tip.train)
-if is_on MEASURE_MEMORY && ! ((looks)); then program=("$root/scripts/measure_memory.py"); fi
+if is_on MEASURE_MEMORY && ! ((looks)); then program=("$root/scripts/bench/measure_memory.py"); fi
 if is_on PLAN_ONLY; then program=(-P -m tip.plan); fi
 
 # start SETTING...: what the recipe is for.

@@ -6,6 +6,6 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$(command -v python3 || command -v python)}
-export PYTHONPATH=$root:$root/scripts${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONPATH=$root:$root/scripts/bench${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} # models of several sizes, one after another
-exec "$python" "$root/scripts/gpu_check.py" "$@"
+exec "$python" "$root/scripts/bench/gpu_check.py" "$@"

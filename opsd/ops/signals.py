@@ -1,7 +1,8 @@
 """What a token's buckets say of its importance, beside entropy and the divergences.
 
 Arguments are log-probabilities [N, B] of student and teacher, as a divergence's (losses/divergences.py). Nothing is
-learnt through these: their gradients are not finite where a bucket is empty. Source: docs/methods.md, Statistics of a token.
+learnt through these: their gradients are not finite where a bucket is empty.
+Source: docs/methods.md, Statistics of a token.
 """
 # N tokens, B buckets
 

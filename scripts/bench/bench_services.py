@@ -1,6 +1,6 @@
 """Rollout pool and teacher pool against bare vLLM in the same kind of process, and the bytes that a token costs.
 
-    python scripts/bench_services.py outputs/smollm2-pair train.jsonl --prompt-key question --chat-template
+    python scripts/bench/bench_services.py outputs/smollm2-pair train.jsonl --prompt-key question --chat-template
 
 Each pool has one engine. Beside it stands an actor with the same environment and engine settings whose `llm.generate`
 is called directly and timed inside the actor: no arrays are made, nothing is sent. The two take turns, and the median

@@ -1,6 +1,6 @@
 """A whole learner step at several kept ratios: its time, its peak memory, and the share of each part.
 
-    python scripts/bench_step.py                  the shape of SmolLM2-135M, 4,096 tokens, random weights
+    python scripts/bench/bench_step.py                  the shape of SmolLM2-135M, 4,096 tokens, random weights
 
 Real parts: packing, FSDP2 with one rank, the sparse loss, AdamW. The tokens that stay are drawn at random from each
 response, the worst case for the cut after the last kept row. Row "dense" is the same step with the logits of every

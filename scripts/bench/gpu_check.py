@@ -20,7 +20,7 @@ from gpu_parts import Part, parts
 from gpu_table import report
 from gpu_worker import PartsWorker
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LEAST_S = 3.0  # a part is not begun with less
 
 

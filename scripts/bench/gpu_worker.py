@@ -18,7 +18,7 @@ from typing import Any
 
 from gpu_parts import Part
 
-ROOT = f"{Path(__file__).resolve().parents[1]}/"
+ROOT = f"{Path(__file__).resolve().parents[2]}/"
 Outcome = dict[str, Any]  # status: passed | failed | measured; seconds; result or error
 
 

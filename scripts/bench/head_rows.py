@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from hf_models import load_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 LEAST_REST = 1e-6  # of the teacher's probability outside its top K: below it, 1 - sum is rounding
 
@@ -64,9 +62,11 @@ def sampled_rows(student_path: Path, teacher_path: Path, prompts: Path, num_rows
     `prompts`: JSON lines with a "question" or a "prompt". Both models must share one vocabulary.
     Raises ValueError where the prompts give fewer tokens.
     """
-    student, tokenizer = load_model(student_path)
-    teacher, _ = load_model(teacher_path)
-    student, teacher = student.float().eval(), teacher.float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(student_path, local_files_only=True)
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+        for path in (student_path, teacher_path)
+    )
     hidden, support, logprobs, found = [], [], [], 0
     for number, batch in enumerate(batches(prompts, 16)):
         if found >= num_rows:

@@ -1,6 +1,6 @@
 """What the choice of named tokens costs: the sparse loss against the dense one, and the selections that follow.
 
-    python scripts/bench_support.py outputs/smollm2-pair train.jsonl --prompt-key question --chat-template
+    python scripts/bench/bench_support.py outputs/smollm2-pair train.jsonl --prompt-key question --chat-template
 
 The student answers prompts; both models' dense distributions on these answers are the truth. Table 1: the reverse KL
 and its gradient for each support and K. Table 2: the same at a temperature (`idts`, `adakd`), and what there is of it

@@ -21,7 +21,7 @@ from opsd.learner.attention import mask_where_needed
 from tests.bare_environment import make_bare_environment
 from tests.opsd.process_group import one_rank
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HEAD = dict(device="cpu", dtype="float32", rows=40, vocab=300, width=32, named=8)
 
 
