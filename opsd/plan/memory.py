@@ -1,8 +1,8 @@
 """How much memory each role takes at its peak, in bytes a process (CPU) or a GPU.
 
 What follows from the code (weights, gradients, moments, saved activations, caches, logits) is computed; what belongs
-to Python, torch, Ray and vLLM themselves is RUNTIME_CPU, measured by scripts/bench/measure_memory.py, or RUNTIME_GPU, an
-untested estimate.
+to Python, torch, Ray and vLLM themselves is RUNTIME_CPU, measured by scripts/bench/measure_memory.py, or RUNTIME_GPU,
+an untested estimate.
 """
 
 from __future__ import annotations
