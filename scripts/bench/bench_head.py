@@ -1,7 +1,7 @@
 """Time and memory of the output head with its loss and gradients, as ratios within one run.
 
-    python scripts/bench/bench_head.py                                       the sparse loss against dense logits, random rows
-    python scripts/bench/bench_head.py --model S --teacher T --prompts FILE   the gradient filter, on sampled rows
+    python scripts/bench/bench_head.py              the sparse loss against dense logits, on random rows
+    python scripts/bench/bench_head.py --model S --teacher T --prompts FILE    the gradient filter, on sampled rows
 
 Every repeat runs all methods in turn; the median counts. On one CPU thread the clock is the process's CPU time, which
 other processes on the machine disturb least, otherwise the wall's. Memory: the peak of a fresh process for each method,
