@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 from opsd.monitor.jsonl import append_jsonl, truncate_jsonl
-from opsd.monitor.ray import RayMetrics
 from opsd.monitor.wandb import WandbRun
+
+if TYPE_CHECKING:  # it loads Ray, which a report does without
+    from opsd.monitor.ray import RayMetrics
 
 PHASES = ("rollout", "score", "select", "learn", "sync", "evaluate")
 
