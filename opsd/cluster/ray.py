@@ -85,7 +85,7 @@ def actor_search_path() -> str:
 
     A user's hooks lie there, and so may another checkout, whose code must not run in half of the processes.
     """
-    own = str(Path(__file__).resolve().parents[1])
+    own = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([own, os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 

@@ -13,7 +13,7 @@ from opsd.monitor.jsonl import read_jsonl
 from opsd.monitor.log import PHASES, MetricsLog, PhaseTimer, ProgressBar, progress_summary
 from opsd.monitor.wandb import wandb_modes
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 class Clock:
