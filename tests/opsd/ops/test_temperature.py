@@ -9,7 +9,7 @@ import torch
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import DIVERGENCES, reverse_kl
 from opsd.ops.temperature import temper
-from tests.opsd.ops.head.test_loss import dense_buckets, dense_events
+from tests.opsd.ops.head.reference import dense_buckets, dense_events
 
 NO_TAIL = torch.zeros(2, dtype=torch.float64)
 

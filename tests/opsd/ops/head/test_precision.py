@@ -8,7 +8,7 @@ from opsd.ops.head.gradients import ONEDNN_FROM, linear, product
 from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
 from opsd.ops.head.plan import PLANS
 from opsd.ops.losses.divergences import forward_kl, reverse_kl
-from tests.opsd.ops.head.test_loss import dense_buckets, gradients
+from tests.opsd.ops.head.reference import dense_buckets, gradients
 
 N, V, D, U = 48, 600, 64, 16
 BFLOAT16_STEP = 2.0**-8  # relative, between neighbours; of a number near 20 it is 0.125, so a rounding is up to 0.06

@@ -15,9 +15,9 @@ from opsd.ops.head.gradients import add_product_, linear, product
 from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
 from opsd.ops.head.plan import PLANS, plan_for
 from opsd.ops.losses.divergences import DIVERGENCES, forward_kl, reverse_kl
-from tests.opsd.ops.head.test_loss import (
+from tests.opsd.ops.head.largest_tensor import LargestTensor
+from tests.opsd.ops.head.reference import (
     EVERY_HEAD,
-    LargestTensor,
     assert_near,
     dense_buckets,
     gradients,
