@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from gpu_correctness import TINY, TINY_VOCABULARY, Check
+from gpu_errors import Check
+from gpu_training import TINY, TINY_VOCABULARY
 from opsd.config.engine import RolloutConfig
 from opsd.types import Prompt, Rollout, Sampling
 

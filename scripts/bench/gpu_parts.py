@@ -32,15 +32,15 @@ def checks(device: str) -> list[Part]:
     head = dict(rows=512, vocab=151_936, width=256, named=64) if large else dict(rows=40, vocab=300, width=32, named=8)
     # The CPU multiplies bfloat16 into bfloat16 only, which is no product to hold to float32.
     exact_in = "bfloat16" if large else "float32"
+    dtypes = ("float32", "bfloat16")
     wanted = [
-        ("head, float32", "head", {"dtype": "float32", **head}),
-        ("head, bfloat16", "head", {"dtype": "bfloat16", **head}),
-        (f"head at logits of 20, {exact_in}", "head_exactness", {"dtype": exact_in, **head}),
-        *((f"packed attention, {dtype}", "packed_attention", {"dtype": dtype}) for dtype in ("float32", "bfloat16")),
-        *((f"training step, {dtype}", "training_step", {"dtype": dtype}) for dtype in ("float32", "bfloat16")),
+        *((f"head, {dtype}", "gpu_head:head", {"dtype": dtype, **head}) for dtype in dtypes),
+        (f"head at logits of 20, {exact_in}", "gpu_head:head_exactness", {"dtype": exact_in, **head}),
+        *((f"packed attention, {dtype}", "gpu_training:packed_attention", {"dtype": dtype}) for dtype in dtypes),
+        *((f"training step, {dtype}", "gpu_training:training_step", {"dtype": dtype}) for dtype in dtypes),
     ]
     return [
-        Part(name=name, function=f"gpu_correctness:{function}", options={"device": device, **options}, is_check=True)
+        Part(name=name, function=function, options={"device": device, **options}, is_check=True)
         for name, function, options in wanted
     ]
 

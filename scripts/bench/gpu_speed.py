@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from bench_head import time_methods
-from gpu_correctness import DTYPES, join_one_rank
+from gpu_errors import DTYPES
+from gpu_training import join_one_rank
 from head_methods import METHODS
 from head_rows import Rows
 from measure import PeakMemory, clock

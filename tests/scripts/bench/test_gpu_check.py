@@ -13,8 +13,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import gpu_check
-import gpu_correctness
+import gpu_head
 import gpu_table
+import gpu_training
 import gpu_worker
 from gpu_parts import Part, parts
 from opsd.learner.attention import mask_where_needed
@@ -90,35 +91,35 @@ def failing(checks):
 
 
 def test_the_head_without_its_temperatures_is_found_wrong(monkeypatch):
-    right = gpu_correctness.sparse_head_loss
-    assert not failing(gpu_correctness.head(**HEAD))
-    monkeypatch.setattr(gpu_correctness, "sparse_head_loss", lambda *a, **k: right(*a, **{**k, "temperature_N": None}))
-    wrong = failing(gpu_correctness.head(**HEAD))
+    right = gpu_head.sparse_head_loss
+    assert not failing(gpu_head.head(**HEAD))
+    monkeypatch.setattr(gpu_head, "sparse_head_loss", lambda *a, **k: right(*a, **{**k, "temperature_N": None}))
+    wrong = failing(gpu_head.head(**HEAD))
     assert "reverse_kl, its own chunks: value" in wrong and "jsd, three chunks: grad weight" in wrong
 
 
 def test_logits_that_are_rounded_to_bfloat16_are_found_wrong(monkeypatch):
-    right = gpu_correctness.bucket_logprobs
+    right = gpu_head.bucket_logprobs
 
     def rounded(hidden_ND, weight_VD, *arguments, **options):
         return right(hidden_ND.bfloat16().float(), weight_VD, *arguments, **options)
 
-    monkeypatch.setattr(gpu_correctness, "bucket_logprobs", rounded)
-    assert "log-probabilities, nats" in failing(gpu_correctness.head_exactness(**HEAD))
+    monkeypatch.setattr(gpu_head, "bucket_logprobs", rounded)
+    assert "log-probabilities, nats" in failing(gpu_head.head_exactness(**HEAD))
 
 
 def test_attention_that_looks_into_the_next_sequence_is_found_wrong(monkeypatch):
     AttentionInterface.register("leaky", sdpa_attention_forward)
     AttentionMaskInterface.register("leaky", mask_where_needed)
-    monkeypatch.setattr(gpu_correctness, "packed_attention_name", lambda device, dtype: "leaky")
-    checks = gpu_correctness.packed_attention(device="cpu", dtype="bfloat16")
+    monkeypatch.setattr(gpu_training, "packed_attention_name", lambda device, dtype: "leaky")
+    checks = gpu_training.packed_attention(device="cpu", dtype="bfloat16")
     assert failing(checks) == {"leaky: values", "leaky: gradients"}
 
 
 def test_a_step_that_does_not_learn_is_found_wrong(monkeypatch):
-    monkeypatch.setattr(gpu_correctness, "build_optimizer", lambda parameters, cfg: torch.optim.SGD(parameters, lr=0.0))
+    monkeypatch.setattr(gpu_training, "build_optimizer", lambda parameters, cfg: torch.optim.SGD(parameters, lr=0.0))
     with one_rank():
-        checks = gpu_correctness.training_step(device="cpu", dtype="float32")
+        checks = gpu_training.training_step(device="cpu", dtype="float32")
     assert failing(checks) == {"loss after 6 steps, share of the first"}
 
 
