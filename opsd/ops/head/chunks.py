@@ -2,7 +2,8 @@
 
 The vocabulary goes by in blocks of columns, small enough for the processor's cache: a block's logits become shares of
 the block at once, and wait so for the other blocks; then `logit_gradient` makes dL/dlogits of one block of shares after
-the other. `opsd.ops.head.gradients` has room for the shares, and takes the gradients to the head's inputs.
+the other. `opsd.ops.head.buffer` holds the shares, and `opsd.ops.head.gradients` takes the gradients to the head's
+inputs.
 """
 # N rows of a chunk, D width, C columns of a block, M blocks, P named tokens in a block, E stop ids, U support size,
 # B = U + 1 buckets
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from opsd.ops.head.buffer import HeadBuffer, rows_in_gradient
 from opsd.ops.head.events import Events
 from opsd.ops.head.gradients import column_blocks, linear, softmax_dtype
 from opsd.ops.head.plan import HeadPlan
@@ -37,7 +39,7 @@ class Chunk(NamedTuple):
 
     logprobs_NB: Tensor  # float64
     blocks: list[Block]
-    shares: list[Tensor]  # [N, C] of each block: probability given the block's rest; 0 of a named one
+    buffer: HeadBuffer | None  # has of each block the probabilities given its rest, 0 of a named one; None: not kept
     scale_NM: Tensor  # probability of each block given the whole rest; 0 where that is empty
     rest_entropy_N: Tensor | None  # of the tokens in the rest, given that it is one of them; None: not asked for
     stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids
@@ -49,8 +51,8 @@ def row_chunks(
 ) -> list[slice]:
     """Splits the rows into chunks of `chunk_rows`. None: as large as there is room for.
 
-    That is the plan's; where there are blocks of columns, the first chunk's shares may wait in the weight's gradient,
-    so of it only the blocks count.
+    That is the plan's; where there are blocks of columns, the first chunk's shares may wait in the weight's gradient
+    (see `HeadBuffer`), so of it only the blocks count.
     Raises ValueError where `chunk_rows` is less than 1.
     """
     if chunk_rows is not None:
@@ -59,7 +61,7 @@ def row_chunks(
         return [slice(start, start + chunk_rows) for start in range(0, num_rows, chunk_rows)]
     most = most_first = max(1, plan.chunk_bytes // (4 * vocab_size))
     if plan.block_columns is not None:
-        in_gradient = weight_VD.numel() // vocab_size if weight_VD.requires_grad else 0
+        in_gradient = rows_in_gradient(weight_VD, vocab_size) if weight_VD.requires_grad else 0
         in_blocks = plan.chunk_bytes // (4 * BLOCK_COPIES * plan.block_columns)
         most_first = max(most, min(in_gradient, in_blocks))
     num_others = max(0, -(-(num_rows - most_first) // most))
@@ -73,14 +75,14 @@ def chunk_buckets(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     events: Events,
-    room: Tensor | None,
+    buffer: HeadBuffer | None,
     *,
     block_columns: int,
     with_entropy: bool = False,
 ) -> Chunk:
-    """The buckets of a chunk, whose shares are written to `room` [N x V]: the Chunk is valid as long as that is.
+    """The buckets of a chunk, which begins in `buffer`: the Chunk is valid until the next one does.
 
-    `room` None: the shares are not kept, only what becomes of them.
+    `buffer` None: the shares are not kept, only what becomes of them.
 
     The rest's log-probability comes from the logits of the rest themselves: log(1 - sum) would cancel.
 
@@ -91,7 +93,9 @@ def chunk_buckets(
     hidden_ND = hidden_ND.to(dtype)
     merged_N, stop_prob_NE = _merged_stops(hidden_ND, weight_VD, events)
     named_NU = torch.full(events.support_NU.shape, -math.inf, dtype=dtype, device=hidden_ND.device)
-    blocks, shares, logsumexp_N1s, entropy_N1s, untempered_N1s = _blocks(events, block_columns), [], [], [], []
+    blocks, logsumexp_N1s, entropy_N1s, untempered_N1s = _blocks(events, block_columns), [], [], []
+    if buffer is not None:
+        buffer.begin(len(hidden_ND))
     for columns, slot_P, place_P in blocks:
         logits_NC = linear(hidden_ND, weight_VD[columns].to(dtype))
         if events.temperature_N is not None:
@@ -106,7 +110,7 @@ def chunk_buckets(
         max_N1 = logits_NC.amax(1, keepdim=True)
         if events.temperature_N is not None:
             untempered_N1s.append(untempered_logsumexp(logits_NC, max_N1, events.temperature_N[:, None]))
-        share_NC = torch.softmax(logits_NC, 1, out=_part_of(room, logits_NC, columns))
+        share_NC = torch.softmax(logits_NC, 1, out=logits_NC if buffer is None else buffer.put(columns))
         if max_N1.isneginf().any():  # a block that a row names from end to end
             share_NC.masked_fill_(max_N1.isneginf(), 0.0)
         # The largest share is exp(max - logsumexp); the bound matters where there is none.
@@ -114,8 +118,6 @@ def chunk_buckets(
         logsumexp_N1s.append(max_N1.double() - largest_N1.log())
         if with_entropy:
             entropy_N1s.append(torch.special.entr(share_NC).sum(1, keepdim=True))
-        if room is not None:
-            shares.append(share_NC)
         del logits_NC, share_NC  # the next block's take their place
     logsumexp_NM = torch.cat(logsumexp_N1s, dim=1)
     rest_N1 = logsumexp_NM.logsumexp(1, keepdim=True)
@@ -123,7 +125,7 @@ def chunk_buckets(
     return Chunk(
         logprobs_NB=torch.cat([named_NU.double(), rest_N1], dim=1).log_softmax(1),
         blocks=blocks,
-        shares=shares,
+        buffer=buffer,
         scale_NM=scale_NM,
         rest_entropy_N=_rest_entropy(scale_NM, torch.cat(entropy_N1s, dim=1)) if with_entropy else None,
         stop_prob_NE=stop_prob_NE,
@@ -145,8 +147,10 @@ def logit_gradient(
 ) -> Iterator[tuple[slice, Tensor]]:
     """dL/dlogits of the plain head, before temperature and merging, [N, C] of one block after another, from the first.
 
-    Each is valid until the next one. A block's shares are not read again once its gradient is given.
+    Each is valid until the next one.
     """
+    buffer = chunk.buffer
+    assert buffer is not None, "the gradient of a chunk whose shares were not kept"
 
     def unnamed(share_NC: Tensor, scale_N1: Tensor) -> Tensor:
         out = gradient[: share_NC.numel()].view(share_NC.shape)
@@ -159,13 +163,13 @@ def logit_gradient(
         entr_NC = torch.special.entr(probs_NC)
         return probs_NC.mul_(rest_N1 - entropy_N1 * chunk.rest_entropy_N[:, None]).addcmul_(entr_NC, entropy_N1)
 
-    gradient = torch.empty_like(chunk.shares[0]).view(-1)  # the first block is the largest
+    first = chunk.blocks[0].columns  # the largest
+    gradient = chunk.scale_NM.new_empty(len(chunk.scale_NM) * (first.stop - first.start))
     rest_N1 = grad_NB[:, -1:]
     named_NU = grad_NB[:, :-1].flatten()
     stop_N = None
-    blocks = zip(chunk.blocks, chunk.shares, chunk.scale_NM.split(1, dim=1), strict=True)
-    for (columns, slot_P, place_P), share_NC, scale_N1 in blocks:
-        grad_NC = unnamed(share_NC, scale_N1)
+    for (columns, slot_P, place_P), scale_N1 in zip(chunk.blocks, chunk.scale_NM.split(1, dim=1), strict=True):
+        grad_NC = unnamed(buffer.take(columns), scale_N1)
         grad_NC.view(-1).index_add_(0, place_P, named_NU[slot_P])
         if chunk.stop_prob_NE is not None:
             for stop_id in _inside(events.stop_ids, columns):
@@ -173,14 +177,6 @@ def logit_gradient(
                 stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N  # of the event, the lowest id's
                 grad_NC[:, column] = stop_N * chunk.stop_prob_NE[:, events.stop_ids.index(stop_id)]
         yield columns, grad_NC if events.temperature_N is None else grad_NC.div_(events.temperature_N[:, None])
-
-
-def _part_of(room: Tensor | None, logits_NC: Tensor, columns: slice) -> Tensor:
-    """Where the block's shares go: to their part of the room, else over the logits."""
-    if room is None:
-        return logits_NC
-    num_rows = len(logits_NC)
-    return room[num_rows * columns.start : num_rows * columns.stop].view(num_rows, -1)
 
 
 def untempered_logsumexp(logits_NC: Tensor, max_N1: Tensor, temperature_N1: Tensor) -> Tensor:

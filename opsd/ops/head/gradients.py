@@ -20,6 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from opsd.ops.head.buffer import HeadBuffer
 from opsd.ops.head.plan import HeadPlan, plan_for
 
 ONEDNN_FROM = 2**26  # multiplications, about a millisecond
@@ -31,7 +32,7 @@ FIRST_LOOK = 8  # rows: where the student is unsure, they alone need nearly all 
 class HeadGradients:
     """The gradients of `hidden` and `weight` where they are needed, filled chunk by chunk.
 
-    That of the weight is one buffer in the softmax's dtype: bfloat16 would lose the later chunks of a sum.
+    That of the weight, in `buffer`, is a sum in the softmax's dtype: bfloat16 would lose its later chunks.
     """
 
     def __init__(
@@ -40,35 +41,25 @@ class HeadGradients:
         weight_VD: Tensor,
         needs_grad: tuple[bool, bool],
         plan: HeadPlan,
+        *,
+        vocab_size: int,
         filter_threshold: float = 0.0,
     ) -> None:
         self.inputs = hidden_ND, weight_VD
-        self.in_blocks = plan.block_columns is not None
-        self.factor_dtype = softmax_dtype(hidden_ND) if self.in_blocks else hidden_ND.dtype
+        in_blocks = plan.block_columns is not None
+        self.factor_dtype = softmax_dtype(hidden_ND) if in_blocks else hidden_ND.dtype
         self.filter_threshold = filter_threshold
         self.hidden_ND = torch.zeros_like(hidden_ND) if needs_grad[0] else None
-        dtype = softmax_dtype(weight_VD)
-        self.sum_VD = weight_VD.new_empty(weight_VD.shape, dtype=dtype) if needs_grad[1] else None
-        self.buffer = weight_VD.new_empty(0, dtype=dtype)
-        self.begun: set[int] = set()  # first columns of the blocks that hold a sum; the others not even zeros
-        self.end = 0  # of the columns of all blocks
-
-    def room(self, size: int) -> Tensor:
-        """Where the `size` shares of a chunk can wait, block after block, until `add` has taken what is made of them.
-
-        The first chunk's wait at the end of the weight's gradient, which holds nothing yet: the gradient of a block is
-        written from the front, and however large the blocks, it ends before the next block's shares begin. The other
-        chunks have one buffer, as fresh pages cost time; so has the first where the vocabulary is one block, whose
-        gradient may be written over its shares.
-        """
-        if self.in_blocks and self.sum_VD is not None and not self.begun and size <= self.sum_VD.numel():
-            return self.sum_VD.view(-1)[self.sum_VD.numel() - size :]
-        if self.buffer.numel() < size:
-            self.buffer = self.buffer.new_empty(size)
-        return self.buffer[:size]
+        self.buffer = HeadBuffer(
+            weight_VD,
+            vocab_size=vocab_size,
+            dtype=softmax_dtype(weight_VD),
+            needs_gradient=needs_grad[1],
+            in_blocks=in_blocks,
+        )
 
     def add(self, rows: slice, grad_blocks: Iterable[tuple[slice, Tensor]], row_sum_N1: Tensor | None = None) -> None:
-        """Adds what dL/dlogits of these rows, given in blocks [N, C] of columns, means.
+        """Adds what dL/dlogits of these rows, given in blocks [N, C] of columns, means. They are the buffer's chunk.
 
         `row_sum_N1`: sum_v |dL/dz_v|, which the filter measures by; None where there is no filter.
         """
@@ -82,7 +73,6 @@ class HeadGradients:
             if kept_K is not None:
                 grad_NC = grad_NC.index_select(1, kept_K)
             self._add_block(columns, kept_K, grad_NC.to(self.factor_dtype), hidden_ND, grad_hidden_ND)
-            self.end = max(self.end, columns.stop)
         if self.hidden_ND is not None:
             self.hidden_ND[rows] = grad_hidden_ND
 
@@ -93,23 +83,20 @@ class HeadGradients:
             weight_KD = self.inputs[1][columns]
             weight_KD = weight_KD if kept_K is None else weight_KD.index_select(0, kept_K)
             grad_hidden_ND.add_(linear(grad_NK, weight_KD.to(self.factor_dtype).T))
-        if self.sum_VD is not None:
-            sum_CD = self.sum_VD[columns]
-            empty = columns.start not in self.begun
-            self.begun.add(columns.start)
-            if kept_K is None:
-                add_product_(sum_CD, grad_NK.T, hidden_ND, empty=empty)
-                return
-            if empty:
-                sum_CD.zero_()
-            sum_CD.index_add_(0, kept_K, product(grad_NK.T, hidden_ND))
+        sum_CD = self.buffer.gradient_of(columns)
+        if sum_CD is None:
+            return
+        if kept_K is None:
+            add_product_(sum_CD, grad_NK.T, hidden_ND, empty=self.buffer.is_first_chunk)
+            return
+        if self.buffer.is_first_chunk:
+            sum_CD.zero_()
+        sum_CD.index_add_(0, kept_K, product(grad_NK.T, hidden_ND))
 
     def results(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of hidden and weight, in their dtypes; None where not needed."""
-        if self.sum_VD is None:
-            return self.hidden_ND, None
-        self.sum_VD[self.end :].zero_()  # padding, or everything where there was no chunk
-        return self.hidden_ND, self.sum_VD.to(self.inputs[1].dtype)
+        """The gradients of hidden and weight, in their dtypes; None where not needed."""
+        sum_VD = self.buffer.result()
+        return self.hidden_ND, None if sum_VD is None else sum_VD.to(self.inputs[1].dtype)
 
 
 def kept_columns(grad_NC: Tensor, row_sum_N1: Tensor, threshold: float) -> Tensor | None:

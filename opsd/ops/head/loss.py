@@ -157,12 +157,12 @@ class _BucketLogprobs(torch.autograd.Function):
         if grad_logprobs_NB is None:  # then the entropy has no gradient either: it is partly made of them
             return None, None, None, None, None
         hidden_ND, weight_VD = ctx.saved_tensors
-        gradients = HeadGradients(hidden_ND, weight_VD, ctx.needs_input_grad[:2], ctx.plan)
+        needs_grad, vocab_size = ctx.needs_input_grad[:2], ctx.events.vocab_size
+        gradients = HeadGradients(hidden_ND, weight_VD, needs_grad, ctx.plan, vocab_size=vocab_size)
         buckets_of, gradient_of = _passes(ctx.plan, hidden_ND.dtype)
         for rows in ctx.chunks:
             events = ctx.events.of(rows)
-            room = gradients.room(len(events.support_NU) * events.vocab_size)
-            chunk = buckets_of(hidden_ND[rows], weight_VD, events, room, with_entropy=True)
+            chunk = buckets_of(hidden_ND[rows], weight_VD, events, gradients.buffer, with_entropy=True)
             grad_rest_entropy = None if grad_rest_entropy_N is None else grad_rest_entropy_N[rows]
             grad_NB = bucket_gradient(chunk, grad_logprobs_NB[rows])
             gradients.add(rows, gradient_of(chunk, events, grad_NB, grad_rest_entropy))
@@ -185,13 +185,19 @@ class _LossJob(NamedTuple):
     def run(self, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
         """The divergence of each row [N], and the gradients of the loss."""
         per_token_N = hidden_ND.new_empty(len(hidden_ND), dtype=softmax_dtype(hidden_ND))
-        gradients = HeadGradients(hidden_ND, weight_VD, self.needs_grad, self.plan, self.filter_threshold)
+        gradients = HeadGradients(
+            hidden_ND,
+            weight_VD,
+            self.needs_grad,
+            self.plan,
+            vocab_size=self.events.vocab_size,
+            filter_threshold=self.filter_threshold,
+        )
         buckets_of, gradient_of = _passes(self.plan, hidden_ND.dtype)
         needs_grad = any(self.needs_grad)
         for rows in self.chunks:
             events = self.events.of(rows)
-            room = gradients.room(len(events.support_NU) * events.vocab_size) if needs_grad else None
-            chunk = buckets_of(hidden_ND[rows], weight_VD, events, room)
+            chunk = buckets_of(hidden_ND[rows], weight_VD, events, gradients.buffer if needs_grad else None)
             with torch.set_grad_enabled(needs_grad):
                 logprobs_NB = chunk.logprobs_NB.requires_grad_(needs_grad)
                 own = {name: values[rows] for name, values in self.row_inputs.items()}

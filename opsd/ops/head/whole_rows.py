@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from opsd.ops.head.buffer import HeadBuffer
 from opsd.ops.head.chunks import Block, Chunk, rest_tail, untempered_logsumexp
 from opsd.ops.head.events import Events
 from opsd.ops.head.gradients import product, softmax_dtype
@@ -22,12 +23,15 @@ SUM_COLUMNS = 16384  # what is summed over the vocabulary by way of a copy, so m
 
 
 def whole_buckets(
-    hidden_ND: Tensor, weight_VD: Tensor, events: Events, room: Tensor | None, *, with_entropy: bool = False
+    hidden_ND: Tensor, weight_VD: Tensor, events: Events, buffer: HeadBuffer | None, *, with_entropy: bool = False
 ) -> Chunk:
     """`chunk_buckets` with one block, whose slots and places nobody needs."""
     dtype, vocab_size = softmax_dtype(hidden_ND), events.vocab_size
-    out_NV = None if room is None else room[: len(hidden_ND) * vocab_size].view(-1, vocab_size)
-    logits_NV = product(hidden_ND, weight_VD[:vocab_size].T, out=out_NV)
+    columns, out_NV = slice(0, vocab_size), None
+    if buffer is not None:
+        buffer.begin(len(hidden_ND))
+        out_NV = buffer.put(columns)
+    logits_NV = product(hidden_ND, weight_VD[columns].T, out=out_NV)
     stop_prob_NE = _merge_stops(logits_NV, events.stop_ids)
     if events.temperature_N is not None:
         logits_NV.div_(events.temperature_N[:, None])
@@ -49,8 +53,8 @@ def whole_buckets(
     nothing = events.support_NU.new_empty(0)
     return Chunk(
         logprobs_NB=torch.cat([named_NU.double(), rest_N1], dim=1).log_softmax(1),
-        blocks=[Block(slice(0, vocab_size), nothing, nothing)],
-        shares=[share_NV],
+        blocks=[Block(columns, nothing, nothing)],
+        buffer=buffer,
         scale_NM=torch.ones_like(rest_N1, dtype=dtype).masked_fill_(rest_N1 == -math.inf, 0.0),
         rest_entropy_N=_row_sums(torch.special.entr, share_NV) if with_entropy else None,
         stop_prob_NE=stop_prob_NE,
@@ -62,7 +66,9 @@ def whole_gradient(
     chunk: Chunk, events: Events, grad_NB: Tensor, grad_rest_entropy_N: Tensor | None, *, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor]]:
     """`logit_gradient` with one block, in `dtype`: that of the products."""
-    share_NV = chunk.shares[0]
+    assert chunk.buffer is not None, "the gradient of a chunk whose shares were not kept"
+    columns = slice(0, events.vocab_size)
+    share_NV = chunk.buffer.take(columns)
     if events.temperature_N is not None:
         grad_NB = grad_NB / events.temperature_N[:, None]
         if grad_rest_entropy_N is not None:
@@ -85,7 +91,7 @@ def whole_gradient(
         stop_N = grad_NV[:, events.stop_ids[0]].clone()
         for column, stop_id in enumerate(events.stop_ids):
             grad_NV[:, stop_id].copy_(stop_N * chunk.stop_prob_NE[:, column])
-    yield slice(0, events.vocab_size), grad_NV
+    yield columns, grad_NV
 
 
 def _merge_stops(logits_NV: Tensor, stop_ids: tuple[int, ...]) -> Tensor | None:
