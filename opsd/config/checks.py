@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 from opsd.errors import ConfigError
 
 
@@ -23,3 +27,17 @@ def positive(name: str, value: float) -> None:
 def in_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name} must be in [{low}, {high}], got {value}")
+
+
+def function_named(name: str, path: str) -> Callable[..., Any]:
+    """The function that the setting's `path`, package.module:function, names; its module is imported."""
+    module_name, _, function_name = path.partition(":")
+    if not module_name or not function_name:
+        raise ConfigError(f"{name} must look like package.module:function, got {path!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{name}={path}: cannot import {module_name}: {error}") from error
+    if not hasattr(module, function_name):
+        raise ConfigError(f"{name}={path}: {module_name} has no {function_name}")
+    return getattr(module, function_name)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 MISSING: Any = "???"  # omegaconf's own; written out, so that the learner's parts import without it
 SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
-GRADERS = ("final_hash", "math", "boxed", "answer_line", "auto", "none")
 
 
 @dataclass
@@ -48,8 +47,9 @@ class PromptConfig:
     # What is compared with the reference: final_hash, the number or text after the last # (GSM8K) | math, the final
     # expression, boxed or not | boxed, the last \\boxed{} | answer_line, what follows the last "Answer:" | auto, by the
     # row's data_source as verl has it (openai/gsm8k: final_hash; MATH and numina: boxed; math_dapo and aime:
-    # answer_line) | none. A thought, up to the last </think>, is never looked at. final_hash takes a percent sign for a
-    # unit as any other; for the others 50% is 0.5, and also 50, as math-verify has it.
+    # answer_line) | none | package.module:function, one of your own: (response, reference answer) -> bool, or what else
+    # opsd.data.grading says. A thought, up to the last </think>, is never looked at. final_hash takes a percent sign as
+    # a unit like any other; for the others 50% is 0.5, and also 50, as math-verify has it.
     grader: str = "none"
     max_prompt_tokens: int = 2048  # the models' context, less a response, may allow less
     # A prompt with more tokens: refuse, at start-up | drop the row | truncate_left, cut its beginning off.
@@ -58,7 +58,6 @@ class PromptConfig:
     def __post_init__(self) -> None:
         self.chat_template = str(self.chat_template).lower()  # YAML's true and false too
         one_of("data.chat_template", self.chat_template, ("auto", "true", "false"))
-        one_of("data.grader", self.grader, GRADERS)
         one_of("data.overlong", self.overlong, ("refuse", "drop", "truncate_left"))
         at_least("data.max_prompt_tokens", self.max_prompt_tokens, 1)
 
@@ -86,13 +85,9 @@ class DataConfig(PromptConfig):
 
 @dataclass
 class LossConfig:
-    divergence: str = (
-        "reverse_kl"  # a name in opsd.ops.losses.divergences.DIVERGENCES or opsd.ops.losses.objective.OBJECTIVES
-    )
+    divergence: str = "reverse_kl"  # a name in opsd.ops.losses.table.LOSSES
     options: dict[str, Any] = field(default_factory=dict)  # e.g. {beta: 0.5} for jsd
-    terms: dict[str, Any] = field(
-        default_factory=dict
-    )  # added to it: name in opsd.ops.losses.terms.TERMS -> {weight, options}
+    terms: dict[str, Any] = field(default_factory=dict)  # added to it: another such name -> {weight, options}
     # The tokens that have a bucket of their own: teacher | student | union | auto, which is union where the teacher
     # scores the student's candidates, else teacher.
     support: str = "auto"
@@ -199,7 +194,7 @@ class RunConfig:
     seed: int = 0  # of the prompts' order, the answers and the selection
     device: str = "auto"  # auto | cpu | cuda
     hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
-    hook_options: dict[str, Any] = field(default_factory=dict)  # free, for hooks of your own
+    hook_options: dict[str, Any] = field(default_factory=dict)  # free: what a build_hooks of your own reads
     resume: str = "never"  # never | auto: go on from the newest checkpoint in output_dir
     overwrite: bool = False  # delete an earlier run in output_dir
     # rollout | learner: whose log-probabilities entropy and divergence of a token come from. A further forward pass of

@@ -1,6 +1,10 @@
-"""Is an answer right, and what is it? One function for each kind of task, and one that judges a batch of rollouts.
+"""Is an answer right, and what is it? A function for each kind of task, in `GRADERS`, and one that judges a batch.
 
-Whatever the kind, a thought is no answer: see opsd.data.thoughts. What a response is searched for ends there.
+    GRADERS[name](response, reference answer) -> bool | Judgement | Comparison
+
+What is compared in Python says so itself: with a bool, or, where the answer's value is to count in a majority, with a
+Judgement. A Comparison leaves it to math-verify, in a process of its own: see opsd.data.math_process.
+Whatever the kind, a thought is no answer: see opsd.data.thoughts. The response that a grader gets begins after it.
 """
 
 from __future__ import annotations
@@ -8,20 +12,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from opsd.config.checks import function_named
 from opsd.data.math_process import MATH, Judgement
 from opsd.data.numbers import in_plain_notation, number
 from opsd.data.thoughts import after_thought, response_text
+from opsd.errors import ConfigError
 
 if TYPE_CHECKING:  # it loads torch, which those who only read answers do without
     from opsd.types import Rollout
 
-Grader = Callable[[str, str], bool]  # response text, reference answer -> right
-Extractor = Callable[[str], str | None]  # response text -> its final answer, normalised; None: it gives none
+
+class Comparison(NamedTuple):
+    """Two texts in which math-verify looks for an expression; the answer is right where they hold equal ones."""
+
+    reference: str
+    expression: str
+
+
+Verdict = bool | Judgement | Comparison
+Grader = Callable[[str, str], Verdict]
 
 NOTHING = Judgement(right=False, value=None, gave_up=False)
+MADE_UP_RESPONSE = "#### 1\nAnswer: $\\boxed{1}$"  # in which each of GRADERS finds an answer
 
 # Where verl grades a row by its data_source: the grader that reads what verl's function of that source reads.
 VERL_GRADERS = {
@@ -46,22 +60,42 @@ def grader_of(setting: str, data_source: str) -> str | None:
     return exact or next((name for start, name in kinds if data_source.startswith(start)), None)
 
 
+def grader_named(setting: str) -> Grader:
+    """An entry of GRADERS, or the user's own function as package.module:function. Raises ConfigError."""
+    if ":" in setting:
+        return function_named("data.grader", setting)
+    if setting not in GRADERS:
+        known = ", ".join([*GRADERS, "auto", "none"])
+        raise ConfigError(f"data.grader must be one of {known} or a package.module:function, got {setting!r}")
+    return GRADERS[setting]
+
+
+def check_grader(setting: str) -> None:
+    """Raises ConfigError where `setting` (data.grader) names no grader, or one whose verdict is none."""
+    if setting in ("auto", "none"):
+        return
+    verdict = grader_named(setting)(MADE_UP_RESPONSE, "1")
+    if not isinstance(verdict, Verdict):
+        got = type(verdict).__name__
+        raise ConfigError(f"data.grader={setting} must return a bool, a Judgement or a Comparison, got {got}")
+
+
 def judge_all(graders: Sequence[str], responses: Sequence[str], answers: Sequence[str | None]) -> list[Judgement]:
     """One judgement for each response by its own grader, against its reference answer (None: nothing is right).
 
-    Each is independent of the others. An answer that takes longer than math_worker.LIMIT_S is given up: wrong.
+    Each is independent of the others. A comparison that takes longer than math_worker.LIMIT_S is given up: wrong.
     """
-    judged, places, jobs = [NOTHING] * len(responses), [], []
+    judged, comparisons = [NOTHING] * len(responses), {}
     for place, (grader, response, answer) in enumerate(zip(graders, responses, answers, strict=True)):
         text = after_thought(response)
-        if grader == "final_hash":
-            judged[place] = _judge_hash(text, answer)
+        if text is None or answer is None:
             continue
-        expression = None if text is None else EXPRESSIONS[grader](text)
-        if expression is not None:
-            places.append(place)
-            jobs.append((_reference(answer), in_plain_notation(expression)))
-    for place, judgement in zip(places, MATH.judge(jobs), strict=True):
+        verdict = grader_named(grader)(text, answer)
+        if isinstance(verdict, Comparison):
+            comparisons[place] = verdict
+        else:
+            judged[place] = verdict if isinstance(verdict, Judgement) else NOTHING._replace(right=bool(verdict))
+    for place, judgement in zip(comparisons, MATH.judge(list(comparisons.values())), strict=True):
         judged[place] = judgement
     return judged
 
@@ -79,12 +113,43 @@ def judge_rollouts(rollouts: Sequence[Rollout], setting: str, tokenizer: Any) ->
 @contextmanager
 def ready_to_judge(setting: str) -> Iterator[None]:
     """Starts what `setting` (data.grader) needs, without waiting for it, and ends it."""
-    if setting in ("auto", *EXPRESSIONS):
+    if setting == "auto" or (
+        setting != "none" and isinstance(grader_named(setting)(MADE_UP_RESPONSE, "1"), Comparison)
+    ):
         MATH.start()
     try:
         yield
     finally:
         MATH.stop()
+
+
+def final_hash(response: str, answer: str) -> Judgement:
+    """What stands after the last '#', as GSM8K writes '#### 18', compared as a number where both are numbers."""
+    value = _value(_after_hash(response)) if "#" in response else None
+    return Judgement(right=value is not None and value == _value(_after_hash(answer)), value=value, gave_up=False)
+
+
+def final_expression(response: str, answer: str) -> Verdict:
+    """The response's final expression, boxed or not, as math-verify finds it."""
+    return _compared(with_percent_inside(response), answer)
+
+
+def final_box(response: str, answer: str) -> Verdict:
+    """The last \\boxed{} alone: an answer anywhere else is wrong."""
+    return _compared(last_box(with_percent_inside(response)), answer)
+
+
+def answer_line(response: str, answer: str) -> Verdict:
+    """What stands after the last 'Answer:' of a line: an answer anywhere else is wrong."""
+    return _compared(last_answer_line(response), answer)
+
+
+GRADERS: dict[str, Grader] = {
+    "final_hash": final_hash,
+    "math": final_expression,
+    "boxed": final_box,
+    "answer_line": answer_line,
+}
 
 
 def last_box(text: str) -> str | None:
@@ -129,27 +194,11 @@ def last_answer_line(text: str) -> str | None:
     return answer if is_marked else f"\\boxed{{{answer}}}"
 
 
-# Where each of the graders that leave the comparison to math-verify looks: in all of a text, or in a part of it.
-EXPRESSIONS: dict[str, Callable[[str], str | None]] = {
-    "math": with_percent_inside,
-    "boxed": lambda text: last_box(with_percent_inside(text)),
-    "answer_line": last_answer_line,
-}
-
-
-def _reference(answer: str | None) -> str | None:
-    return None if answer is None else in_plain_notation(f"\\boxed{{{_after_hash(answer)}}}")
-
-
-def _judge_hash(response: str | None, answer: str | None) -> Judgement:
-    value = None if response is None else hash_answer(response)
-    right = value is not None and answer is not None and value == _value(_after_hash(answer))
-    return Judgement(right=right, value=value, gave_up=False)
-
-
-def hash_answer(response: str) -> str | None:
-    """What stands after the last '#': the number that its first line is, else the text; None: no '#'."""
-    return _value(_after_hash(response)) if "#" in response else None
+def _compared(text: str | None, answer: str) -> Verdict:
+    """The question to math-verify; None: the response has no answer."""
+    if text is None:
+        return NOTHING
+    return Comparison(in_plain_notation(f"\\boxed{{{_after_hash(answer)}}}"), in_plain_notation(text))
 
 
 def _value(text: str) -> str:
@@ -160,22 +209,3 @@ def _value(text: str) -> str:
 
 def _after_hash(text: str) -> str:
     return text.rpartition("#")[2].strip()
-
-
-def _right(grader: str, response: str, answer: str) -> bool:
-    return judge_all([grader], [response], [answer])[0].right
-
-
-def _extracted(grader: str, response: str) -> str | None:
-    """Equal values in the usual notations give equal text: 0.5, 1/2 and \\frac{1}{2} in a box are all '1/2'."""
-    return judge_all([grader], [response], [None])[0].value
-
-
-# final_hash: what stands after the last '#', as GSM8K writes '#### 18', compared as a number where both are numbers.
-# math: the response's final expression, boxed or not, equals the reference, as math-verify sees it; boxed: that of the
-# last \\boxed{} alone; answer_line: what stands after the last 'Answer:' of a line. An answer anywhere else is wrong.
-GRADERS: dict[str, Grader | None] = {
-    **{name: partial(_right, name) for name in ("final_hash", "math", "boxed", "answer_line")},
-    "none": None,
-}
-EXTRACTORS: dict[str, Extractor] = {name: partial(_extracted, name) for name, grader in GRADERS.items() if grader}

@@ -155,7 +155,7 @@ def _answer(row: Row, data: PromptConfig) -> str | None:
     if data.grader == "auto" and grader_of("auto", source := str(lookup(row, "data_source") or "")) is None:
         raise DataError(
             f"{row.where}: data.grader=auto knows no grader for data_source {source!r}: set data.grader to one of "
-            f"{', '.join(GRADERS)}"
+            f"{', '.join([*GRADERS, 'none'])}"
         )
     if answer is None and data.grader != "none":
         wanted = " or ".join(map(repr, answer_keys(data.answer_key)))

@@ -17,7 +17,7 @@ from opsd.errors import ConfigError
 class EvaluationData(PromptConfig):
     paths: list[str] = MISSING  # JSONL or parquet files; a row's data_source, else its file's name, is its group
     num_problems: int = 0  # the first so many of each file; 0: all
-    grader: str = "math"  # final_hash | math | boxed | answer_line | none
+    grader: str = "math"  # as in a training
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from opsd.data.grading import check_grader
 from opsd.data.prompts import student_prompts
 from opsd.data.rows import Row, read_rows
 from opsd.errors import ConfigError
@@ -35,6 +36,7 @@ class EvaluatedModel:
 
 def check(cfg: EvaluateConfig) -> list[EvaluatedModel]:
     """All models with all problems; loads no weights. Raises ConfigError or DataError."""
+    check_grader(cfg.data.grader)
     if not cfg.data.paths:
         raise ConfigError("data.paths is empty: it must name at least one file of problems")
     rows = {path: read_rows(path)[: cfg.data.num_problems or None] for path in cfg.data.paths}

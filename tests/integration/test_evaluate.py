@@ -115,7 +115,8 @@ def test_greedy_answers_of_a_runs_models_are_those_of_transformers_and_graded_as
         results = read_results(tmp_path / "out" / f"{name}.jsonl")
         assert [result.answers[0].text for result in results] == [*expected, expected[3]]
         grade = GRADERS["final_hash"]
-        assert [r.answers[0].correct for r in results] == [grade(r.answers[0].text, r.reference) for r in results]
+        right = [grade(result.answers[0].text, result.reference).right for result in results]
+        assert [result.answers[0].correct for result in results] == right
     assert summary["models"]["after"]["figures"] != summary["models"]["before"]["figures"]
     again = evaluate(folder, f"output_dir={tmp_path}/out", f"run={folder}/run", "samples_per_problem=1")
     assert again.returncode == 2 and "holds another evaluation" in again.stderr

@@ -9,17 +9,22 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from opsd.config.run import GRADERS as NAMES
-from opsd.data.grading import EXTRACTORS, GRADERS, judge_all, judge_rollouts, last_box
+from opsd.data.grading import GRADERS, check_grader, judge_all, judge_rollouts, last_box
 from opsd.data.math_process import MathProcess
 from opsd.data.thoughts import MARKS
+from opsd.errors import ConfigError
 from opsd.types import Prompt, Rollout
 from tests.tiny_models import make_char_tokenizer
 
 
-def test_every_grader_can_be_configured_and_says_what_it_read():
-    assert {*GRADERS, "auto"} == set(NAMES)
-    assert {*EXTRACTORS, "none"} == set(GRADERS)
+def judged(grader, response, answer="7"):
+    [judgement] = judge_all([grader], [response], [answer])
+    return judgement
+
+
+@pytest.mark.parametrize("name", GRADERS)
+def test_every_grader_of_ours_passes_the_check(name):
+    check_grader(name)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,7 @@ def test_every_grader_can_be_configured_and_says_what_it_read():
     ],
 )
 def test_final_hash(response, answer, right):
-    assert GRADERS["final_hash"](response, answer) is right
+    assert judged("final_hash", response, answer).right is right
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_final_hash(response, answer, right):
     ],
 )
 def test_math(response, answer, right):
-    assert GRADERS["math"](response, answer) is right
+    assert judged("math", response, answer).right is right
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_math(response, answer, right):
     ],
 )
 def test_boxed_is_the_last_box_and_nothing_else(response, answer, right):
-    assert GRADERS["boxed"](response, answer) is right
+    assert judged("boxed", response, answer).right is right
 
 
 def test_a_box_may_hold_braces_in_braces_and_escaped_ones():
@@ -124,7 +129,7 @@ def test_a_box_may_hold_braces_in_braces_and_escaped_ones():
     ],
 )
 def test_answer_line_is_what_stands_after_the_last_one(response, answer, right):
-    assert GRADERS["answer_line"](response, answer) is right
+    assert judged("answer_line", response, answer).right is right
 
 
 @pytest.mark.parametrize(
@@ -142,8 +147,8 @@ def test_a_thought_is_no_answer(name, form):
         ]
         unanswered = [f"{begin}{seven}", f"{begin}{six}{end}{begin}{seven}", f"{begin}{seven}{end}", f"{seven}{end}"]
         responses = [*answered, *unanswered]
-        judged = judge_all([name] * 8, responses, ["7"] * 8)
-        assert [(answer.right, answer.value) for answer in judged] == [(True, "7")] * 4 + [(False, None)] * 4
+        answers = judge_all([name] * 8, responses, ["7"] * 8)
+        assert [(answer.right, answer.value) for answer in answers] == [(True, "7")] * 4 + [(False, None)] * 4
 
 
 @pytest.mark.parametrize("are_special", [False, True])
@@ -154,7 +159,7 @@ def test_a_thought_is_recognised_where_its_marks_are_special_tokens_and_where_th
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.add_tokens([AddedToken(mark, special=are_special) for mark in MARKS[0]], special_tokens=are_special)
 
-    def judged(prompt, response):
+    def is_right(prompt, response):
         ids = np.array([*tokenizer(response, add_special_tokens=False)["input_ids"], 0], np.int32)
         prompt = Prompt(index=0, token_ids=ids, text=prompt, answer="7", source="file")
         nothing = np.zeros((len(ids), 1), np.float32)
@@ -164,9 +169,9 @@ def test_a_thought_is_recognised_where_its_marks_are_special_tokens_and_where_th
         )  # fmt: skip
         return judge_rollouts([rollout], "final_hash", tokenizer)[0].right
 
-    assert judged("1+6=", "#7") and judged("1+6=", "<think>#6</think>#7")
-    assert not judged("1+6=", "<think>#7</think>") and not judged("1+6=", "<think>#7")
-    assert judged("1+6=<think>\n", "#6</think>#7") and not judged("1+6=<think>\n", "#7")
+    assert is_right("1+6=", "#7") and is_right("1+6=", "<think>#6</think>#7")
+    assert not is_right("1+6=", "<think>#7</think>") and not is_right("1+6=", "<think>#7")
+    assert is_right("1+6=<think>\n", "#6</think>#7") and not is_right("1+6=<think>\n", "#7")
 
 
 def test_an_endless_answer_is_wrong_for_every_grader(monkeypatch):
@@ -174,8 +179,8 @@ def test_an_endless_answer_is_wrong_for_every_grader(monkeypatch):
     tower = r"9^{9^{9^9}}"
     forms = {"math": "$%s$", "boxed": r"\boxed{%s}", "answer_line": "Answer: $%s$", "math_": r"7 or \boxed{%s}"}
     graders = [name.rstrip("_") for name in forms]
-    judged = judge_all(graders, [form % tower for form in forms.values()], ["7"] * len(forms))
-    assert [(answer.right, answer.value, answer.gave_up) for answer in judged] == [(False, None, True)] * len(forms)
+    answers = judge_all(graders, [form % tower for form in forms.values()], ["7"] * len(forms))
+    assert [(answer.right, answer.value, answer.gave_up) for answer in answers] == [(False, None, True)] * len(forms)
     impatient.stop()
 
 
@@ -189,8 +194,37 @@ def test_an_endless_answer_is_wrong_for_every_grader(monkeypatch):
     ],
 )
 def test_equal_answers_are_extracted_as_equal_text(name, responses, extracted):
-    assert [EXTRACTORS[name](response) for response in responses] == [extracted] * len(responses)
-    assert EXTRACTORS[name]("I give up") is None
+    assert [judged(name, response).value for response in responses] == [extracted] * len(responses)
+    assert judged(name, "I give up").value is None
+
+
+OWN_GRADERS = """
+from opsd.data.grading import Comparison, GRADERS
+
+
+def exact(response, answer):
+    return response.strip() == answer
+
+
+def first_line(response, answer):
+    return Comparison(answer, response.splitlines()[0])
+
+
+GRADERS["exactly"] = exact
+"""
+
+
+def test_a_grader_of_ones_own_is_one_function_in_ones_own_module(tmp_path, monkeypatch):
+    (tmp_path / "my_graders.py").write_text(OWN_GRADERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("my_graders:exact", "my_graders:first_line"):
+        check_grader(name)
+    assert judged("my_graders:exact", "<think>8</think> 7 ").right and not judged("my_graders:exact", "7.0").right
+    assert judged("my_graders:first_line", "$7.0$\n8").right and not judged("my_graders:first_line", "$8$\n7").right
+    assert judged("exactly", "7").right  # what the module adds to the table has a name there
+    monkeypatch.delitem(GRADERS, "exactly")
+    with pytest.raises(ConfigError, match="data.grader=my_graders:nothing: my_graders has no nothing"):
+        check_grader("my_graders:nothing")
 
 
 def test_math500s_answers_agree_with_themselves():
@@ -205,7 +239,7 @@ def test_math500s_answers_agree_with_themselves():
         "answer_line": "7\nAnswer: %s",
     }
     for name, form in forms.items():
-        assert [a for a in answers if not GRADERS[name](form % a, a)] == []
+        assert [a for a in answers if not judged(name, form % a, a).right] == []
     pairs = zip(answers, answers[1:] + answers[:1], strict=True)
-    agreeing = [(a, b) for a, b in pairs if GRADERS["boxed"](rf"\boxed{{{a}}}", b)]
+    agreeing = [(a, b) for a, b in pairs if judged("boxed", rf"\boxed{{{a}}}", b).right]
     assert agreeing == [("5", "x=5"), ("7", "7"), ("3", "3")]
