@@ -28,7 +28,7 @@ from opsd.evaluation.plan import plan
 from opsd.evaluation.results import write_results
 from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
-from opsd.run_summary import git_commit, installed_versions
+from opsd.monitor.versions import git_commit, installed_versions
 from opsd.types import Sampling
 
 
