@@ -33,6 +33,7 @@ from opsd.batch import ScoredBatch
 from opsd.config.engine import EngineConfig
 from opsd.config.run import LearnerConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import VllmEngine, engine_environment
 from opsd.errors import ConfigError
@@ -47,7 +48,7 @@ from opsd.models.student_folder import save_student
 from opsd.models.weights import check_weights
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.preflight import check_head
-from opsd.types import Prompt, Rollout, Sampling, ScoredRollout, Selection, Vocabulary
+from opsd.types import Prompt, Rollout, ScoredRollout, Selection, Vocabulary
 from tiny_architectures import ARCHITECTURES, STOP_ID, VOCAB_SIZE, make_architecture
 
 VOCABULARY = Vocabulary(size=VOCAB_SIZE, stop_ids=(STOP_ID,))

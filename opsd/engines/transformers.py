@@ -16,13 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.config.support import scores_candidates
 from opsd.engines.events import score_in_groups
+from opsd.engines.sampling import Sampling
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
 from opsd.ops.head.gradients import product_by_blocks
 from opsd.ops.head.plain import head_difference, require_plain_head
 from opsd.ops.mixing import mixed_embeddings
-from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Mixture, Prompt, Rollout, TeacherScores, Vocabulary
 
 HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from opsd.config.engine import EngineConfig
 from opsd.config.support import scores_candidates
 from opsd.engines.events import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
+from opsd.engines.sampling import Sampling
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.models.weights import as_stored, model_without_weights, untied_settings
 from opsd.ops.align import predicting_rows
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
 
 def engine_environment(device: str, cpu_threads: int, batch_invariant: bool = False) -> dict[str, str]:

@@ -11,10 +11,11 @@ from opsd.cluster.placement import Placement
 from opsd.config.engine import TeacherConfig
 from opsd.engines.events import has_foreign_ids, in_order
 from opsd.engines.pool import EnginePool
+from opsd.engines.sampling import Sampling
 from opsd.errors import StageError
 from opsd.teacher.remote.http import RemoteEngines
 from opsd.teacher.remote.openai import OpenAIEngines
-from opsd.types import Prompt, Rollout, Sampling, Vocabulary
+from opsd.types import Prompt, Rollout, Vocabulary
 
 SERVERS: dict[str, type[RemoteEngines] | type[OpenAIEngines]] = {"http": RemoteEngines, "openai": OpenAIEngines}
 

@@ -23,12 +23,13 @@ from opsd.config.engine import RolloutConfig
 from opsd.config.run import RunConfig
 from opsd.engines.events import in_order, score_in_groups
 from opsd.engines.pool import request_seed
+from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.preflight import Setup
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
-from opsd.types import Prompt, Rollout, Sampling, ScoredRollout, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 
 
 class BareWorker(EngineWorker):

@@ -12,12 +12,13 @@ from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import engine_environment
 from opsd.errors import ConfigError
 from opsd.preflight import check
 from opsd.teacher.pool import TeacherPool
-from opsd.types import Sampling, Vocabulary
+from opsd.types import Vocabulary
 from tests.opsd.builders import answered, scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, running
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

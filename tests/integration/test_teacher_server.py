@@ -16,12 +16,13 @@ from opsd.config.engine import TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, LossConfig, RunConfig, StudentConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.preflight import check
 from opsd.teacher.remote.wire import pack_score_request
 from opsd.teacher.router import start_teachers
-from opsd.types import NoScores, Sampling, Vocabulary
+from opsd.types import NoScores, Vocabulary
 from tests.opsd.builders import answered, scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3

@@ -24,9 +24,10 @@ import numpy as np
 
 from opsd.config.engine import TeacherConfig
 from opsd.engines.events import event_rows
+from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
 from opsd.teacher.remote.transport import Transport, get_when_ready, result_of
-from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
 
 PATH = "/v1/completions"
 

@@ -22,6 +22,7 @@ from transformers import (
 import opsd.learner.group
 from opsd.config.engine import RolloutConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
@@ -31,7 +32,7 @@ from opsd.learner.packing import pack
 from opsd.learner.verify import has_chunks, keeps_sequences_apart, require_student_head
 from opsd.learner.worker import token_stats
 from opsd.ops.losses.divergences import reverse_kl
-from opsd.types import Prompt, Sampling, ScoredRollout, Selection, Vocabulary
+from opsd.types import Prompt, ScoredRollout, Selection, Vocabulary
 from tests.opsd.builders import batch_of
 from tests.opsd.process_group import one_rank
 
