@@ -244,6 +244,8 @@ class Selection:
             rows["temperature_N"] = self.temperature_N
         for name, values in rows.items():
             expect_shape(name, values, tuple(self.index_N.shape))
+        if self.index_N.dtype != torch.int64:
+            raise ValueError(f"index_N must be int64, got {self.index_N.dtype}")
         expect_places("index_N", self.index_N)
         expect_all("weight_N must be finite and at least 0", self.weight_N, self.weight_N >= 0)
         if self.temperature_N is not None:

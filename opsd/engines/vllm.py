@@ -193,7 +193,7 @@ class VllmEngine:
             TeacherScores(
                 top_ids=part.top_ids_TK,
                 top_logprobs=part.top_logprobs_TK,
-                sampled_logprobs=part.actual_logprobs_T,
+                sampled_logprobs=part.sampled_logprobs_T,
                 candidate_logprobs=candidate_events(
                     output.prompt_token_id_logprobs, rollout.candidate_ids, part, self.vocabulary
                 )
@@ -275,7 +275,7 @@ def _rollout(
         prompt=prompt,
         sample=sample,
         response_ids=np.array(token_ids, np.int32),
-        sampled_logprobs=events.actual_logprobs_T,
+        sampled_logprobs=events.sampled_logprobs_T,
         candidate_ids=events.top_ids_TK,
         candidate_logprobs=events.top_logprobs_TK,
         stopped=token_ids[-1] in vocabulary.stop_ids,
