@@ -1,6 +1,7 @@
 """What a command says: its progress, and the errors that a user can cause or must act on.
 
-Everything else is a bug of ours and keeps its traceback.
+Everything else is a bug and keeps its traceback: so do the ValueErrors of the checks below, which records make of
+themselves.
 """
 
 from __future__ import annotations
@@ -8,6 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
 class ConfigError(ValueError):
@@ -41,3 +47,27 @@ def reported() -> Iterator[None]:
 def say(line: str) -> None:
     """A line for the person at the terminal, at once: stdout is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def expect_shape(name: str, array: np.ndarray | Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError where a record would hold an array of another shape."""
+    if tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+
+
+def expect_all(wanted: str, values_N: Tensor, holds_N: Tensor) -> None:
+    """Raises ValueError with the first of the values that is not finite or for which `holds_N` is false."""
+    wrong = (~(holds_N & values_N.isfinite())).nonzero()
+    if len(wrong):
+        raise ValueError(f"{wanted}, got {values_N[wrong[0, 0]].item()} at place {int(wrong[0, 0])} of {len(values_N)}")
+
+
+def expect_places(name: str, index_N: Tensor) -> None:
+    """Raises ValueError where these int64 are no places in a batch: from 0 on, ascending and distinct."""
+    if len(index_N) and int(index_N[0]) < 0:
+        raise ValueError(f"{name} must be places from 0 on, got {int(index_N[0])}")
+    unordered = (index_N[1:] <= index_N[:-1]).nonzero()
+    if len(unordered):
+        place = int(unordered[0])
+        pair = f"{int(index_N[place])} before {int(index_N[place + 1])}"
+        raise ValueError(f"{name} must be ascending and distinct, got {pair}")

@@ -20,6 +20,7 @@ from opsd.config.setting_names import refuse_misspelt
 from opsd.data.grading import ready_to_judge
 from opsd.engines.installed import require_vllm
 from opsd.engines.pool import EnginePool
+from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError, reported, say
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.generate import answer_problems, grade_problems
@@ -28,8 +29,7 @@ from opsd.evaluation.plan import plan
 from opsd.evaluation.results import write_results
 from opsd.evaluation.scores import summarise
 from opsd.evaluation.table import accuracy_table, deployment_table
-from opsd.run_summary import git_commit, installed_versions
-from opsd.types import Sampling
+from opsd.monitor.versions import git_commit, installed_versions
 
 
 def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from opsd.config.engine import RolloutConfig
 from opsd.config.run import StudentConfig
 from opsd.engines.events import in_order
 from opsd.engines.pool import EnginePool, occurrences, request_seed, sample_seed
-from opsd.types import Prompt, Rollout, Sampling, Vocabulary
+from opsd.engines.sampling import Sampling
+from opsd.types import Prompt, Rollout, Vocabulary
 
 
 class RolloutPool:

@@ -1,67 +1,114 @@
-"""The state of a run that is saved with every checkpoint, beside the learner's, and how a run goes on from it."""
+"""The ledger of a run: what it has done and found. It is saved with every checkpoint, and a run resumes from it."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from opsd.config.run import RunConfig
 from opsd.errors import say
 from opsd.learner.optim import learning_rate_factor
+from opsd.monitor.log import PhaseTimer
+from opsd.monitor.step import StepRecord
 from opsd.run_folder import read_state
+from opsd.run_parts import RunParts
 
-if TYPE_CHECKING:
-    from opsd.run import Run
+Figures = dict[str, float | None]  # of an evaluation, by name
+COUNTED = ("tokens_generated", "tokens_scored", "tokens_trained", "rollouts_dropped")
 
 
-def state_of(run: Run) -> dict[str, Any]:
+@dataclass(kw_only=True)
+class Ledger:
+    """Counts, figures and times of a run; those of an earlier run that it resumes are included."""
+
+    last_step: int  # after which the run ends
+    first_step: int = 0  # from which it goes on
+    done: int = 0  # steps that are behind it
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))
+    before: Figures = field(default_factory=dict)  # the evaluation at step 0; empty: not made yet
+    after: Figures = field(default_factory=dict)  # the newest evaluation
+    teacher_accuracy: float | None = None
+    owes_evaluation: bool = False  # one that was due, and that the run was stopped before
+    saved_step: int | None = None  # of the newest checkpoint that this run has written
+    startup_s: float = 0.0
+    timer: PhaseTimer = field(default_factory=PhaseTimer)
+    began: float = field(default_factory=time.perf_counter)
+    earlier_wall_s: float = 0.0
+    earlier_phase_s: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: StepRecord) -> None:
+        """A step is done."""
+        self.done = record.batch.step + 1
+        self.counts["tokens_generated"] += record.scored.num_generated
+        self.counts["tokens_scored"] += record.scored.num_scored
+        self.counts["tokens_trained"] += record.report.num_kept
+        self.counts["rollouts_dropped"] += record.scored.dropped.total()
+        self.counts.update(record.graded)
+
+    @property
+    def wall_s(self) -> float:
+        return self.earlier_wall_s + time.perf_counter() - self.began
+
+    @property
+    def phase_s(self) -> dict[str, float]:
+        return {name: s + self.earlier_phase_s[name] for name, s in self.timer.totals().items()}
+
+
+def state_of(parts: RunParts, ledger: Ledger) -> dict[str, Any]:
     """What the driver must know to go on after the run's newest step, as JSON."""
     return {
-        "step": run.done,
-        "prompt_position": run.prompt_source.position,
-        "counts": dict(run.counts),
-        "hooks": run.hooks.state_dict(),
-        "before": run.before,
-        "teacher_accuracy": run.teacher_accuracy,
-        "owes_evaluation": run.owes_evaluation,
-        "support": run.setup.support,  # for who exports this checkpoint
-        "wall_s": run.wall_s,
-        "phase_s": run.phase_s,
+        "step": ledger.done,
+        "prompt_position": parts.prompt_source.position,
+        "counts": dict(ledger.counts),
+        "hooks": parts.hooks.state_dict(),
+        "before": ledger.before,
+        "teacher_accuracy": ledger.teacher_accuracy,
+        "owes_evaluation": ledger.owes_evaluation,
+        "support": parts.setup.support,  # for who exports this checkpoint
+        "wall_s": ledger.wall_s,
+        "phase_s": ledger.phase_s,
     }
 
 
-def resume(run: Run) -> bool:
+def resume(parts: RunParts, ledger: Ledger) -> bool:
     """With resume=auto, go on from the newest checkpoint where there is one; says what it does, and whether it did."""
-    if run.cfg.resume != "auto":
+    if parts.cfg.resume != "auto":
         return False
-    checkpoint = run.folder.newest_checkpoint()
+    checkpoint = parts.folder.newest_checkpoint()
     if checkpoint is None:
-        say(f"resume  there is no checkpoint in {run.folder.path}: from step 0")
+        say(f"resume  there is no checkpoint in {parts.folder.path}: from step 0")
         return False
     state = read_state(checkpoint)
-    run.learner.load(checkpoint / "learner")
-    run.first_step = run.done = state["step"]
-    run.prompt_source.position = state["prompt_position"]
-    run.counts.update(state["counts"])
-    run.hooks.load_state_dict(state["hooks"])
-    run.before, run.teacher_accuracy = state["before"], state["teacher_accuracy"]
-    run.owes_evaluation = state.get("owes_evaluation", False)  # older checkpoints have no such key
-    run.earlier_wall_s, run.earlier_phase_s = state["wall_s"], Counter(state["phase_s"])
+    parts.learner.load(checkpoint / "learner")
+    parts.prompt_source.position = state["prompt_position"]
+    parts.hooks.load_state_dict(state["hooks"])
+    ledger.first_step = ledger.done = state["step"]
+    ledger.counts.update(state["counts"])
+    ledger.before, ledger.teacher_accuracy = state["before"], state["teacher_accuracy"]
+    ledger.owes_evaluation = state.get("owes_evaluation", False)  # older checkpoints have no such key
+    ledger.earlier_wall_s, ledger.earlier_phase_s = state["wall_s"], Counter(state["phase_s"])
     say(f"resume  {checkpoint}")
-    for name, (before, now) in run.changed.items():
-        say(f"resume  {name}={now}, it was {before}{_consequence(run, name, before)}")
+    for name, (before, now) in parts.changed.items():
+        consequence = _learning_rate_change(parts.cfg, state["step"], before) if name == "num_steps" else ""
+        say(f"resume  {name}={now}, it was {before}{consequence}")
     return True
 
 
-def _consequence(run: Run, name: str, before: Any) -> str:
+def _learning_rate_change(cfg: RunConfig, step: int, num_steps_before: int) -> str:
     """What a longer run means for the steps to come."""
-    if name != "num_steps":
-        return ""
-    cfg = run.cfg.learner
     shape = partial(
-        learning_rate_factor, schedule=cfg.schedule, warmup_steps=cfg.warmup_steps, min_ratio=cfg.min_lr_ratio
+        learning_rate_factor,
+        schedule=cfg.learner.schedule,
+        warmup_steps=cfg.learner.warmup_steps,
+        min_ratio=cfg.learner.min_lr_ratio,
     )
     was, now = (
-        cfg.learning_rate * shape(run.first_step, num_steps=num_steps) for num_steps in (before, run.cfg.num_steps)
+        cfg.learner.learning_rate * shape(step, num_steps=num_steps) for num_steps in (num_steps_before, cfg.num_steps)
     )
-    return f": the learning rate follows the longer run's {cfg.schedule}, at the next step {now:.3g} and not {was:.3g}"
+    return (
+        f": the learning rate follows the longer run's {cfg.learner.schedule}, at the next step {now:.3g} and not "
+        f"{was:.3g}"
+    )

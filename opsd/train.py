@@ -11,7 +11,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from opsd.batch import batch_stats
+from opsd.batch import batch_stats, scored_batch
 from opsd.config.auto import resolve_device, with_dtypes
 from opsd.config.run import RunConfig, compose_config
 from opsd.config.setting_names import refuse_misspelt
@@ -19,32 +19,35 @@ from opsd.data.epochs import with_epochs_as_steps
 from opsd.errors import reported
 from opsd.hook_checks import check_hooks, checked_select
 from opsd.hooks import TrainHooks, load_build_hooks
-from opsd.monitor.step import queue_lengths
-from opsd.run import Run
+from opsd.monitor.step import StepRecord, queue_lengths
+from opsd.run import Run, started
 from opsd.stopping import says_what_is_left
 
 
-def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
+def loop(run: Run) -> None:
     """The training steps from the run's position to its end."""
+    parts, cfg, hooks, phase = run.parts, run.parts.cfg, run.parts.hooks, run.ledger.timer.phase
     run.evaluate_before()
     for step in run.steps():
-        prompts = run.prompt_source.next_batch()
-        with run.timer.phase("rollout"):
-            rollouts = run.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
-            pending = run.teacher_pool.begin(rollouts)  # each is scored as soon as it is finished
+        prompts = parts.prompt_source.next_batch()
+        with phase("rollout"):
+            rollouts = parts.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
+            pending = parts.teacher_pool.begin(rollouts)  # each is scored as soon as it is finished
             queue = queue_lengths(pending)
-        with run.timer.phase("score"):
-            scored, dropped = run.usable(run.teacher_pool.finish(pending))
-            run.rest_engines()
-        with run.timer.phase("select"):
-            batch = batch_stats(step, scored, run.token_stats(scored), run.rewards(scored), num_steps=cfg.num_steps)
+        with phase("score"):
+            scored = scored_batch(pending)
+            parts.rest_engines()
+        with phase("select"):
+            reward_R, graded = parts.rewards(scored)
+            batch = batch_stats(step, scored, parts.token_stats(scored), reward_R, num_steps=cfg.num_steps)
             selection = checked_select(hooks.select, batch)
-        with run.timer.phase("learn"):
-            report = run.learner.train_step(scored, selection)
-        with run.timer.phase("sync"):
-            run.sync(step + 1)
+        with phase("learn"):
+            report = parts.learner.train_step(scored, selection)
+        with phase("sync"):
+            parts.sync(step + 1)
         hooks.after_step(report)
-        run.after_step(batch, scored, selection, report, dropped, queue)
+        made = StepRecord(batch=batch, scored=scored, selection=selection, report=report, queue=queue, graded=graded)
+        run.after_step(made)
 
 
 def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> dict[str, Any]:
@@ -55,8 +58,8 @@ def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> di
     cfg = with_dtypes(with_epochs_as_steps(cfg), resolve_device(cfg.device))
     hooks = build_hooks(cfg)
     check_hooks(hooks, cfg)
-    with Run(cfg, hooks) as run:
-        loop(cfg, hooks, run)
+    with started(cfg, hooks) as run:
+        loop(run)
         return run.finish()
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opsd.errors import expect_all, expect_places, expect_shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
@@ -66,23 +68,6 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How an engine draws its answers. Log-probabilities are reported at temperature 1 whatever stands here."""
-
-    temperature: float  # 0: greedy
-    top_p: float  # (0, 1]
-    max_tokens: int  # of one response
-    num_candidates: int  # C of the rollouts
-    top_k: int = 0  # draw from the likeliest so many tokens; 0: from all
-
-    def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1 or self.num_candidates < 1:
-            raise ValueError(f"need temperature >= 0, 0 < top_p <= 1, max_tokens and num_candidates >= 1, got {self}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Mixture:
     """A second sequence, whose input embeddings are mixed into a rollout's, position by position."""
 
@@ -108,11 +93,11 @@ class Rollout:
         num_tokens = len(self.response_ids)
         if num_tokens == 0:
             raise ValueError(f"rollout of prompt {self.prompt.index} is empty")
-        _expect_shape("sampled_logprobs", self.sampled_logprobs, (num_tokens,))
-        _expect_shape("candidate_logprobs", self.candidate_logprobs, self.candidate_ids.shape)
-        _expect_shape("candidate_ids", self.candidate_ids, (num_tokens, self.candidate_ids.shape[-1]))
+        expect_shape("sampled_logprobs", self.sampled_logprobs, (num_tokens,))
+        expect_shape("candidate_logprobs", self.candidate_logprobs, self.candidate_ids.shape)
+        expect_shape("candidate_ids", self.candidate_ids, (num_tokens, self.candidate_ids.shape[-1]))
         if self.mixture is not None:
-            _expect_shape("mixture.other_ids", self.mixture.other_ids, (len(self.prompt.token_ids) + num_tokens,))
+            expect_shape("mixture.other_ids", self.mixture.other_ids, (len(self.prompt.token_ids) + num_tokens,))
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -131,9 +116,9 @@ class TeacherScores:
     def __post_init__(self) -> None:
         num_tokens = len(self.sampled_logprobs)
         if self.attention is not None:
-            _expect_shape("attention", self.attention, (num_tokens,))
-        _expect_shape("top_ids", self.top_ids, (num_tokens, self.top_ids.shape[-1]))
-        _expect_shape("top_logprobs", self.top_logprobs, self.top_ids.shape)
+            expect_shape("attention", self.attention, (num_tokens,))
+        expect_shape("top_ids", self.top_ids, (num_tokens, self.top_ids.shape[-1]))
+        expect_shape("top_logprobs", self.top_logprobs, self.top_ids.shape)
 
     def has_nan(self) -> bool:
         parts = [self.top_logprobs, self.sampled_logprobs]
@@ -176,7 +161,7 @@ class TokenStats:
         if twice:
             raise ValueError(f"extra must have names of its own, got {', '.join(sorted(twice))}")
         for name, value_T in self.known().items():
-            _expect_shape(name, value_T, tuple(self.entropy_T.shape))
+            expect_shape(name, value_T, tuple(self.entropy_T.shape))
 
     def __len__(self) -> int:
         return len(self.entropy_T)
@@ -217,11 +202,8 @@ class ScoredRollout:
     scores: TeacherScores
 
     def __post_init__(self) -> None:
-        if len(self.rollout) != len(self.scores.sampled_logprobs):
-            raise ValueError(
-                f"rollout of prompt {self.rollout.prompt.index}: {len(self.rollout)} tokens, "
-                f"{len(self.scores.sampled_logprobs)} scored"
-            )
+        where = f"prompt {self.rollout.prompt.index}: the scores' sampled_logprobs"
+        expect_shape(where, self.scores.sampled_logprobs, (len(self.rollout),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,9 +241,8 @@ class Selection:
 
     index_N: Tensor  # int64 [N], ascending and distinct, into the batch's tokens
     weight_N: Tensor  # float32 [N], >= 0, at least one > 0; the learner divides by `denominator`
-    temperature_N: Tensor | None = (
-        None  # float32 [N], > 0, divides both models' logits; the loss is scaled by its square
-    )
+    # float32 [N], > 0, divides both models' logits; the loss is scaled by its square
+    temperature_N: Tensor | None = None
     inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each: what the objective takes by these names
     # What the weighted sum over the global batch is divided by, > 0; None: the sum of the weights. Infinite: a step of
     # loss 0, for a method that finds nothing to learn.
@@ -274,19 +255,13 @@ class Selection:
         if self.temperature_N is not None:
             rows["temperature_N"] = self.temperature_N
         for name, values in rows.items():
-            _expect_shape(name, values, tuple(self.index_N.shape))
+            expect_shape(name, values, tuple(self.index_N.shape))
         if self.index_N.dtype != torch.int64:
             raise ValueError(f"index_N must be int64, got {self.index_N.dtype}")
-        if len(self) and int(self.index_N[0]) < 0:
-            raise ValueError(f"index_N must be places from 0 on, got {int(self.index_N[0])}")
-        unordered = (self.index_N[1:] <= self.index_N[:-1]).nonzero()
-        if len(unordered):
-            place = int(unordered[0])
-            pair = f"{int(self.index_N[place])} before {int(self.index_N[place + 1])}"
-            raise ValueError(f"index_N must be ascending and distinct, got {pair}")
-        _expect_all("weight_N must be finite and at least 0", self.weight_N, self.weight_N >= 0)
+        expect_places("index_N", self.index_N)
+        expect_all("weight_N must be finite and at least 0", self.weight_N, self.weight_N >= 0)
         if self.temperature_N is not None:
-            _expect_all("temperature_N must be finite and above 0", self.temperature_N, self.temperature_N > 0)
+            expect_all("temperature_N must be finite and above 0", self.temperature_N, self.temperature_N > 0)
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -311,18 +286,6 @@ class StepReport:
     learning_rate: float
     num_kept: int  # tokens in the loss
     num_trunk_tokens: int  # tokens that went through the student's trunk
-
-
-def _expect_shape(name: str, array: np.ndarray | Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(array.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
-
-
-def _expect_all(wanted: str, values_N: Tensor, holds_N: Tensor) -> None:
-    """Raises ValueError with the first of the values that is not finite or for which `holds_N` is false."""
-    wrong = (~(holds_N & values_N.isfinite())).nonzero()
-    if len(wrong):
-        raise ValueError(f"{wanted}, got {values_N[wrong[0, 0]].item()} at place {int(wrong[0, 0])} of {len(values_N)}")
 
 
 def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor:

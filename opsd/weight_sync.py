@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from opsd.batch import ScoredBatch
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import RunConfig
 from opsd.engines.events import has_foreign_ids
@@ -84,7 +85,8 @@ def check_agreement(
     if not known:
         return
     theirs_T = np.concatenate([answer.sampled_logprobs for answer in known])
-    own_T = learner.token_stats([_unscored(answer, vocabulary) for answer in known]).student_logprob_T
+    unscored = ScoredBatch(items=tuple(_unscored(answer, vocabulary) for answer in known))
+    own_T = learner.token_stats(unscored).student_logprob_T
     assert own_T is not None, "the learner fills it"
     difference = float(np.abs(theirs_T - own_T.numpy()).mean())
     dtype = "bfloat16" if "bfloat16" in (cfg.rollout.dtype, cfg.student.dtype) else "float32"

@@ -29,24 +29,26 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from opsd.batch import ScoredBatch
 from opsd.config.engine import EngineConfig
 from opsd.config.run import LearnerConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import VllmEngine, engine_environment
 from opsd.errors import ConfigError
 from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
-from opsd.learner.packing import build_sequences, pack
-from opsd.learner.step import token_stats, train_step
+from opsd.learner.packing import pack
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
+from opsd.learner.worker import token_stats, train_step
 from opsd.models.folder import model_config
 from opsd.models.student_folder import save_student
 from opsd.models.weights import check_weights
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.preflight import check_head
-from opsd.types import Prompt, Rollout, Sampling, ScoredRollout, Selection, Vocabulary
+from opsd.types import Prompt, Rollout, ScoredRollout, Selection, Vocabulary
 from tiny_architectures import ARCHITECTURES, STOP_ID, VOCAB_SIZE, make_architecture
 
 VOCABULARY = Vocabulary(size=VOCAB_SIZE, stop_ids=(STOP_ID,))
@@ -155,10 +157,12 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
     for step in range(num_steps + 1):
         engine.update_weights(weights_of(model), step)
         rollouts = answers(engine, step)
-        scored = [
-            ScoredRollout(rollout=rollout, scores=scores)
-            for rollout, scores in zip(rollouts, scorer.score(rollouts, TOP_K), strict=True)
-        ]
+        scored = ScoredBatch(
+            items=tuple(
+                ScoredRollout(rollout=rollout, scores=scores)
+                for rollout, scores in zip(rollouts, scorer.score(rollouts, TOP_K), strict=True)
+            )
+        )
         together_T, alone_T = learner_logprobs(model, scored, row_tokens), learner_logprobs(model, scored, 1)
         packed = max(packed, largest(together_T - alone_T))
         sampled_T = np.concatenate([rollout.sampled_logprobs for rollout in rollouts])
@@ -207,13 +211,13 @@ def answers(engine: TransformersEngine | VllmEngine, step: int) -> list[Rollout]
     return in_order(engine.generate(prompts, [0] * len(prompts), seeds, SAMPLING, step))
 
 
-def micro_batches(scored: list[ScoredRollout], max_tokens: int) -> list:
-    num_tokens = sum(len(item.rollout) for item in scored)
-    every = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
-    return pack(build_sequences(scored, every, "teacher", VOCABULARY), 1, max_tokens)[0]
+def micro_batches(scored: ScoredBatch, max_tokens: int) -> list:
+    every = Selection(index_N=torch.arange(scored.num_tokens), weight_N=torch.ones(scored.num_tokens))
+    [batches] = pack(scored, every, "teacher", VOCABULARY, num_ranks=1, max_tokens=max_tokens)
+    return batches
 
 
-def learner_logprobs(model: DistillationModel, scored: list[ScoredRollout], max_tokens: int) -> np.ndarray:
+def learner_logprobs(model: DistillationModel, scored: ScoredBatch, max_tokens: int) -> np.ndarray:
     """[T], of the answers' tokens one after another; `max_tokens`: of a packed row."""
     index_N, stats = token_stats(model, micro_batches(scored, max_tokens), device=CPU)
     return stats.student_logprob_T[index_N.argsort()].numpy()

@@ -1,6 +1,6 @@
 """From an engine's raw log-probabilities to event rows: padded ids dropped, stop ids merged, likeliest first.
 
-An engine reports a few token ids a row, the actual token first. What leaves here speaks of events (see `opsd.types`)
+An engine reports a few token ids a row, the sampled token first. What leaves here speaks of events (see `opsd.types`)
 in arrays of fixed width, with -1 / -inf in an empty slot.
 """
 # T rows of a whole batch, M raw entries a row, K events kept a row, C student candidates, S stop ids, R rollouts
@@ -29,11 +29,11 @@ class FlatRows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EventRows:
-    """The likeliest events of each row and the log-probability of the event of the actual token."""
+    """The likeliest events of each row and the log-probability of the event of the sampled token."""
 
     top_ids_TK: np.ndarray  # int32, likeliest first, distinct; -1 marks an empty slot
     top_logprobs_TK: np.ndarray  # float32; -inf in an empty slot
-    actual_logprobs_T: np.ndarray  # float32; -inf where the actual token is no shared id
+    sampled_logprobs_T: np.ndarray  # float32; -inf where the sampled token is no shared id
     shared_logmass_T: np.ndarray  # float32, <= 0: log of the mass on shared ids, as far as the row names foreign ones
 
     def split(self, lengths: Sequence[int]) -> list[EventRows]:
@@ -71,7 +71,7 @@ def pad_rows(flat_R: Sequence[FlatRows], first_rows_R: Sequence[int]) -> tuple[n
 
 
 def event_rows(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary, num_kept: int) -> EventRows:
-    """Raw rows, the actual token in column 0 (and perhaps once more), to the `num_kept` likeliest events each.
+    """Raw rows, the sampled token in column 0 (and perhaps once more), to the `num_kept` likeliest events each.
 
     Known mass on ids outside the vocabulary is taken out and the rest of the row renormalised. Every stop id of a row
     adds to the one stop event; a stop id that the engine did not report is not in it.
@@ -80,7 +80,7 @@ def event_rows(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabula
     repeated_TM[:, 0] = False
     logprobs_TM = np.where(repeated_TM | (ids_TM < 0), -np.inf, logprobs_TM)
     logprobs_TM, shared_logmass_T = _drop_foreign(ids_TM, logprobs_TM, vocabulary)
-    ids_TM, logprobs_TM, actual_logprobs_T = _merge_stops(ids_TM, logprobs_TM, vocabulary)
+    ids_TM, logprobs_TM, sampled_logprobs_T = _merge_stops(ids_TM, logprobs_TM, vocabulary)
 
     order_TM = np.argsort(-logprobs_TM, axis=1, kind="stable")[:, :num_kept]
     top_logprobs_TK = np.take_along_axis(logprobs_TM, order_TM, axis=1)
@@ -89,7 +89,7 @@ def event_rows(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabula
     return EventRows(
         top_ids_TK=np.pad(top_ids_TK, missing, constant_values=-1).astype(np.int32),
         top_logprobs_TK=np.pad(top_logprobs_TK, missing, constant_values=-np.inf).astype(np.float32),
-        actual_logprobs_T=actual_logprobs_T.astype(np.float32),
+        sampled_logprobs_T=sampled_logprobs_T.astype(np.float32),
         shared_logmass_T=shared_logmass_T,
     )
 

@@ -12,9 +12,10 @@ import ray
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, split_evenly, start_actor
 from opsd.config.engine import EngineConfig
+from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
 
 class EnginePool:

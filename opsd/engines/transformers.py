@@ -16,13 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.config.support import scores_candidates
 from opsd.engines.events import score_in_groups
+from opsd.engines.sampling import Sampling
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
 from opsd.ops.head.gradients import product_by_blocks
 from opsd.ops.head.plain import head_difference, require_plain_head
 from opsd.ops.mixing import mixed_embeddings
-from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Mixture, Prompt, Rollout, TeacherScores, Vocabulary
 
 HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once
 
@@ -205,23 +206,24 @@ class TransformersEngine:
     def _score_rows(self, rollout: Rollout, hidden_TD: Tensor, top_k: int) -> TeacherScores:
         """Head and log-softmax on the response rows only, a bounded chunk at a time."""
         head = self.model.get_output_embeddings()
-        actual_T = self._events(torch.from_numpy(rollout.response_ids.astype(np.int64)).to(self.device))
+        event_T = self._events(torch.from_numpy(rollout.response_ids.astype(np.int64)).to(self.device))
         candidates_TC = torch.from_numpy(rollout.candidate_ids.astype(np.int64)).to(self.device)
         rows = max(1, HEAD_CHUNK_BYTES[self.device.type] // (4 * head.weight.shape[0]))
         parts = []
-        for hidden_RD, actual_R, candidates_RC in zip(
-            hidden_TD.split(rows), actual_T.split(rows), candidates_TC.split(rows), strict=True
+        for hidden_RD, event_R, candidates_RC in zip(
+            hidden_TD.split(rows), event_T.split(rows), candidates_TC.split(rows), strict=True
         ):
             logits_RV = shared_logits(_float32_logits(head, hidden_RD), self.vocabulary)
             events_RV = event_logprobs(logits_RV, self.vocabulary)
             candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
-            sampled_R = events_RV.gather(1, actual_R[:, None])[:, 0]
+            sampled_R = events_RV.gather(1, event_R[:, None])[:, 0]
             parts.append((*_top_events(events_RV, top_k), sampled_R, candidate_RC))
-        top_ids, top_logprobs, actual, candidates = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        columns = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
+        top_ids, top_logprobs, sampled, candidates = columns
         return TeacherScores(
             top_ids=top_ids,
             top_logprobs=top_logprobs,
-            sampled_logprobs=actual,
+            sampled_logprobs=sampled,
             candidate_logprobs=candidates if self.scores_candidates else None,
         )
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from opsd.config.engine import EngineConfig
 from opsd.config.support import scores_candidates
 from opsd.engines.events import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
+from opsd.engines.sampling import Sampling
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.models.weights import as_stored, model_without_weights, untied_settings
 from opsd.ops.align import predicting_rows
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
 
 def engine_environment(device: str, cpu_threads: int, batch_invariant: bool = False) -> dict[str, str]:
@@ -192,7 +193,7 @@ class VllmEngine:
             TeacherScores(
                 top_ids=part.top_ids_TK,
                 top_logprobs=part.top_logprobs_TK,
-                sampled_logprobs=part.actual_logprobs_T,
+                sampled_logprobs=part.sampled_logprobs_T,
                 candidate_logprobs=candidate_events(
                     output.prompt_token_id_logprobs, rollout.candidate_ids, part, self.vocabulary
                 )
@@ -274,7 +275,7 @@ def _rollout(
         prompt=prompt,
         sample=sample,
         response_ids=np.array(token_ids, np.int32),
-        sampled_logprobs=events.actual_logprobs_T,
+        sampled_logprobs=events.sampled_logprobs_T,
         candidate_ids=events.top_ids_TK,
         candidate_logprobs=events.top_logprobs_TK,
         stopped=token_ids[-1] in vocabulary.stop_ids,

@@ -11,8 +11,9 @@ from torch import Tensor
 from opsd.cluster.ray import require_here
 from opsd.config.engine import EngineConfig
 from opsd.engines.installed import require_vllm
+from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import VllmEngine
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
 if TYPE_CHECKING:
     from opsd.engines.transformers import TransformersEngine

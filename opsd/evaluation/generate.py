@@ -16,8 +16,9 @@ from opsd.data.grading import NOTHING, judge_rollouts
 from opsd.data.math_process import Judgement
 from opsd.engines.events import in_order
 from opsd.engines.pool import EnginePool, request_seed
+from opsd.engines.sampling import Sampling
 from opsd.evaluation.results import Answer, ProblemResult
-from opsd.types import Prompt, Rollout, Sampling
+from opsd.types import Prompt, Rollout
 
 GROUP_SIZE = 16  # answers that an engine reports together: how fine the progress is
 

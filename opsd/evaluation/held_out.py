@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opsd.batch import drop_unusable
+from opsd.batch import scored_batch
 from opsd.data.grading import judge_rollouts
 from opsd.rollout import RolloutPool
 from opsd.teacher.router import Teacher
@@ -46,17 +46,15 @@ def evaluate(
         right, timeouts = accuracy(rollout_pool.greedy(problems), grader, tokenizer)
     if not kl_prompts:
         return Evaluation(accuracy=right, grader_timeouts=timeouts)
-    pending = teacher_pool.begin(rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1))
-    scored, _ = drop_unusable(teacher_pool.finish(pending))
-    rollouts = [item.rollout for item in scored]
-    log_ratios = [item.rollout.sampled_logprobs - item.scores.sampled_logprobs for item in scored]
-    same = [item.rollout.candidate_ids[:, 0] == item.scores.top_ids[:, 0] for item in scored]
+    scored = scored_batch(teacher_pool.begin(rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1)))
+    log_ratios = [item.rollout.sampled_logprobs - item.scores.sampled_logprobs for item in scored.items]
+    same = [item.rollout.candidate_ids[:, 0] == item.scores.top_ids[:, 0] for item in scored.items]
     return Evaluation(
         accuracy=right,
         reverse_kl=float(np.concatenate(log_ratios).mean()),
         top1_agreement=float(np.concatenate(same).mean()),
-        response_length=float(np.mean([len(r) for r in rollouts])),
-        truncated=float(np.mean([not r.stopped for r in rollouts])),
+        response_length=float(np.mean([len(rollout) for rollout in scored.rollouts])),
+        truncated=float(np.mean([not rollout.stopped for rollout in scored.rollouts])),
         grader_timeouts=timeouts,
     )
 

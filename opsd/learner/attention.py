@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
-from opsd.learner.micro_batch import MicroBatch
+from opsd.learner.packing import MicroBatch
 
 PACKED = "packed_sdpa"
 VARLEN = "packed_varlen"

@@ -11,16 +11,15 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from opsd.batch import rollout_stats
+from opsd.batch import ScoredBatch, rollout_stats
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, start_actor
 from opsd.config.run import LearnerConfig, StudentConfig
-from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import Divergence
-from opsd.learner.packing import build_sequences, pack
+from opsd.learner.packing import MicroBatch, pack
 from opsd.learner.worker import LearnerWorker
 from opsd.ops.signals import Statistics
-from opsd.types import ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
+from opsd.types import Selection, StepReport, TokenStats, Vocabulary
 
 
 class LearnerGroup:
@@ -89,21 +88,20 @@ class LearnerGroup:
         """Raises ConfigError unless every rank sees this folder: each writes its part of a checkpoint into it."""
         gather("start", [worker.require_folder.remote(folder.absolute()) for worker in self.workers])
 
-    def train_step(self, scored: list[ScoredRollout], selection: Selection) -> StepReport:
+    def train_step(self, scored: ScoredBatch, selection: Selection) -> StepReport:
         """One optimiser step on the selected tokens of the global batch."""
         batches = self._pack(scored, selection)
         refs = [worker.train_step.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
         return gather("learn", refs)[0]
 
-    def token_stats(self, scored: list[ScoredRollout]) -> TokenStats:
+    def token_stats(self, scored: ScoredBatch) -> TokenStats:
         """A pass of the current student over all rollouts: the statistics of their tokens, one after another.
 
         Exact is the entropy only: the divergences are on the buckets that the loss has, as far as `named_mass_T` says.
         What needs the rollouts' candidates or the teacher comes from the engines. Source:
         docs/methods.md, Statistics of a token.
         """
-        num_tokens = sum(len(item.rollout) for item in scored)
-        everything = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
+        everything = Selection(index_N=torch.arange(scored.num_tokens), weight_N=torch.ones(scored.num_tokens))
         batches = self._pack(scored, everything)
         refs = [worker.token_stats.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
         index, stats = zip(*gather("stats", refs), strict=True)
@@ -113,9 +111,15 @@ class LearnerGroup:
         names = ("compatibility_T", "teacher_entropy_T", "attention_T")
         return replace(own, **{name: getattr(engines, name) for name in names})
 
-    def _pack(self, scored: list[ScoredRollout], selection: Selection) -> list[list[MicroBatch]]:
-        sequences = build_sequences(scored, selection, self.support, self.vocabulary)
-        return pack(sequences, len(self.workers), self.micro_batch_tokens)
+    def _pack(self, scored: ScoredBatch, selection: Selection) -> list[list[MicroBatch]]:
+        return pack(
+            scored,
+            selection,
+            self.support,
+            self.vocabulary,
+            num_ranks=len(self.workers),
+            max_tokens=self.micro_batch_tokens,
+        )
 
     def weights(self, dtype: str) -> ray.ObjectRef:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""

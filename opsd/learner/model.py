@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from opsd.learner.attention import packed_row
 from opsd.learner.loading import agree_on_tensors, bring, require_own_weights
-from opsd.learner.micro_batch import MicroBatch
+from opsd.learner.packing import MicroBatch
 from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, reverse_kl
 from opsd.ops.losses.objective import Objective

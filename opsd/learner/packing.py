@@ -1,66 +1,116 @@
-"""From kept tokens to balanced, padding-free micro-batches."""
-# N kept tokens, U support size, L tokens of a packed micro-batch
+"""From a scored batch and what is kept of it to balanced, padding-free micro-batches."""
+# N kept tokens, U support size, B = U + 1 buckets, L tokens of a packed row, S sequences in it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.learner.micro_batch import MicroBatch, TrainSequence
+from opsd.batch import ScoredBatch
 from opsd.ops.align import TokenRows, predicting_rows, support_buckets
-from opsd.types import Mixture, ScoredRollout, Selection, Vocabulary
+from opsd.types import Mixture, Selection, Vocabulary
 
 
-def build_sequences(
-    scored: list[ScoredRollout], selection: Selection, support: str, vocabulary: Vocabulary
-) -> list[TrainSequence]:
-    """One TrainSequence for each rollout that keeps a token, weights divided by the selection's denominator.
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Sequences packed into one row without padding, each cut after its last kept row; positions restart with each."""
+
+    token_ids_L: Tensor  # int64 [L]
+    position_L: Tensor  # int64 [L]
+    cu_seq_lens: Tensor  # int32 [S + 1]: 0, then where each sequence ends in the row
+    max_length: int  # tokens of the longest sequence; a Python int, so that no layer has to ask a GPU for it
+    row_N: Tensor  # int64 [N], ascending, into the packed row: whose hidden state predicts a kept token
+    support_NU: Tensor  # int64 [N, U] event ids; -1 marks an empty slot
+    teacher_logprobs_NB: Tensor  # float32 [N, U + 1], the rest bucket last; -inf in an empty slot
+    weight_N: Tensor  # float32 [N], already divided by the global batch's sum of weights
+    index_N: Tensor  # int64 [N], into the global batch's tokens
+    temperature_N: Tensor | None = None  # float32 [N]
+    other_ids_L: Tensor | None = None  # int64 [L], see Mixture; None: nothing is mixed
+    own_share_L: Tensor | None = None  # float32 [L]
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each, see Selection
+
+    def to(self, device: torch.device) -> MicroBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved, inputs={name: value.to(device) for name, value in self.inputs.items()})
+
+
+def pack(
+    scored: ScoredBatch,
+    selection: Selection,
+    support: str,
+    vocabulary: Vocabulary,
+    *,
+    num_ranks: int,
+    max_tokens: int,
+) -> list[list[MicroBatch]]:
+    """Micro-batches for each rank: equal in number over ranks, near equal in tokens, at most max_tokens each.
+
+    A sequence longer than max_tokens gets a micro-batch of its own, so with max_tokens 0 each does. A rank without a
+    sequence gets a micro-batch without rows, because every rank must take part in every collective.
+    """
+    whole = pack_whole(scored, selection, support, vocabulary)
+    lengths = whole.cu_seq_lens.diff().tolist()
+    by_rank: list[list[int]] = [[] for _ in range(num_ranks)]
+    load = [0] * num_ranks
+    for sequence in sorted(range(len(lengths)), key=lambda s: -lengths[s]):
+        rank = load.index(min(load))
+        by_rank[rank].append(sequence)
+        load[rank] += lengths[sequence]
+    groups = [_fill(sequences, lengths, max_tokens) for sequences in by_rank]
+    num_micro_batches = max(1, max(map(len, groups)))
+    empty = _no_rows(whole)
+    return [[_part(whole, g[i]) if i < len(g) else empty for i in range(num_micro_batches)] for g in groups]
+
+
+def pack_whole(scored: ScoredBatch, selection: Selection, support: str, vocabulary: Vocabulary) -> MicroBatch:
+    """Every rollout that keeps a token, in one row; weights are divided by the selection's denominator.
 
     A sequence ends at the last row that predicts a kept token: what follows cannot change the loss.
     """
     index_N = selection.index_N.numpy()
-    denominator = selection.weight_N.sum() if selection.denominator is None else selection.denominator
-    weight_N = (selection.weight_N / denominator).numpy()
-    temperature_N = None if selection.temperature_N is None else selection.temperature_N.numpy()
-    inputs = {name: values.numpy() for name, values in selection.inputs.items()}
-    ends = np.cumsum([len(item.rollout) for item in scored])
-    support_NU, teacher_NB = kept_buckets(scored, index_N, support, vocabulary)
-    bounds = np.searchsorted(index_N, np.concatenate([[0], ends]))
-    sequences = []
-    for item, start, stop, end in zip(scored, bounds[:-1], bounds[1:], ends, strict=True):
-        if start == stop:
+    first_R = np.searchsorted(index_N, scored.bounds)  # place in index_N of each rollout's first kept token, and N
+    token_ids, rows, mixtures, lengths = [], [], [], []
+    num_tokens = 0
+    for number, rollout in enumerate(scored.rollouts):
+        kept_N = index_N[first_R[number] : first_R[number + 1]] - scored.bounds[number]
+        if len(kept_N) == 0:
             continue
-        kept_N = index_N[start:stop] - (end - len(item.rollout))
-        prompt_ids = item.rollout.prompt.token_ids
-        row_N = predicting_rows(len(prompt_ids), kept_N)
-        length = row_N[-1] + 1
-        sequences.append(
-            TrainSequence(
-                token_ids=np.concatenate([prompt_ids, item.rollout.response_ids])[:length],
-                row_N=row_N,
-                support_NU=support_NU[start:stop],
-                teacher_logprobs_NB=teacher_NB[start:stop],
-                weight_N=weight_N[start:stop],
-                index_N=index_N[start:stop],
-                temperature_N=None if temperature_N is None else temperature_N[start:stop],
-                mixture=_cut(item.rollout.mixture, length),
-                inputs={name: values[start:stop] for name, values in inputs.items()},
-            )
-        )
-    return sequences
+        row_N = predicting_rows(len(rollout.prompt.token_ids), kept_N)
+        rows.append(row_N + num_tokens)
+        lengths.append(int(row_N[-1]) + 1)
+        num_tokens += lengths[-1]
+        token_ids.append(np.concatenate([rollout.prompt.token_ids, rollout.response_ids])[: lengths[-1]])
+        mixtures.append(rollout.mixture)
+    denominator = selection.weight_N.sum() if selection.denominator is None else selection.denominator
+    support_NU, teacher_NB = kept_buckets(scored, index_N, support, vocabulary)
+    return MicroBatch(
+        token_ids_L=torch.from_numpy(np.concatenate(token_ids).astype(np.int64)),
+        position_L=torch.cat([torch.arange(length) for length in lengths]),
+        cu_seq_lens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        max_length=max(lengths),
+        row_N=torch.from_numpy(np.concatenate(rows)),
+        support_NU=torch.from_numpy(support_NU),
+        teacher_logprobs_NB=torch.from_numpy(teacher_NB),
+        weight_N=selection.weight_N / denominator,
+        index_N=selection.index_N,
+        temperature_N=selection.temperature_N,
+        inputs=selection.inputs,
+        **_mixed(mixtures, token_ids),
+    )
 
 
 def kept_buckets(
-    scored: list[ScoredRollout], index_N: np.ndarray, support: str, vocabulary: Vocabulary
+    scored: ScoredBatch, index_N: np.ndarray, support: str, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
     """`support_buckets` of the tokens at `index_N`, ascending places in the batch: [N, U] and [N, U + 1]."""
     parts, start = [], 0
-    for rows in TokenRows.in_groups(scored, vocabulary):
+    for rows in TokenRows.in_groups(scored.items, vocabulary):
         first, last = np.searchsorted(index_N, [start, start + len(rows)])
         parts.append(support_buckets(rows.take(index_N[first:last] - start), support, vocabulary))
         start += len(rows)
@@ -68,34 +118,28 @@ def kept_buckets(
     return np.concatenate(ids), np.concatenate(logprobs)
 
 
-def _cut(mixture: Mixture | None, length: int) -> Mixture | None:
-    return None if mixture is None else replace(mixture, other_ids=mixture.other_ids[:length])
+def _mixed(mixtures: list[Mixture | None], token_ids: list[np.ndarray]) -> dict[str, Any]:
+    """The other sequences, cut as their own ones are; a rollout without one is mixed with itself."""
+    if all(mixture is None for mixture in mixtures):
+        return {}
+    pairs = [
+        (mixture or Mixture(other_ids=ids, own_share=1.0), len(ids))
+        for mixture, ids in zip(mixtures, token_ids, strict=True)
+    ]
+    other_ids = [mixture.other_ids[:length].astype(np.int64) for mixture, length in pairs]
+    own_share = [np.full(length, mixture.own_share, np.float32) for mixture, length in pairs]
+    return {
+        "other_ids_L": torch.from_numpy(np.concatenate(other_ids)),
+        "own_share_L": torch.from_numpy(np.concatenate(own_share)),
+    }
 
 
-def pack(sequences: list[TrainSequence], num_ranks: int, max_tokens: int) -> list[list[MicroBatch]]:
-    """Micro-batches for each rank: equal in number over ranks, near equal in tokens, at most max_tokens each.
-
-    A sequence longer than max_tokens gets a micro-batch of its own, so with max_tokens 0 each does. A rank without a
-    sequence gets an empty micro-batch, because every rank must take part in every collective.
-    """
-    by_rank: list[list[TrainSequence]] = [[] for _ in range(num_ranks)]
-    load = [0] * num_ranks
-    for sequence in sorted(sequences, key=lambda s: -len(s.token_ids)):
-        rank = load.index(min(load))
-        by_rank[rank].append(sequence)
-        load[rank] += len(sequence.token_ids)
-    groups = [_fill(rank_sequences, max_tokens) for rank_sequences in by_rank]
-    num_micro_batches = max(1, max(len(g) for g in groups))
-    empty = _no_rows(sequences[0])
-    return [[_concatenate(g[i]) if i < len(g) else empty for i in range(num_micro_batches)] for g in groups]
-
-
-def _fill(sequences: list[TrainSequence], max_tokens: int) -> list[list[TrainSequence]]:
+def _fill(sequences: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
     """First fit, longest first."""
-    groups: list[list[TrainSequence]] = []
+    groups: list[list[int]] = []
     free: list[int] = []
     for sequence in sequences:
-        size = len(sequence.token_ids)
+        size = lengths[sequence]
         slot = next((i for i, room in enumerate(free) if size <= room), None)
         if slot is None:
             groups.append([sequence])
@@ -106,42 +150,55 @@ def _fill(sequences: list[TrainSequence], max_tokens: int) -> list[list[TrainSeq
     return groups
 
 
-def _concatenate(sequences: list[TrainSequence]) -> MicroBatch:
-    lengths = [len(s.token_ids) for s in sequences]
-    offsets = np.cumsum([0, *lengths[:-1]])
-    rows = [s.row_N + offset for s, offset in zip(sequences, offsets, strict=True)]
+def _part(whole: MicroBatch, sequences: Sequence[int]) -> MicroBatch:
+    """These sequences of a packed row, in this order, as a row of their own."""
+    ends = whole.cu_seq_lens.long()
+    row_ends = torch.searchsorted(whole.row_N, ends)
+    token_L, place_N = (
+        torch.cat([torch.arange(int(bounds[s]), int(bounds[s + 1])) for s in sequences]) for bounds in (ends, row_ends)
+    )
+    lengths = ends.diff()[list(sequences)]
+    starts = torch.cat([ends[:1], lengths.cumsum(0)])  # from 0
+    moved_N = torch.repeat_interleave(starts[:-1] - ends[list(sequences)], row_ends.diff()[list(sequences)])
+    part = replace(
+        whole,
+        token_ids_L=whole.token_ids_L[token_L],
+        position_L=whole.position_L[token_L],
+        cu_seq_lens=starts.int(),
+        max_length=int(lengths.max()),
+        **_rows(whole, place_N),
+    )
+    part = replace(part, row_N=part.row_N + moved_N)
+    if whole.other_ids_L is None or whole.own_share_L is None:
+        return part
+    own_share_L = whole.own_share_L[token_L]
+    if (own_share_L == 1.0).all():  # nothing is mixed in this part
+        return replace(part, other_ids_L=None, own_share_L=None)
+    return replace(part, other_ids_L=whole.other_ids_L[token_L], own_share_L=own_share_L)
 
-    def joined(parts: Iterable[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(list(parts)))
 
-    temperatures = [s.temperature_N for s in sequences if s.temperature_N is not None]
-    assert len(temperatures) in (0, len(sequences)), "some sequences of a row have temperatures, others none"
-    mixed = {}
-    if any(s.mixture is not None for s in sequences):
-        mixtures = [s.mixture or Mixture(other_ids=s.token_ids, own_share=1.0) for s in sequences]
-        mixed["other_ids_L"] = joined(m.other_ids.astype(np.int64) for m in mixtures)
-        mixed["own_share_L"] = joined(np.full(len(m.other_ids), m.own_share, np.float32) for m in mixtures)
-    return MicroBatch(
-        token_ids_L=joined(s.token_ids.astype(np.int64) for s in sequences),
-        position_L=torch.cat([torch.arange(n) for n in lengths]),
-        cu_seq_lens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
-        max_length=max(lengths),
-        row_N=joined(rows),
-        support_NU=joined(s.support_NU for s in sequences),
-        teacher_logprobs_NB=joined(s.teacher_logprobs_NB for s in sequences),
-        weight_N=joined(s.weight_N for s in sequences),
-        index_N=joined(s.index_N for s in sequences),
-        temperature_N=joined(temperatures) if temperatures else None,
-        inputs={name: joined(s.inputs[name] for s in sequences) for name in sequences[0].inputs},
-        **mixed,
+def _no_rows(whole: MicroBatch) -> MicroBatch:
+    """One token to run the trunk on, and no kept row."""
+    return replace(
+        whole,
+        token_ids_L=whole.token_ids_L[:1],
+        position_L=whole.position_L[:1],
+        cu_seq_lens=torch.tensor([0, 1], dtype=torch.int32),
+        max_length=1,
+        other_ids_L=None,
+        own_share_L=None,
+        **_rows(whole, torch.arange(0)),
     )
 
 
-def _no_rows(like: TrainSequence) -> MicroBatch:
-    """One token to run the trunk on, and no kept row."""
-    one = replace(like, token_ids=like.token_ids[:1], mixture=None)
-    batch = _concatenate([one])
-    trunk = ("token_ids_L", "position_L", "cu_seq_lens")
-    rows = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in trunk}
-    nothing: dict[str, Any] = {name: value[:0] for name, value in rows.items() if isinstance(value, Tensor)}
-    return replace(batch, **nothing, inputs={name: value[:0] for name, value in batch.inputs.items()})
+def _rows(batch: MicroBatch, place_M: Tensor) -> dict[str, Any]:
+    """What a batch has of each kept token, of those at these places."""
+    return {
+        "row_N": batch.row_N[place_M],
+        "support_NU": batch.support_NU[place_M],
+        "teacher_logprobs_NB": batch.teacher_logprobs_NB[place_M],
+        "weight_N": batch.weight_N[place_M],
+        "index_N": batch.index_N[place_M],
+        "temperature_N": None if batch.temperature_N is None else batch.temperature_N[place_M],
+        "inputs": {name: values[place_M] for name, values in batch.inputs.items()},
+    }

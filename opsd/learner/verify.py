@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import DistillationModel
+from opsd.learner.packing import MicroBatch
 from opsd.ops.head.plain import HeadDifference, head_difference, require_plain_head
 
 NUM_BEFORE, NUM_COMPARED = 12, 8  # tokens of the first sequence of a row, and of the second

@@ -1,58 +1,54 @@
-"""A step's rollouts and selection as numbers for metrics.jsonl and as rows for the report's token view."""
+"""What a step made, as numbers for metrics.jsonl and as rows for the report's token view."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from opsd.batch import PendingScores, ScoredBatch
 from opsd.ops.quadrants import quadrants
-from opsd.types import BatchStats, Rollout, ScoredRollout, Selection, StepReport
+from opsd.types import BatchStats, Rollout, Selection, StepReport
 
 
-class Pending(Protocol):
-    """A group of rollouts on its way through the teacher."""
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What a step made, from its rollouts to its update: for the log, the token view and the run's counts."""
 
-    @property
-    def rollouts(self) -> Mapping[int, Rollout]: ...
+    batch: BatchStats
+    scored: ScoredBatch  # whose tokens `batch` describes
+    selection: Selection
+    report: StepReport
+    queue: dict[str, int]  # what waited for its scores, see `queue_lengths`
+    graded: dict[str, int]  # what is counted of the grading; empty without a grader
 
-    def is_scored(self) -> bool: ...
 
-
-def queue_lengths(pending: Sequence[Pending]) -> dict[str, int]:
+def queue_lengths(pending: Sequence[PendingScores]) -> dict[str, int]:
     """What waits for its scores now. With a long score phase, a long queue means too few teachers."""
     waiting = [len(group.rollouts) for group in pending if not group.is_scored()]
     return {"queue/rollouts": sum(waiting), "queue/groups": len(waiting)}
 
 
-def step_metrics(
-    batch: BatchStats,
-    scored: list[ScoredRollout],
-    selection: Selection,
-    report: StepReport,
-    dropped: Counter[str],
-    phase_s: dict[str, float],
-    *,
-    weight_version: int,
-) -> dict[str, float | None]:
+def step_metrics(record: StepRecord, phase_s: dict[str, float], *, weight_version: int) -> dict[str, float | None]:
     """What metrics.jsonl has of one step. Shares are of the step's response tokens.
 
     `named_mass`: the student's mean mass on the tokens on which reverse_kl compares the two models.
 
     `weight_version`: optimiser steps that the rollout engines' weights have seen after the step.
     """
-    rollouts = [item.rollout for item in scored]
+    batch, report, dropped = record.batch, record.report, record.scored.dropped
+    rollouts = record.scored.rollouts
     num_tokens = len(batch.tokens)
     return {
         "loss": report.loss,
         "reverse_kl": float(batch.tokens.reverse_kl_T.mean()),
         "entropy": float(batch.tokens.entropy_T.mean()),
         "named_mass": None if batch.tokens.named_mass_T is None else float(batch.tokens.named_mass_T.mean()),
-        "kept_ratio": len(selection) / num_tokens,
+        "kept_ratio": len(record.selection) / num_tokens,
         "num_tokens": num_tokens,
         "num_kept": report.num_kept,
         "num_trunk_tokens": report.num_trunk_tokens,
@@ -63,11 +59,13 @@ def step_metrics(
         "learning_rate": report.learning_rate,
         "weight_version": weight_version,
         **staleness(batch.step, rollouts),
-        "dropped": sum(dropped.values()),
+        "dropped": dropped.total(),
         **{f"dropped/{reason}": count for reason, count in dropped.items()},
-        **quadrant_shares(batch, selection),
+        **quadrant_shares(batch, record.selection),
         "tokens_per_s": num_tokens / sum(phase_s[name] for name in ("rollout", "score", "select", "learn", "sync")),
         **{f"phase_s/{name}": seconds for name, seconds in phase_s.items()},
+        **record.queue,
+        **record.graded,
     }
 
 
@@ -94,31 +92,23 @@ def quadrant_shares(batch: BatchStats, selection: Selection) -> dict[str, float 
     return shares
 
 
-def token_rows(
-    batch: BatchStats,
-    scored: list[ScoredRollout],
-    selection: Selection,
-    num_rollouts: int,
-    tokenizer: Any,
-) -> list[dict[str, Any]]:
-    """The first rollouts of a step, one record each, for the token view."""
+def token_rows(record: StepRecord, num_rollouts: int, tokenizer: Any) -> list[dict[str, Any]]:
+    """The first rollouts of a step, one row each, for the token view."""
+    batch, selection, rollouts = record.batch, record.selection, record.scored.rollouts
     weight_T = torch.zeros(len(batch.tokens)).index_copy(0, selection.index_N, selection.weight_N.float())
     quadrant_T = quadrants(batch.tokens.entropy_T, batch.tokens.reverse_kl_T)
+    correct = [None] * len(rollouts) if batch.reward_R is None else batch.reward_R.bool().tolist()
     rows = []
-    start = 0
-    correct = [None] * len(scored) if batch.reward_R is None else batch.reward_R.bool().tolist()
-    for item, is_correct in list(zip(scored, correct, strict=True))[:num_rollouts]:
-        own = slice(start, start + len(item.rollout))
-        start = own.stop
-        prompt = item.rollout.prompt
+    for number, rollout in enumerate(rollouts[:num_rollouts]):
+        own = slice(*record.scored.bounds[number : number + 2])
         rows.append(
             {
                 "step": batch.step + 1,
-                "prompt": prompt.text,
-                "answer": prompt.answer,
-                "correct": is_correct,
-                "stopped": item.rollout.stopped,
-                "tokens": token_texts(item.rollout, tokenizer),
+                "prompt": rollout.prompt.text,
+                "answer": rollout.prompt.answer,
+                "correct": correct[number],
+                "stopped": rollout.stopped,
+                "tokens": token_texts(rollout, tokenizer),
                 "entropy": _rounded(batch.tokens.entropy_T[own]),
                 "reverse_kl": _rounded(batch.tokens.reverse_kl_T[own]),
                 "quadrant": quadrant_T[own].tolist(),

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from ray import ObjectRef
 
+from opsd.batch import PendingScores
 from opsd.cluster.placement import Placement
 from opsd.config.engine import TeacherConfig
 from opsd.engines.events import has_foreign_ids, in_order
 from opsd.engines.pool import EnginePool
+from opsd.engines.sampling import Sampling
 from opsd.errors import StageError
 from opsd.teacher.remote.http import RemoteEngines
 from opsd.teacher.remote.openai import OpenAIEngines
-from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, Vocabulary
 
-Answered = list[tuple[Rollout, TeacherScores | NoScores]]
 SERVERS: dict[str, type[RemoteEngines] | type[OpenAIEngines]] = {"http": RemoteEngines, "openai": OpenAIEngines}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PendingScores:
-    """A group of rollouts that the engines are scoring."""
-
-    rollouts: dict[int, Rollout]  # by place in the global batch
-    scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
-    parts: list[Any]  # what the engines know their work by
-    engines: EnginePool | RemoteEngines | OpenAIEngines
-    source: str = ""  # the data_source of the teacher that has it, where there are several
-
-    def is_scored(self) -> bool:
-        """Whether all of its scores are there. Does not wait."""
-        return self.engines.are_scored(self.parts)
 
 
 class TeacherPool:
@@ -79,7 +63,7 @@ class TeacherPool:
             self.engines.rest()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
-        """Hands each group of rollouts (by place) to the engines as it comes; returns after the last, not its scores.
+        """Hands each group of rollouts (by place) to the engines as it comes; does not wait for their scores.
 
         A rollout with a token outside the shared vocabulary is not scored: the teacher may not know it.
         """
@@ -91,16 +75,6 @@ class TeacherPool:
             parts = self.engines.score(list(known.values()), self.cfg.top_k)
             pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts, engines=self.engines))
         return pending
-
-    def finish(self, pending: list[PendingScores]) -> Answered:
-        """Each rollout with its scores or the reason why it has none, by place, whenever they came."""
-        rollouts: dict[int, Rollout] = {}
-        scores: dict[int, TeacherScores | NoScores] = {}
-        for group in pending:
-            rollouts.update(group.rollouts)
-            scores.update(zip(group.scored_places, self.engines.scores(group.parts), strict=True))
-        foreign = NoScores(reason="foreign_token")
-        return [(rollouts[place], scores.get(place, foreign)) for place in sorted(rollouts)]
 
     def update_weights(self, weights: ObjectRef) -> None:
         """New weights (a reference to a state dict) into every running engine; servers take none."""

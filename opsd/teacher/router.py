@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
+from opsd.batch import PendingScores
 from opsd.config.engine import TeacherConfig
 from opsd.engines.events import in_order
-from opsd.teacher.pool import Answered, PendingScores, TeacherPool
+from opsd.teacher.pool import TeacherPool
 from opsd.teacher.sources import source_of, teachers_by_source
-from opsd.types import NoScores, Prompt, Rollout, TeacherScores
+from opsd.types import Prompt, Rollout
 
 
 def start_teachers(cfg: TeacherConfig, **settings: Any) -> Teacher:
@@ -45,16 +45,8 @@ class TeacherRouter:
         pending = []
         for group in groups:
             for source, places in self._by_source({place: r.prompt for place, r in group.items()}).items():
-                begun = self.pools[source].begin([{place: group[place] for place in places}])
-                pending += [replace(part, source=source) for part in begun]
+                pending += self.pools[source].begin([{place: group[place] for place in places}])
         return pending
-
-    def finish(self, pending: list[PendingScores]) -> Answered:
-        """Each rollout with its teacher's scores, by place, or the reason why it has none, whenever they came."""
-        answered: dict[int, tuple[Rollout, TeacherScores | NoScores]] = {}
-        for part in pending:
-            answered.update(zip(sorted(part.rollouts), self.pools[part.source].finish([part]), strict=True))
-        return [answered[place] for place in sorted(answered)]
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:
         """One answer a prompt, by its place, of the teacher that it has."""

@@ -17,18 +17,19 @@ import numpy as np
 import ray
 
 from bench_setup import load_setup, parse_args, print_table
-from opsd.batch import rollout_stats
+from opsd.batch import ScoredBatch, rollout_stats, scored_batch
 from opsd.cluster.ray import ray_cluster, start_actor
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import RunConfig
 from opsd.engines.events import in_order, score_in_groups
 from opsd.engines.pool import request_seed
+from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.preflight import Setup
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
-from opsd.types import Prompt, Rollout, Sampling, ScoredRollout, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 
 
 class BareWorker(EngineWorker):
@@ -142,7 +143,7 @@ def teacher_rows(
     ours, flat = [], []
     for repeat in range(-1, repeats):
         began = time.perf_counter()
-        answered = pool.finish(pool.begin([dict(enumerate(rollouts))]))
+        scored = scored_batch(pool.begin([dict(enumerate(rollouts))]))
         seconds = time.perf_counter() - began
         bare_seconds = ray.get(bare.bare_score.remote(rollouts, cfg.teacher.top_k))
         if repeat >= 0:
@@ -150,7 +151,6 @@ def teacher_rows(
             flat.append(num_tokens / bare_seconds)
     objects = bare.score_objects.remote(rollouts, cfg.teacher.top_k)
     throughput = [ratio_row("score (prompt and response)", f"its top {cfg.teacher.top_k}, flat", ours, flat)]
-    scored = [ScoredRollout(rollout=rollout, scores=scores) for rollout, scores in answered]
     rows = wire_rows(scored, stored_bytes(objects), setup.vocabulary)
     ray.kill(bare)
     return throughput, rows
@@ -167,7 +167,7 @@ def group_rows(
             began = time.perf_counter()
             pending = teacher_pool.begin(rollout_pool.sample(prompts, samples_per_prompt=1, step=repeat))
             rollouts_s = time.perf_counter() - began
-            teacher_pool.finish(pending)
+            scored_batch(pending)
             found.append((rollouts_s, time.perf_counter() - began))
     rows = []
     for size, found in times.items():
@@ -177,14 +177,17 @@ def group_rows(
     return rows
 
 
-def wire_rows(scored: list[ScoredRollout], object_bytes: int, vocabulary: Vocabulary) -> list[list[str]]:
+def wire_rows(scored: ScoredBatch, object_bytes: int, vocabulary: Vocabulary) -> list[list[str]]:
     """As it is, with float16 for the K columns, and as vLLM's objects; and what float16 does to the divergence."""
-    rollouts, scores = [item.rollout for item in scored], [item.scores for item in scored]
+    rollouts, scores = scored.rollouts, [item.scores for item in scored.items]
     halved = [half(own) for own in scores]
     num_tokens = sum(map(len, rollouts))
     score_bytes, half_bytes = stored_bytes(ray.put(scores)), stored_bytes(ray.put(halved))
     exact, rounded = (
-        rollout_stats([ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, own, strict=True)], vocabulary)
+        rollout_stats(
+            ScoredBatch(items=tuple(ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, own, strict=True))),
+            vocabulary,
+        )
         for own in (scores, [single(own) for own in halved])
     )
     error_T = (exact.reverse_kl_T - rounded.reverse_kl_T).abs()

@@ -33,10 +33,10 @@ import opsd.learner.model
 from measure import PeakMemory, clock, give_freed_memory_back, markdown
 from opsd.config.run import LearnerConfig
 from opsd.learner.attention import packed_attention_name
-from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
-from opsd.learner.step import train_step
+from opsd.learner.packing import MicroBatch
+from opsd.learner.worker import train_step
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import StepReport, Vocabulary
 from random_batches import random_micro_batches

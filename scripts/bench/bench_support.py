@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bench_setup import load_setup, parse_args, print_table
-from opsd.batch import rollout_stats
+from opsd.batch import ScoredBatch, rollout_stats
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import LearnerConfig, RunConfig
@@ -58,6 +58,10 @@ def main() -> None:
     selection_table(cfg, setup, scored, dense)
 
 
+def batch_of(items: Iterable[ScoredRollout]) -> ScoredBatch:
+    return ScoredBatch(items=tuple(items))
+
+
 def support_table(scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabulary) -> None:
     rows = []
     for support in ("teacher", "student", "union"):
@@ -85,7 +89,7 @@ def sparse_gradients(
     scored: list[ScoredRollout], support: str, dense: Dense, vocabulary: Vocabulary
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(per token reverse KL [T], gradient of its mean to the hidden states [T, D] and to the head [V, D])."""
-    buckets = kept_buckets(scored, np.arange(len(dense.hidden_TD)), support, vocabulary)
+    buckets = kept_buckets(batch_of(scored), np.arange(len(dense.hidden_TD)), support, vocabulary)
     support_TU, teacher_TB = map(torch.from_numpy, buckets)
     hidden_TD, weight_VD = (tensor.clone().requires_grad_() for tensor in (dense.hidden_TD, dense.weight_VD))
     loss, value_T = sparse_head_loss(
@@ -182,18 +186,18 @@ def selection_table(cfg: RunConfig, setup: Setup, scored: list[ScoredRollout], d
         )
         learner.wait_ready()
         for top_k in TOP_KS:
-            exact, seconds = timed(partial(learner.token_stats, [known(item, top_k, 16) for item in scored]))
+            exact, seconds = timed(partial(learner.token_stats, batch_of(known(item, top_k, 16) for item in scored)))
             rows.append(["learner", str(top_k), "", "", *overlaps(exact, exact, dense, lengths), f"{seconds:.3f}"])
             for num_candidates in NUM_CANDIDATES:
                 for is_scored in (True, False):
-                    items = [known(item, top_k, num_candidates, candidates_scored=is_scored) for item in scored]
+                    items = batch_of(known(item, top_k, num_candidates, candidates_scored=is_scored) for item in scored)
                     found, seconds = timed(partial(rollout_stats, items, setup.vocabulary))
                     source = "scored" if is_scored else "looked up in its top K"
                     rows.append(
                         ["rollout", str(top_k), str(num_candidates), source, *overlaps(found, exact, dense, lengths),
                          f"{seconds:.3f}"]
                     )  # fmt: skip
-        items = [known(item, 64, 16) for item in scored]
+        items = batch_of(known(item, 64, 16) for item in scored)
         for ratio in (1.0, 0.5):
             _, seconds = timed(partial(learner.train_step, items, select(dense.stats, lengths, ratio)))
             print(f"a training step (K 64) at ratio {ratio}: {seconds:.3f} s")

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from gpu_errors import Check
 from gpu_training import TINY, TINY_VOCABULARY
 from opsd.config.engine import RolloutConfig
-from opsd.types import Prompt, Rollout, Sampling
+from opsd.engines.sampling import Sampling
+from opsd.types import Prompt, Rollout
 
 PROMPT = np.arange(20, 30, dtype=np.int32)
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=32, num_candidates=4)

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from gpu_errors import DTYPES, SLACK, Check, relative_error
 from opsd.config.run import LearnerConfig
 from opsd.learner.attention import packed_attention_name
-from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
-from opsd.learner.step import train_step
+from opsd.learner.packing import MicroBatch
+from opsd.learner.worker import train_step
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Vocabulary
 from random_batches import random_micro_batches

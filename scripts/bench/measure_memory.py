@@ -29,7 +29,7 @@ from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB
 from opsd.plan.program import planned_job
 from opsd.plan.roles import plan_roles
-from opsd.run import Run
+from opsd.run import started
 from opsd.train import loop
 from tip.config import TipRunConfig
 
@@ -42,8 +42,8 @@ def main() -> None:
     cfg = with_dtypes(cfg, resolve_device(cfg.device))
     planned = {role.name: role.memory.total for role in plan_roles(planned_job(cfg, ClusterConfig()))}
     hooks = load_build_hooks(cfg.hooks)(cfg)
-    with Run(cfg, hooks) as run:
-        loop(cfg, hooks, run)
+    with started(cfg, hooks) as run:
+        loop(run)
         run.finish()
         peaks = {name: sum(map(peak_bytes, pids)) for name, pids in actor_processes().items()}
         peaks = {"driver": peak_bytes(os.getpid())} | peaks

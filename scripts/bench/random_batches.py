@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from opsd.learner.micro_batch import MicroBatch
-from opsd.learner.packing import build_sequences, pack
+from opsd.batch import ScoredBatch
+from opsd.learner.packing import MicroBatch, pack
 from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 from tip.selectors import SELECTORS
 
@@ -25,13 +25,15 @@ def random_micro_batches(
 ) -> list[MicroBatch]:
     """One rollout of each length, of which a random share `ratio` of the tokens is kept."""
     rng = np.random.default_rng(0)
-    scored = [
-        random_rollout(rng, index, length, prompt_tokens=prompt_tokens, top_k=top_k, vocabulary=vocabulary)
-        for index, length in enumerate(response_lengths)
-    ]
+    scored = ScoredBatch(
+        items=tuple(
+            random_rollout(rng, index, length, prompt_tokens=prompt_tokens, top_k=top_k, vocabulary=vocabulary)
+            for index, length in enumerate(response_lengths)
+        )
+    )
     score_T = torch.from_numpy(rng.random(sum(response_lengths)))
     selection = SELECTORS["top_ratio"](score_T, response_lengths, ratio=ratio)
-    [batches] = pack(build_sequences(scored, selection, "teacher", vocabulary), 1, micro_batch_tokens)
+    [batches] = pack(scored, selection, "teacher", vocabulary, num_ranks=1, max_tokens=micro_batch_tokens)
     return batches
 
 

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM
 from opsd.config.run import RunConfig
 from opsd.engines.events import in_order
 from opsd.engines.pool import request_seed
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.ops.align import predicting_rows
 from opsd.ops.losses.divergences import forward_kl, reverse_kl
 from opsd.preflight import Setup
-from opsd.types import Rollout, Sampling, ScoredRollout, TokenStats, Vocabulary
+from opsd.types import Rollout, ScoredRollout, TokenStats, Vocabulary
 
 
 class Dense(NamedTuple):

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.engines.events import in_order
-from opsd.types import Prompt, Rollout, Sampling, Vocabulary
+from opsd.engines.sampling import Sampling
+from opsd.types import Prompt, Rollout, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
 NUM_IDS = 64

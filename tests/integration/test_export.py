@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from opsd.batch import scored_batch
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
@@ -17,7 +18,7 @@ from opsd.ops.losses.divergences import reverse_kl
 from opsd.run_folder import RunFolder
 from opsd.teacher.pool import TeacherPool
 from opsd.types import Selection, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import batch_of, scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def trained(base, run):
     )
     folder = RunFolder(cfg.output_dir)
     folder.claim(cfg)
-    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    scored = batch_of(scored_rollouts(LENGTHS, VOCABULARY))
     every = Selection(index_N=torch.arange(sum(LENGTHS)), weight_N=torch.ones(sum(LENGTHS)))
     with ray_cluster(dashboard=False):
         learner = LearnerGroup(
@@ -57,7 +58,7 @@ def trained(base, run):
 
 def transformers_logprobs(folder, scored):
     model, found = AutoModelForCausalLM.from_pretrained(folder).eval(), []
-    for item in scored:
+    for item in scored.items:
         prompt, response = item.rollout.prompt.token_ids, item.rollout.response_ids
         ids = torch.from_numpy(np.concatenate([prompt, response])).long()
         with torch.no_grad():
@@ -72,8 +73,8 @@ def vllm_logprobs(folder, scored):
             TeacherConfig(path=str(folder), top_k=4), vocabulary=VOCABULARY, device="cpu", max_model_tokens=32
         )
         pool.wait_ready()
-        pending = pool.begin([{place: item.rollout for place, item in enumerate(scored)}])
-        return np.concatenate([scores.sampled_logprobs for _, scores in pool.finish(pending)])
+        again = scored_batch(pool.begin([dict(enumerate(scored.rollouts))]))
+        return np.concatenate([item.scores.sampled_logprobs for item in again.items])
 
 
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"])

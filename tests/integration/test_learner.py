@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import ray
 import torch
+import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from opsd.batch import rollout_stats
 from opsd.cluster.ray import ray_cluster, start_actor
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
-from opsd.learner.packing import build_sequences, kept_buckets, pack
+from opsd.learner.packing import kept_buckets, pack
 from opsd.learner.worker import LearnerWorker
 from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.types import ScoredRollout, Selection, Vocabulary
-from tests.opsd.builders import make_scored, merge_stops, random_logprobs, scored_rollouts
+from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logprobs, scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))  # the model has 64 rows: four of them are padding
@@ -32,6 +33,9 @@ class GradientWorker(LearnerWorker):
         found = {name.removeprefix("causal_lm."): p.grad.full_tensor() for name, p in self.model.named_parameters()}
         self.optimizer.zero_grad()
         return found
+
+    def stop(self):
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -78,39 +82,40 @@ def start(actors, model_path, mean_decay=None):
     ray.get(refs, timeout=TIMEOUT_S)
 
 
-def sequences(keep, temperature=None):
-    """`temperature`: of a token by its index."""
-    scored = scored_rollouts(LENGTHS, VOCABULARY)
+def packed(num_ranks, max_tokens, keep, temperature=None):
+    """A list of micro-batches for each rank. `temperature`: of a token by its index."""
+    scored = batch_of(scored_rollouts(LENGTHS, VOCABULARY))
     index = torch.tensor([i for i in range(sum(LENGTHS)) if keep(i)])
     temperature_N = None if temperature is None else temperature(index)
     selection = Selection(index_N=index, weight_N=1.0 + (index % 3).float(), temperature_N=temperature_N)
-    return build_sequences(scored, selection, "teacher", VOCABULARY)
+    return pack(scored, selection, "teacher", VOCABULARY, num_ranks=num_ranks, max_tokens=max_tokens)
 
 
-def plain_gradients(model_path, kept):
+def plain_gradients(model_path, keep, temperature=None):
     """Full logits, one sequence at a time; merged stop ids, padding and temperatures done on dense probabilities."""
     model = AutoModelForCausalLM.from_pretrained(model_path).eval()
-    for sequence in kept:
-        logits = model(torch.from_numpy(sequence.token_ids).long()[None]).logits[0, sequence.row_N].double()
-        given = sequence.temperature_N
-        temperature = torch.ones(len(logits), 1) if given is None else torch.from_numpy(given)[:, None]
+    [alone] = packed(1, 0, keep, temperature)  # one sequence each
+    for sequence in alone:
+        logits = model(sequence.token_ids_L[None]).logits[0, sequence.row_N].double()
+        given_N = sequence.temperature_N
+        temperature_N1 = torch.ones(len(logits), 1) if given_N is None else given_N[:, None]
         events = torch.softmax(logits[:, : VOCABULARY.size], -1)
         stop = events[:, list(VOCABULARY.stop_ids)].sum(-1, keepdim=True)
         events = torch.cat([stop, events[:, 1:5], torch.zeros_like(stop), events[:, 6:]], 1)
-        powers = torch.where(events > 0, events, 1.0) ** (1 / temperature) * (events > 0)
+        powers = torch.where(events > 0, events, 1.0) ** (1 / temperature_N1) * (events > 0)
         probs = powers / powers.sum(-1, keepdim=True)
-        support = torch.from_numpy(sequence.support_NU)
+        support = sequence.support_NU
         named = probs.gather(1, support.clamp_min(0)) * (support >= 0)
         student = torch.cat([named, 1 - named.sum(-1, keepdim=True)], 1)
         # The teacher's rest is taken to be shaped as the student's.
         rest = events.detach().scatter(1, support.where(support >= 0, 5), 0.0)  # 5 is no event of its own
-        tail = ((rest / rest.sum(-1, keepdim=True)) ** (1 / temperature)).sum(-1, keepdim=True)
-        teacher = torch.from_numpy(sequence.teacher_logprobs_NB).double().exp() ** (1 / temperature)
+        tail = ((rest / rest.sum(-1, keepdim=True)) ** (1 / temperature_N1)).sum(-1, keepdim=True)
+        teacher = sequence.teacher_logprobs_NB.double().exp() ** (1 / temperature_N1)
         teacher = torch.cat([teacher[:, :-1], teacher[:, -1:] * tail], 1)
         teacher = teacher / teacher.sum(-1, keepdim=True)
         both = (student > 0) & (teacher > 0)
         ratio = torch.where(both, student, 1.0).log() - torch.where(both, teacher, 1.0).log()
-        weight = torch.from_numpy(sequence.weight_N) * temperature[:, 0] ** 2
+        weight = sequence.weight_N * temperature_N1[:, 0] ** 2
         (weight * (student * ratio).sum(-1)).sum().backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
@@ -141,7 +146,7 @@ def own_rollouts(model, lengths, *, num_known):
         scored.append(ScoredRollout(rollout=rollout, scores=scores))
         students.append(student)
         teachers.append(teacher)
-    return scored, torch.cat(students), torch.cat(teachers)
+    return batch_of(scored), torch.cat(students), torch.cat(teachers)
 
 
 def dense_stats(scored, student_TV):
@@ -215,11 +220,10 @@ def test_the_running_mean_follows_the_weights_and_survives_a_checkpoint(actors, 
     def first(method, *arguments, ranks=actors):
         return collective(ranks, method, *([argument] * len(ranks) for argument in arguments))[0]
 
-    kept = sequences(every_second)
     start(actors, model_path, mean_decay=0.9)
     expected = first("gather_weights", "float32")
     for _ in range(2):
-        collective(actors, "train_step", pack(kept, 2, 20))
+        collective(actors, "train_step", packed(2, 20, every_second))
         now = first("gather_weights", "float32")
         expected = {name: 0.9 * mean + 0.1 * now[name] for name, mean in expected.items()}
     torch.testing.assert_close(first("gather_weights", "float32", True), expected)
@@ -254,41 +258,44 @@ def by_index(index):
 
 @pytest.mark.parametrize(("max_tokens", "temperature"), [(10_000, None), (16, None), (1, None), (16, by_index)])
 def test_gradients_do_not_depend_on_packing_or_ranks(actors, model_path, max_tokens, temperature):
-    kept = sequences(every_second, temperature)
-    expected = plain_gradients(model_path, kept)
+    kept = every_second, temperature
+    expected = plain_gradients(model_path, *kept)
     start(actors[:1], model_path)
-    [alone] = collective(actors[:1], "gradients", pack(kept, 1, max_tokens))
+    [alone] = collective(actors[:1], "gradients", packed(1, max_tokens, *kept))
     collective(actors[:1], "stop")
     assert_same_gradients(alone, expected)
     start(actors, model_path)
-    for found in collective(actors, "gradients", pack(kept, 2, max_tokens)):
+    for found in collective(actors, "gradients", packed(2, max_tokens, *kept)):
         assert_same_gradients(found, expected)
     collective(actors, "stop")
 
 
 def test_a_rank_that_keeps_no_token_takes_part(actors, model_path):
-    kept = sequences(lambda index: index == 8)
-    assert len(kept) == 1
-    expected = plain_gradients(model_path, kept)
+    def the_ninth(index):
+        return index == 8
+
+    per_rank = packed(2, 100, the_ninth)
+    assert sorted(len(batch.row_N) for [batch] in per_rank) == [0, 1]
+    expected = plain_gradients(model_path, the_ninth)
     start(actors, model_path)
-    for found in collective(actors, "gradients", pack(kept, 2, 100)):
+    for found in collective(actors, "gradients", per_rank):
         assert_same_gradients(found, expected)
     collective(actors, "stop")
 
 
 def test_steps_and_checkpoints_agree_over_ranks(actors, model_path, tmp_path):
     """Two ranks step as one; a checkpoint of two ranks goes on at one with the same losses."""
-    kept = sequences(every_second)
+    one_rank, two_ranks = packed(1, 20, every_second), packed(2, 20, every_second)
     start(actors[:1], model_path)
-    alone = [collective(actors[:1], "train_step", pack(kept, 1, 20))[0] for _ in range(4)]
+    alone = [collective(actors[:1], "train_step", one_rank)[0] for _ in range(4)]
     collective(actors[:1], "stop")
     start(actors, model_path)
-    together = [collective(actors, "train_step", pack(kept, 2, 20))[0] for _ in range(2)]
+    together = [collective(actors, "train_step", two_ranks)[0] for _ in range(2)]
     collective(actors, "save", [tmp_path / "learner"] * 2)
     collective(actors, "stop")
     start(actors[:1], model_path)
     collective(actors[:1], "load", [tmp_path / "learner"])
-    together += [collective(actors[:1], "train_step", pack(kept, 1, 20))[0] for _ in range(2)]
+    together += [collective(actors[:1], "train_step", one_rank)[0] for _ in range(2)]
     collective(actors[:1], "stop")
     for one, two in zip(alone, together, strict=True):
         assert two.loss == pytest.approx(one.loss, rel=1e-5)

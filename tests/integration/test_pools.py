@@ -12,6 +12,7 @@ from opsd.engines.events import in_order
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
 from opsd.types import NoScores, Prompt, Vocabulary
+from tests.opsd.builders import answered
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0,))  # the models have 64 ids
@@ -62,17 +63,17 @@ def test_scores_come_back_by_place_in_whatever_order_the_groups_came(pools, grou
     """The teacher is the student, so its scores show which rollout they belong to."""
     for order in (groups, groups[::-1]):
         pending = pools[1].begin(order)
-        answered = pools[1].finish(pending)
+        pairs = answered(pending)
         assert all(group.is_scored() for group in pending)
-        for rollout, expected in zip((r for r, _ in answered), in_order(groups), strict=True):
+        for rollout, expected in zip((r for r, _ in pairs), in_order(groups), strict=True):
             assert rollout is expected
-        for rollout, scores in answered:
+        for rollout, scores in pairs:
             np.testing.assert_allclose(scores.sampled_logprobs, rollout.sampled_logprobs, atol=1e-4)
 
 
 def test_a_rollout_with_a_foreign_token_is_left_unscored(pools, groups):
     [place, *_] = groups[0]
     foreign = replace(groups[0][place], response_ids=np.full_like(groups[0][place].response_ids, 61))
-    answered = pools[1].finish(pools[1].begin([{**groups[0], place: foreign}, *groups[1:]]))
-    assert [i for i, (_, scores) in enumerate(answered) if isinstance(scores, NoScores)] == [place]
-    assert answered[place][0] is foreign
+    pairs = answered(pools[1].begin([{**groups[0], place: foreign}, *groups[1:]]))
+    assert [i for i, (_, scores) in enumerate(pairs) if isinstance(scores, NoScores)] == [place]
+    assert pairs[place][0] is foreign

@@ -13,7 +13,7 @@ from opsd.learner.group import LearnerGroup
 from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.rollout import RolloutPool
 from opsd.types import Prompt, Selection, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import batch_of, scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=64, stop_ids=(0,))
@@ -55,7 +55,7 @@ def test_engine_equals_learner_after_every_sync(tied, tmp_path):
             if version > 0:
                 older = model_logprobs(folders[-2], rollout)
                 assert np.abs(rollout.sampled_logprobs - older).max() > 0.01, "equal weights would hide a lost sync"
-            scored = scored_rollouts([6, 6], VOCABULARY, seed=10 * version)
+            scored = batch_of(scored_rollouts([6, 6], VOCABULARY, seed=10 * version))
             learner.train_step(scored, Selection(index_N=torch.arange(12), weight_N=torch.ones(12)))
             folders.append(tmp_path / f"after_{version}")
             learner.save_student(folders[-1])

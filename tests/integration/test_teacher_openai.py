@@ -12,13 +12,14 @@ from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import engine_environment
 from opsd.errors import ConfigError
 from opsd.preflight import check
 from opsd.teacher.pool import TeacherPool
-from opsd.types import Sampling, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from opsd.types import Vocabulary
+from tests.opsd.builders import answered, scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, running
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
@@ -77,8 +78,8 @@ def engine(model):
 
 
 def test_scores_are_the_models(pool, engine):
-    answered = pool.finish(pool.begin([dict(enumerate(ROLLOUTS))]))
-    for (rollout, scores), wanted in zip(answered, engine.score(ROLLOUTS, NUM_IDS), strict=True):
+    pairs = answered(pool.begin([dict(enumerate(ROLLOUTS))]))
+    for (rollout, scores), wanted in zip(pairs, engine.score(ROLLOUTS, NUM_IDS), strict=True):
         assert scores.top_ids.shape == (len(rollout), NUM_IDS)
         np.testing.assert_allclose(scores.top_logprobs, wanted.top_logprobs, atol=1e-4, rtol=0)
         np.testing.assert_allclose(scores.sampled_logprobs, wanted.sampled_logprobs, atol=1e-4, rtol=0)

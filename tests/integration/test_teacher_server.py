@@ -16,13 +16,14 @@ from opsd.config.engine import TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, LossConfig, RunConfig, StudentConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.preflight import check
 from opsd.teacher.remote.wire import pack_score_request
 from opsd.teacher.router import start_teachers
-from opsd.types import NoScores, Sampling, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from opsd.types import NoScores, Vocabulary
+from tests.opsd.builders import answered, scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
@@ -89,11 +90,11 @@ def scored(pool, rollouts=ROLLOUTS):
     half = len(rollouts) // 2
     places = dict(enumerate(rollouts))
     groups = [{p: r for p, r in places.items() if p >= half}, {p: r for p, r in places.items() if p < half}]
-    return pool.finish(pool.begin(groups))
+    return answered(pool.begin(groups))
 
 
-def expect_equal(answered, expected_scores, atol=1e-4):
-    for rollout, wanted, (scored_rollout, scores) in zip(ROLLOUTS, expected_scores, answered, strict=True):
+def expect_equal(pairs, expected_scores, atol=1e-4):
+    for rollout, wanted, (scored_rollout, scores) in zip(ROLLOUTS, expected_scores, pairs, strict=True):
         assert scored_rollout is rollout
         for name in ("top_logprobs", "sampled_logprobs", "candidate_logprobs"):
             np.testing.assert_allclose(getattr(scores, name), getattr(wanted, name), atol=atol, rtol=0)
@@ -107,17 +108,17 @@ def test_scores_are_those_of_the_engine_and_large_groups_are_cut_to_the_servers_
 def test_one_request_is_scored_bit_for_bit_as_in_process(servers, models):
     rollouts = ROLLOUTS[:3]
     pool = started(remote(servers["teacher"].url))
-    answered = pool.finish(pool.begin([dict(enumerate(rollouts))]))
+    pairs = answered(pool.begin([dict(enumerate(rollouts))]))
     torch.set_num_threads(1)
-    for wanted, (_, scores) in zip(in_process(models / "teacher").score(rollouts, TOP_K), answered, strict=True):
+    for wanted, (_, scores) in zip(in_process(models / "teacher").score(rollouts, TOP_K), pairs, strict=True):
         for name in ("top_ids", "top_logprobs", "sampled_logprobs", "candidate_logprobs"):
             np.testing.assert_array_equal(getattr(scores, name), getattr(wanted, name))
 
 
 def test_a_rollout_with_a_foreign_token_is_left_unscored(servers):
     foreign = replace(ROLLOUTS[1], response_ids=np.full_like(ROLLOUTS[1].response_ids, 61))
-    answered = scored(started(remote(servers["teacher"].url)), [ROLLOUTS[0], foreign, *ROLLOUTS[2:]])
-    assert [place for place, (_, scores) in enumerate(answered) if isinstance(scores, NoScores)] == [1]
+    pairs = scored(started(remote(servers["teacher"].url)), [ROLLOUTS[0], foreign, *ROLLOUTS[2:]])
+    assert [place for place, (_, scores) in enumerate(pairs) if isinstance(scores, NoScores)] == [1]
 
 
 def test_the_teacher_answers_prompts_as_in_process(servers, models):
@@ -138,9 +139,9 @@ def test_requests_that_wait_are_scored_together(servers, expected):
     url, headers = servers["other"].url, {"Authorization": f"Bearer {TOKEN}"}
     cfg = remote(url)
     pools = [started(cfg) for _ in range(4)]
-    pending = [(pool, pool.begin([{place: rollout}])) for pool in pools for place, rollout in enumerate(ROLLOUTS)]
-    for place, (pool, begun) in enumerate(pending):
-        [(_, scores)] = pool.finish(begun)
+    pending = [pool.begin([{place: rollout}]) for pool in pools for place, rollout in enumerate(ROLLOUTS)]
+    for place, begun in enumerate(pending):
+        [(_, scores)] = answered(begun)
         wanted = expected["other"][place % len(ROLLOUTS)]
         np.testing.assert_allclose(scores.sampled_logprobs, wanted.sampled_logprobs, atol=1e-4)
     page = dict(line.rsplit(maxsplit=1) for line in httpx.get(f"{url}/metrics", headers=headers).text.splitlines())
@@ -158,7 +159,7 @@ def test_each_source_is_scored_by_its_teacher(servers, expected):
     router = started(remote(servers["teacher"].url, by_source={"odd": servers["other"].url}))
     pending = router.begin([dict(enumerate(rollouts))])
     assert sorted(place for part in pending for place in part.rollouts) == list(range(7))
-    for place, (rollout, scores) in enumerate(router.finish(pending)):
+    for place, (rollout, scores) in enumerate(answered(pending)):
         assert pending[0].is_scored() and rollout is rollouts[place]
         of_teacher, of_other = (expected[name][place].sampled_logprobs for name in ("teacher", "other"))
         wanted = of_other if sources[place] == "odd" else of_teacher
@@ -253,7 +254,7 @@ def test_a_server_that_dies_with_requests_under_way_costs_no_rollout(models, exp
         assert 3 <= sum(part.scores.done() for part in parts) < len(parts), "both servers must have had requests"
         assert {group.is_scored() for group in pending} == {True, False}
         pair[0].end()
-        expect_equal(pool.finish(pending), expected["teacher"])
+        expect_equal(answered(pending), expected["teacher"])
         assert all(group.is_scored() for group in pending)
         pair[1].end()
         with pytest.raises(StageError, match="no teacher server has answered for 2 s") as caught:

@@ -18,11 +18,12 @@ from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import RunConfig
 from opsd.engines.events import in_order
 from opsd.engines.pool import EnginePool
+from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.errors import StageError
 from opsd.teacher.remote.wire import GenerateRequest, ScoreRequest
 from opsd.teacher.server.engine_process import EngineProcess
-from opsd.types import Prompt, Sampling, Vocabulary
+from opsd.types import Prompt, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=64, stop_ids=(0,))

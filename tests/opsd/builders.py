@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
+from opsd.batch import PendingScores, ScoredBatch
+from opsd.types import NoScores, Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 
 
 def random_logprobs(num_tokens: int, vocab_size: int, seed: int, scale: float = 2.0) -> Tensor:
@@ -85,3 +88,15 @@ def scored_rollouts(
         )
         items.append(ScoredRollout(rollout=rollout, scores=scores))
     return items
+
+
+def batch_of(items: Sequence[ScoredRollout]) -> ScoredBatch:
+    """These rollouts as a step's batch."""
+    return ScoredBatch(items=tuple(items))
+
+
+def answered(pending: Sequence[PendingScores]) -> list[tuple[Rollout, TeacherScores | NoScores]]:
+    """What came back from a teacher of each rollout, by place."""
+    rollouts = {place: rollout for group in pending for place, rollout in group.rollouts.items()}
+    scores = {place: found for group in pending for place, found in group.scores().items()}
+    return [(rollouts[place], scores[place]) for place in sorted(rollouts)]

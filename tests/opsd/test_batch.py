@@ -6,12 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.batch import batch_stats, drop_unusable, rollout_stats
+from opsd.batch import PendingScores, batch_stats, rollout_stats, scored_batch
 from opsd.errors import StageError
 from opsd.types import NoScores, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import batch_of, scored_rollouts
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
+
+
+class Answers:
+    """An engine whose answers are there: its parts are what it returns."""
+
+    def are_scored(self, parts):
+        return True
+
+    def scores(self, parts):
+        return parts
+
+
+def pending(rollouts, scores):
+    """One group, by place; a rollout whose scores are None was not given to the teacher."""
+    places = tuple(place for place, found in enumerate(scores) if found is not None)
+    parts = [scores[place] for place in places]
+    return PendingScores(rollouts=dict(enumerate(rollouts)), scored_places=places, parts=parts, engines=Answers())
 
 
 def with_nan(scores):
@@ -22,20 +39,44 @@ def with_nan(scores):
 
 def test_unusable_rollouts_are_dropped_and_counted():
     items = scored_rollouts([5, 3, 4, 2], VOCABULARY)
-    answered = [(item.rollout, item.scores) for item in items]
-    answered[1] = (items[1].rollout, with_nan(items[1].scores))
-    answered[3] = (items[3].rollout, NoScores(reason="foreign_token"))  # a padded token: the teacher was not asked
-    scored, dropped = drop_unusable(answered)
-    assert [item.rollout for item in scored] == [items[0].rollout, items[2].rollout]
-    assert [item.scores for item in scored] == [items[0].scores, items[2].scores]
-    assert dropped == {"nan_score": 1, "foreign_token": 1}
+    items = [*items, *scored_rollouts([6], VOCABULARY)]
+    scores = [item.scores for item in items]
+    scores[1] = with_nan(scores[1])
+    scores[3] = None  # a padded token: the teacher was not asked
+    scores[4] = NoScores(reason="teacher_error", said="out of memory")
+    scored = scored_batch([pending([item.rollout for item in items], scores)])
+    assert scored.rollouts == [items[0].rollout, items[2].rollout]
+    assert [item.scores for item in scored.items] == [items[0].scores, items[2].scores]
+    assert scored.dropped == {"nan_score": 1, "foreign_token": 1, "teacher_error": 1}
+    assert (scored.num_generated, scored.num_scored, scored.num_tokens) == (5 + 3 + 4 + 2 + 6, 5 + 3 + 4, 5 + 4)
+    assert scored.bounds.tolist() == [0, 5, 9]
     batch = batch_stats(7, scored, rollout_stats(scored, VOCABULARY), None, num_steps=10)
     assert (batch.step, batch.lengths) == (7, (5, 4))
-    alone = rollout_stats([items[2]], VOCABULARY)
+    alone = rollout_stats(batch_of([items[2]]), VOCABULARY)
     assert torch.equal(batch.tokens.reverse_kl_T[5:], alone.reverse_kl_T)
 
 
 def test_nothing_but_nan_stops_the_run():
     items = scored_rollouts([5, 3], VOCABULARY)
     with pytest.raises(StageError, match="none of 2 rollouts can be used: .* 2 have NaN in the teacher's scores"):
-        drop_unusable([(item.rollout, with_nan(item.scores)) for item in items])
+        scored_batch([pending([item.rollout for item in items], [with_nan(item.scores) for item in items])])
+
+
+def test_rollouts_are_in_the_order_of_their_places_whichever_group_came_first():
+    items = scored_rollouts([5, 3, 4, 2], VOCABULARY)
+    groups = [
+        PendingScores(
+            rollouts={place: items[place].rollout for place in places},
+            scored_places=places,
+            parts=[items[place].scores for place in places],
+            engines=Answers(),
+        )
+        for places in ((3, 1), (2, 0))
+    ]
+    assert scored_batch(groups).items == tuple(items)
+
+
+def test_where_nothing_is_left_the_teachers_words_are_repeated():
+    [item] = scored_rollouts([5], VOCABULARY)
+    with pytest.raises(StageError, match="none of 1 rollouts .* 1 it failed on; the teacher said: out of memory$"):
+        scored_batch([pending([item.rollout], [NoScores(reason="teacher_error", said="out of memory")])])

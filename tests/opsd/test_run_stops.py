@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 import opsd.run
+import opsd.run_parts
+from opsd.batch import PendingScores
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RunConfig, StudentConfig
 from opsd.errors import reported
 from opsd.evaluation.held_out import Evaluation
 from opsd.hooks import build_hooks
 from opsd.monitor.jsonl import read_jsonl
-from opsd.run import Run
+from opsd.run import started
 from opsd.stopping import says_what_is_left
 from opsd.train import loop
 from opsd.types import StepReport, Vocabulary
@@ -40,10 +42,18 @@ class Part:
         yield dict(enumerate(item.rollout for item in ITEMS))
 
     def begin(self, groups):
-        return [SimpleNamespace(rollouts=group, is_scored=lambda: True) for group in groups]
+        return [
+            PendingScores(
+                rollouts=group, scored_places=tuple(group), parts=[ITEMS[place].scores for place in group], engines=self
+            )
+            for group in groups
+        ]
 
-    def finish(self, pending):
-        return [(item.rollout, item.scores) for item in ITEMS]
+    def are_scored(self, parts):
+        return True
+
+    def scores(self, parts):
+        return parts
 
     def train_step(self, scored, selection):
         self.steps_seen += 1
@@ -80,7 +90,8 @@ def stand_ins(monkeypatch):
         "evaluate": lambda *_, **__: figures,
         "build_report": lambda folder: (folder / "report.html").write_text("report") and folder / "report.html",
     }.items():  # fmt: skip
-        monkeypatch.setattr(opsd.run, name, stand_in)
+        module = opsd.run if hasattr(opsd.run, name) else opsd.run_parts
+        monkeypatch.setattr(module, name, stand_in)
     earlier = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in earlier.items():
@@ -103,8 +114,8 @@ def start(folder, *, signals=(), **changes):
 
     told = SimpleNamespace(**{**vars(hooks), "select": select})
     try:
-        with reported(), says_what_is_left(cfg.output_dir), Run(cfg, told) as run:
-            loop(cfg, told, run)
+        with reported(), says_what_is_left(cfg.output_dir), started(cfg, told) as run:
+            loop(run)
             run.finish()
     except SystemExit as ended:
         return ended.code

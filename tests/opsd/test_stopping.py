@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+import opsd.run
 from opsd.errors import StageError, reported
 from opsd.monitor.jsonl import append_jsonl, read_jsonl
 from opsd.monitor.log import MetricsLog
-from opsd.run import Run
+from opsd.run import Run, start_metrics, started
 from opsd.run_folder import RunFolder
-from opsd.run_state import resume
+from opsd.run_state import Ledger, resume
 from opsd.stopping import StopRequest, says_what_is_left, stop_signals
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -28,19 +29,20 @@ def listening():
 
 def run_of(num_steps, *, signal_in=(), saves=(), stop):
     """The bookkeeping of a run whose steps do nothing; its process gets a SIGTERM within the steps of `signal_in`."""
-    run = SimpleNamespace(first_step=0, last_step=num_steps, done=0, saved_step=None, stop=stop, saved=[])
+    ledger = Ledger(last_step=num_steps)
+    run = SimpleNamespace(ledger=ledger, stop=stop, saved=[])
 
-    def save(step):
-        run.saved.append(step)
-        run.saved_step = step
+    def save():
+        run.saved.append(ledger.done)
+        ledger.saved_step = ledger.done
 
     def step_through():
         for step in Run.steps(run):
             if step in signal_in:
                 os.kill(os.getpid(), signal.SIGTERM)
-            run.done = step + 1
-            if run.done in saves:
-                save(run.done)
+            ledger.done = step + 1
+            if ledger.done in saves:
+                save()
 
     run.save, run.step_through = save, step_through
     return run
@@ -51,7 +53,7 @@ def test_a_signal_within_a_step_ends_the_run_after_it_with_one_checkpoint_of_it(
     with stop_signals() as stop:
         run = run_of(6, signal_in=[2], saves=saves, stop=stop)
         run.step_through()
-    assert (run.done, run.saved) == (3, sorted({*saves, 3}))
+    assert (run.ledger.done, run.saved) == (3, sorted({*saves, 3}))
     assert capfd.readouterr().err == "stopping after this step; Ctrl-C again to end at once\n"
 
 
@@ -59,7 +61,7 @@ def test_a_run_that_nobody_stops_does_all_its_steps_and_saves_nothing_by_itself(
     with stop_signals() as stop:
         run = run_of(4, stop=stop)
         run.step_through()
-    assert (run.done, run.saved) == (4, [])
+    assert (run.ledger.done, run.saved) == (4, [])
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -83,13 +85,38 @@ def test_a_background_job_keeps_ignoring_ctrl_c():
         assert not stop.requested
 
 
-def test_actors_that_the_scheduler_ends_too_are_a_stop_and_no_error():
-    run = SimpleNamespace(stop=StopRequest(), done=4, _stack=SimpleNamespace(close=lambda: None))
+def test_actors_that_the_scheduler_ends_too_are_a_stop_and_no_error(monkeypatch):
+    run, ended = SimpleNamespace(stop=StopRequest(), ledger=Ledger(last_step=9, done=4)), []
+
+    def start(cfg, hooks, stack):
+        stack.callback(ended.append, "actors")
+        return run
+
+    monkeypatch.setattr(opsd.run, "_start", start)
     lost = StageError("learn: worker 0 was lost: it received SIGTERM\na trace")
-    assert Run.__exit__(run, StageError, lost, None) is None  # the error goes on as it is
-    run.stop.requested = True
-    with pytest.raises(KeyboardInterrupt, match="^stopped in step 5, which could not end .learn: .* SIGTERM.$"):
-        Run.__exit__(run, StageError, lost, None)
+    with pytest.raises(StageError) as raised, started(None, None):
+        raise lost
+    assert raised.value is lost and ended == ["actors"]
+    with (
+        pytest.raises(KeyboardInterrupt, match="^stopped in step 5, which could not end .learn: .* SIGTERM.$"),
+        started(None, None),
+    ):
+        run.stop.requested = True
+        raise lost
+    assert ended == ["actors"] * 2
+
+
+def test_what_was_started_ends_where_the_rest_does_not_start(monkeypatch):
+    ended = []
+
+    def start(cfg, hooks, stack):
+        stack.callback(ended.append, "actors")
+        raise StageError("resume: no such checkpoint")
+
+    monkeypatch.setattr(opsd.run, "_start", start)
+    with pytest.raises(StageError, match="no such checkpoint"), started(None, None):
+        pass
+    assert ended == ["actors"]
 
 
 @pytest.mark.parametrize(
@@ -127,12 +154,10 @@ def test_lines_that_a_resumed_run_writes_again_stay_in_a_file_of_another_name(tm
 def test_a_run_without_a_checkpoint_says_that_it_begins_again_and_keeps_its_metrics(tmp_path, capsys):
     append_jsonl(tmp_path / "metrics.jsonl", {"step": 0, "eval/accuracy": 0.5})
     (tmp_path / "summary.json").write_text("{}")
-    run = SimpleNamespace(
-        cfg=SimpleNamespace(resume="auto"), folder=RunFolder(str(tmp_path)), first_step=0, last_step=9
-    )
-    run.resumed = resume(run)
-    run.log = MetricsLog(tmp_path, "off", "p", "r", {})
-    Run._start_metrics(run)
+    parts = SimpleNamespace(cfg=SimpleNamespace(resume="auto"), folder=RunFolder(str(tmp_path)))
+    ledger = Ledger(last_step=9)
+    resumed = resume(parts, ledger)
+    start_metrics(parts, ledger, MetricsLog(tmp_path, "off", "p", "r", {}), resumed=resumed)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == f"resume  there is no checkpoint in {tmp_path}: from step 0"
     assert said[1].endswith("the earlier ones stay in metrics.replaced_1.jsonl")

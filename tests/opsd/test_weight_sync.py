@@ -42,7 +42,7 @@ def check(engine, *, learner_off_by=0.0, vocabulary=VOCABULARY, **dtypes):
 
     def token_stats(scored):
         order.append("learner")
-        asked.extend(scored)
+        asked.extend(scored.rollouts)
         stats = rollout_stats(scored, VOCABULARY)
         return replace(stats, student_logprob_T=stats.student_logprob_T + learner_off_by)
 
@@ -50,7 +50,7 @@ def check(engine, *, learner_off_by=0.0, vocabulary=VOCABULARY, **dtypes):
         cfg, SimpleNamespace(token_stats=token_stats), pool, PROMPT, vocabulary, lambda: order.append("rest")
     )
     assert order in (["rest", "learner"], ["rest"])
-    return [item.rollout for item in asked]
+    return asked
 
 
 def test_equal_engines_pass_with_a_short_answer_of_each(engine):

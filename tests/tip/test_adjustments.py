@@ -3,16 +3,15 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from opsd.config.run import LossConfig
 from opsd.errors import ConfigError, StageError
 from opsd.hook_checks import HookError
-from opsd.learner.packing import build_sequences
+from opsd.learner.packing import pack_whole
 from opsd.types import Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import batch_of, scored_rollouts
 from tests.tip.batches import keep, keep_all, make_batch
 from tip.adaptive import inverse_difficulty_temperature
 from tip.adjustments import ADJUSTMENTS
@@ -59,18 +58,18 @@ def test_paced_learns_nothing_in_a_step_without_an_edge():
     batch = make_batch(LENGTHS, **{**GROUPS, "reward_R": torch.tensor([1.0, 1.0, 0.0, 0.0])})
     selection = ADJUSTMENTS["paced"](batch, keep_all(batch))
     assert len(selection) == 1 and selection.denominator == math.inf
-    scored = scored_rollouts(list(LENGTHS), VOCABULARY)
-    [sequence] = build_sequences(scored, selection, "teacher", VOCABULARY)
-    assert sequence.weight_N.tolist() == [0.0]  # a rank has a row to run, and a loss of 0
+    scored = batch_of(scored_rollouts(list(LENGTHS), VOCABULARY))
+    whole = pack_whole(scored, selection, "teacher", VOCABULARY)
+    assert whole.weight_N.tolist() == [0.0]  # a rank has a row to run, and a loss of 0
 
 
 def test_a_prompt_on_the_edge_weighs_its_share_of_the_step():
     """With one denominator for all, the loss is the mean over the step of weight x loss, as in the paper."""
     batch = make_batch(LENGTHS, **{**GROUPS, "reward_R": torch.tensor([1.0, 0.0, 1.0, 1.0])})
     selection = ADJUSTMENTS["paced"](batch, keep_all(batch))
-    sequences = build_sequences(scored_rollouts(list(LENGTHS), VOCABULARY), selection, "teacher", VOCABULARY)
-    weights = np.concatenate([sequence.weight_N for sequence in sequences])
-    np.testing.assert_allclose(weights, per_token([0.1, 0.1, 0.0, 0.0]).numpy(), rtol=1e-6)
+    scored = batch_of(scored_rollouts(list(LENGTHS), VOCABULARY))
+    weight_N = pack_whole(scored, selection, "teacher", VOCABULARY).weight_N
+    torch.testing.assert_close(weight_N, per_token([0.1, 0.1, 0.0, 0.0]).to(weight_N.dtype), rtol=1e-6, atol=0.0)
 
 
 def test_fire_weighs_by_the_teachers_confidence_and_the_students_confusion():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tip.test_plugin import make_batch, by_entropy
+from tests.tip.test_plugin import by_entropy, make_batch
 from tip.config import SelectorConfig, TipRunConfig
 from tip.plugin import build_hooks
 from tip.scores import SCORES

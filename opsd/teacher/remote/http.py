@@ -13,11 +13,12 @@ import numpy as np
 
 from opsd.cluster.ray import split_evenly
 from opsd.config.engine import TeacherConfig
+from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
 from opsd.teacher.remote.frames import MEDIA_TYPE, PROTOCOL
 from opsd.teacher.remote.transport import RequestFailed, Transport, get_when_ready, no_scores
 from opsd.teacher.remote.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores
-from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
 
 HEADERS = {"Content-Type": MEDIA_TYPE}
 FRAME_OVERHEAD_BYTES = 4096  # more than a frame's header has

@@ -24,9 +24,10 @@ import numpy as np
 
 from opsd.config.engine import TeacherConfig
 from opsd.engines.events import event_rows
+from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
 from opsd.teacher.remote.transport import Transport, get_when_ready, result_of
-from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
 
 PATH = "/v1/completions"
 
@@ -122,15 +123,15 @@ def scores_of(rollout: Rollout, response: httpx.Response, top_k: int, vocabulary
     num_entries = 1 + max(map(len, rows))
     ids_TM = np.full((len(rows), num_entries), -1, np.int32)
     logprobs_TM = np.full((len(rows), num_entries), -np.inf, np.float32)
-    for t, (row, actual) in enumerate(zip(rows, rollout.response_ids.tolist(), strict=True)):
-        ids_TM[t, : 1 + len(row)] = [actual, *map(int, row)]  # the actual token first, and once more in its place
+    for t, (row, sampled) in enumerate(zip(rows, rollout.response_ids.tolist(), strict=True)):
+        ids_TM[t, : 1 + len(row)] = [sampled, *map(int, row)]  # the sampled token first, and once more in its place
         logprobs = [entry["logprob"] for entry in row.values()]
-        logprobs_TM[t, : 1 + len(row)] = [row[str(actual)]["logprob"], *logprobs]
+        logprobs_TM[t, : 1 + len(row)] = [row[str(sampled)]["logprob"], *logprobs]
     events = event_rows(ids_TM, logprobs_TM, vocabulary, top_k)
     return TeacherScores(
         top_ids=events.top_ids_TK,
         top_logprobs=events.top_logprobs_TK,
-        sampled_logprobs=events.actual_logprobs_T,
+        sampled_logprobs=events.sampled_logprobs_T,
         candidate_logprobs=None,
     )
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opsd.engines.sampling import Sampling
 from opsd.teacher.remote.frames import WireError, expect, from_frame, number, pack_sequences, to_frame, unpack_sequences
-from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

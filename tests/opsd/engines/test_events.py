@@ -49,7 +49,7 @@ def test_event_rows_equal_a_dict_a_row(num_top, num_kept):
         assert np.all(rows.top_logprobs_TK[row, len(best) :] == -np.inf)
         actual = int(ids[row, 0])
         event = VOCABULARY.stop_event if actual in VOCABULARY.stop_ids else actual
-        np.testing.assert_allclose(rows.actual_logprobs_T[row], expected.get(event, -np.inf), atol=1e-5)
+        np.testing.assert_allclose(rows.sampled_logprobs_T[row], expected.get(event, -np.inf), atol=1e-5)
     assert rows.top_ids_TK.dtype == np.int32 and rows.top_logprobs_TK.dtype == np.float32
 
 
@@ -57,16 +57,16 @@ def test_all_mass_on_foreign_ids_stays_finite():
     ids, logprobs = np.array([[1, 13]], np.int32), np.array([[-20.0, 0.0]], np.float32)
     rows = event_rows(ids, logprobs, VOCABULARY, num_kept=2)
     assert rows.top_ids_TK.tolist() == [[1, -1]]
-    assert np.isfinite(rows.actual_logprobs_T).all()
+    assert np.isfinite(rows.sampled_logprobs_T).all()
 
 
 def test_split_gives_each_rollout_its_own_rows():
     ids, logprobs, _ = raw_rows(seed=0, num_rows=7, num_top=4)
     rows = event_rows(ids, logprobs, VOCABULARY, num_kept=3)
     parts = rows.split([2, 1, 4])
-    assert [len(part.actual_logprobs_T) for part in parts] == [2, 1, 4]
+    assert [len(part.sampled_logprobs_T) for part in parts] == [2, 1, 4]
     np.testing.assert_array_equal(parts[2].top_ids_TK, rows.top_ids_TK[3:])
-    np.testing.assert_array_equal(parts[1].actual_logprobs_T, rows.actual_logprobs_T[2:3])
+    np.testing.assert_array_equal(parts[1].sampled_logprobs_T, rows.sampled_logprobs_T[2:3])
 
 
 def flat(rows: list[dict[int, float]]) -> SimpleNamespace:

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine, _draw, _uniforms
 from opsd.errors import ConfigError, StageError
-from opsd.types import Mixture, Prompt, Sampling, Vocabulary
+from opsd.types import Mixture, Prompt, Vocabulary
 from tests.opsd.builders import merge_stops
 from tests.tiny_models import make_tiny_qwen3
 

@@ -9,11 +9,12 @@ import pytest
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
 from opsd.engines import vllm as vllm_engine
+from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.vllm_settings import check_engine_args, llm_arguments, sleep_level
 from opsd.errors import ConfigError, StageError
 from opsd.preflight import check_counts
-from opsd.types import Prompt, Sampling, Vocabulary
+from opsd.types import Prompt, Vocabulary
 from opsd.weight_sync import weight_transfer
 
 ROLES = {"rollout": RolloutConfig, "teacher": TeacherConfig, "evaluation": EngineConfig}

@@ -16,10 +16,10 @@ from transformers.models.auto import AutoModelForCausalLM
 from opsd.errors import ConfigError
 from opsd.learner.loading import load_student, open_student
 from opsd.learner.model import DistillationModel, decoder_layers, full_weights, shard, trained_tensors
-from opsd.learner.packing import build_sequences, pack
+from opsd.learner.packing import pack
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Selection, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import batch_of, scored_rollouts
 from tests.opsd.process_group import one_rank
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))
@@ -92,7 +92,8 @@ def weights_and_losses(path, rank, num_ranks, **settings):
     model = sharded(path, rank, num_ranks, **settings)
     weights = {name: w.clone() for name, w in full_weights(trained_tensors(model), torch.float32)}
     every = Selection(index_N=torch.arange(sum(LENGTHS)), weight_N=torch.ones(sum(LENGTHS)))
-    [batches] = pack(build_sequences(scored_rollouts(LENGTHS, VOCABULARY), every, "teacher", VOCABULARY), 1, 0)
+    scored = batch_of(scored_rollouts(LENGTHS, VOCABULARY))
+    [batches] = pack(scored, every, "teacher", VOCABULARY, num_ranks=1, max_tokens=0)
     assert len(batches) == len(LENGTHS)
     return {"weights": weights, "losses": torch.stack([model(batch)[0].detach() for batch in batches])}
 

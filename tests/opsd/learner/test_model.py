@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from opsd.batch import rollout_stats
 from opsd.learner.model import DistillationModel
-from opsd.learner.packing import build_sequences, pack
+from opsd.learner.packing import pack
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.ops.signals import STATISTICS
 from opsd.types import Mixture, ScoredRollout, Selection, TokenStats, Vocabulary
-from tests.opsd.builders import make_scored, merge_stops, random_logprobs
+from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logprobs
 from tests.tiny_models import make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))  # the model has 64 rows: four of them are padding
@@ -40,10 +40,14 @@ def rollout_of(student, num_known):
     return ScoredRollout(rollout=rollout, scores=scores), student_TV, teacher_TV
 
 
+def packed(items, selection, num_ranks=1):
+    return pack(batch_of(items), selection, "teacher", VOCABULARY, num_ranks=num_ranks, max_tokens=1000)
+
+
 @torch.no_grad()
 def learner_stats(student, item):
     everything = Selection(index_N=torch.arange(len(RESPONSE)), weight_N=torch.ones(len(RESPONSE)))
-    [[batch]] = pack(build_sequences([item], everything, "teacher", VOCABULARY), 1, 1000)
+    [[batch]] = packed([item], everything)
     return DistillationModel(student, reverse_kl, VOCABULARY, STATISTICS).token_stats(batch)
 
 
@@ -70,7 +74,7 @@ def test_both_sources_agree_where_every_event_is_known(student):
     item, _, _ = rollout_of(student, num_known=VOCABULARY.size)
     from_learner, from_rollouts = (
         learner_stats(student, item).known(),
-        rollout_stats([item], VOCABULARY, STATISTICS).known(),
+        rollout_stats(batch_of([item]), VOCABULARY, STATISTICS).known(),
     )
     # Neither candidates nor an order are part of a micro-batch.
     assert from_rollouts.keys() - from_learner.keys() == {"compatibility_T", "teacher_entropy_T"}
@@ -83,7 +87,7 @@ def test_a_rank_without_tokens_has_the_same_statistics(student):
     """So that the parts of all ranks can be put together."""
     item, _, _ = rollout_of(student, num_known=8)
     everything = Selection(index_N=torch.arange(len(RESPONSE)), weight_N=torch.ones(len(RESPONSE)))
-    batches = pack(build_sequences([item], everything, "teacher", VOCABULARY), 2, 1000)
+    batches = packed([item], everything, num_ranks=2)
     model = DistillationModel(student, reverse_kl, VOCABULARY, STATISTICS)
     parts = [model.token_stats(batch) for [batch] in batches]
     assert sorted(len(part) for part in parts) == [0, len(RESPONSE)]
@@ -98,7 +102,7 @@ def test_a_mixture_is_read_at_its_place_in_the_packed_row(student):
     mixture = Mixture(other_ids=other_ids.numpy().astype("int32"), own_share=0.7)
     mixed = replace(item, rollout=replace(item.rollout, mixture=mixture))
     kept = Selection(index_N=torch.tensor([0, 3, 6, 8, 10]), weight_N=torch.ones(5))
-    [[batch]] = pack(build_sequences([item, mixed], kept, "teacher", VOCABULARY), 1, 1000)
+    [[batch]] = packed([item, mixed], kept)
     with torch.no_grad():
         stats = DistillationModel(student, reverse_kl, VOCABULARY).token_stats(batch)
         embed = student.get_input_embeddings()

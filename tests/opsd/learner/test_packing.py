@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.learner.packing import build_sequences, kept_buckets, pack
+from opsd.learner.packing import kept_buckets, pack, pack_whole
 from opsd.ops import align
 from opsd.types import Selection, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import batch_of, scored_rollouts
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
 LENGTHS = [5, 1, 9, 4, 7]
+
+
+def random_batch(lengths):
+    return batch_of(scored_rollouts(lengths, VOCABULARY))
+
+
+def packed(scored, selection, num_ranks=1, max_tokens=10_000):
+    return pack(scored, selection, "teacher", VOCABULARY, num_ranks=num_ranks, max_tokens=max_tokens)
 
 
 def kept_rows(micro_batches):
@@ -33,7 +41,7 @@ def every_second(scored):
 
 
 def test_a_batch_of_many_groups_has_the_buckets_of_one(monkeypatch):
-    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    scored = random_batch(LENGTHS)
     index = np.array([0, 4, 5, 6, 17, 18, 25])
     together = kept_buckets(scored, index, "teacher", VOCABULARY)
     monkeypatch.setattr(align, "GROUP_TOKENS", 6)  # [5, 1], [9], [4, 7]
@@ -42,39 +50,37 @@ def test_a_batch_of_many_groups_has_the_buckets_of_one(monkeypatch):
 
 
 def test_each_kept_row_sees_its_own_context_and_support():
-    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    scored = random_batch(LENGTHS)
     selection = every_second(scored)
-    flat = [(item, t) for item in scored for t in range(len(item.rollout))]
+    flat = [(item, t) for item in scored.items for t in range(len(item.rollout))]
     total = selection.weight_N.sum()
     expected = []
     for index, weight in zip(selection.index_N.tolist(), selection.weight_N, strict=True):
         item, t = flat[index]
         context = [*item.rollout.prompt.token_ids.tolist(), *item.rollout.response_ids[:t].tolist()]
         expected.append((tuple(context), item.rollout.response_ids[t], round((weight / total).item(), 6)))
-    [[batch]] = pack(build_sequences(scored, selection, "teacher", VOCABULARY), 1, 10_000)
+    [[batch]] = packed(scored, selection)
     got = [(context, support[0], weight) for context, support, weight in kept_rows([batch])]
     assert got == sorted(expected)
 
 
 def test_the_student_is_trained_after_its_own_prompt_whatever_the_teacher_saw():
-    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    scored = random_batch(LENGTHS)
     shown = []
-    for length, item in zip([1, 9, 3, 2, 6], scored, strict=True):
+    for length, item in zip([1, 9, 3, 2, 6], scored.items, strict=True):
         prompt = replace(item.rollout.prompt, teacher_token_ids=np.full(length, 19, np.int32))
         shown.append(replace(item, rollout=replace(item.rollout, prompt=prompt)))
     selection = every_second(scored)
-    plain, other = (build_sequences(items, selection, "teacher", VOCABULARY) for items in (scored, shown))
-    assert kept_rows(pack(other, 1, 10_000)[0]) == kept_rows(pack(plain, 1, 10_000)[0])
+    assert kept_rows(packed(batch_of(shown), selection)[0]) == kept_rows(packed(scored, selection)[0])
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("max_tokens", [1, 13, 10_000])
 def test_packing_moves_rows_but_changes_none(num_ranks, max_tokens):
-    scored = scored_rollouts(LENGTHS, VOCABULARY)
-    sequences = build_sequences(scored, every_second(scored), "teacher", VOCABULARY)
-    by_rank = pack(sequences, num_ranks, max_tokens)
+    scored = random_batch(LENGTHS)
+    by_rank = packed(scored, every_second(scored), num_ranks, max_tokens)
     assert len({len(batches) for batches in by_rank}) == 1, "every rank must run as many micro-batches"
-    whole = kept_rows([batch for [batch] in [pack(sequences, 1, 10_000)[0]]])
+    whole = kept_rows([batch for [batch] in packed(scored, every_second(scored))])
     assert kept_rows([batch for batches in by_rank for batch in batches]) == whole
     for batch in (batch for batches in by_rank for batch in batches):
         num_sequences = int((batch.position_L == 0).sum())
@@ -83,7 +89,7 @@ def test_packing_moves_rows_but_changes_none(num_ranks, max_tokens):
 
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 10_000), (3, 13)])
 def test_temperatures_and_inputs_stay_with_their_tokens(num_ranks, max_tokens):
-    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    scored = random_batch(LENGTHS)
     index = torch.arange(0, sum(LENGTHS), 2)
     selection = Selection(
         index_N=index,
@@ -91,7 +97,7 @@ def test_temperatures_and_inputs_stay_with_their_tokens(num_ranks, max_tokens):
         temperature_N=0.5 + index.float(),
         inputs={"advantage_N": -index.float(), "wrong_N": index % 4 == 0},
     )
-    by_rank = pack(build_sequences(scored, selection, "teacher", VOCABULARY), num_ranks, max_tokens)
+    by_rank = packed(scored, selection, num_ranks, max_tokens)
     batches = [batch for batches in by_rank for batch in batches]
     assert sum(len(batch.index_N) for batch in batches) == len(index)
     for batch in batches:
@@ -102,28 +108,28 @@ def test_temperatures_and_inputs_stay_with_their_tokens(num_ranks, max_tokens):
 
 
 def test_trunk_stops_at_the_last_kept_row_and_skips_rollouts_that_keep_nothing():
-    scored = scored_rollouts(LENGTHS, VOCABULARY)
+    scored = random_batch(LENGTHS)
     selection = Selection(index_N=torch.tensor([1, 7]), weight_N=torch.ones(2))  # rollout 0 token 1, rollout 2 token 1
-    sequences = build_sequences(scored, selection, "teacher", VOCABULARY)
-    assert [len(s.token_ids) for s in sequences] == [2 + 1, 4 + 1]  # prompt tokens and one response token
-    assert [s.row_N.tolist() for s in sequences] == [[2], [4]]
+    whole = pack_whole(scored, selection, "teacher", VOCABULARY)
+    assert whole.cu_seq_lens.diff().tolist() == [2 + 1, 4 + 1]  # prompt tokens and one response token
+    assert whole.row_N.tolist() == [2, 3 + 4]
+    [batches] = packed(scored, selection, max_tokens=0)
+    assert [batch.row_N.tolist() for batch in batches] == [[4], [2]]  # the longer one first
 
 
 def test_more_ranks_than_sequences_gives_empty_micro_batches():
-    scored = scored_rollouts([3], VOCABULARY)
-    sequences = build_sequences(
-        scored, Selection(index_N=torch.tensor([0]), weight_N=torch.ones(1)), "teacher", VOCABULARY
-    )
-    by_rank = pack(sequences, 3, 100)
+    scored = random_batch([3])
+    by_rank = packed(scored, Selection(index_N=torch.tensor([0]), weight_N=torch.ones(1)), 3, 100)
     assert sorted(len(batch.row_N) for [batch] in by_rank) == [0, 0, 1]
     empty = min((batch for [batch] in by_rank), key=lambda batch: len(batch.row_N))
-    assert empty.teacher_logprobs_NB.shape == (0, sequences[0].teacher_logprobs_NB.shape[1])
+    [[full]] = [batches for batches in by_rank if len(batches[0].row_N)]
+    assert empty.teacher_logprobs_NB.shape == (0, full.teacher_logprobs_NB.shape[1])
+    assert len(empty.token_ids_L) == empty.max_length == 1
 
 
 def test_load_is_balanced_over_ranks():
     lengths = np.random.default_rng(0).integers(2, 60, 40).tolist()
-    scored = scored_rollouts(lengths, VOCABULARY)
+    scored = random_batch(lengths)
     everything = Selection(index_N=torch.arange(sum(lengths)), weight_N=torch.ones(sum(lengths)))
-    sequences = build_sequences(scored, everything, "teacher", VOCABULARY)
-    loads = [sum(len(b.token_ids_L) for b in batches) for batches in pack(sequences, 4, 10_000)]
-    assert max(loads) - min(loads) <= max(len(s.token_ids) for s in sequences)
+    loads = [sum(len(b.token_ids_L) for b in batches) for batches in packed(scored, everything, num_ranks=4)]
+    assert max(loads) - min(loads) <= pack_whole(scored, everything, "teacher", VOCABULARY).max_length

@@ -12,11 +12,11 @@ from opsd.learner.attention import PACKED
 from opsd.learner.loading import load_student
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
-from opsd.learner.packing import build_sequences, pack
-from opsd.learner.step import train_step
+from opsd.learner.packing import pack
+from opsd.learner.worker import train_step
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Selection, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import batch_of, scored_rollouts
 from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_tiny_qwen3
 
@@ -50,7 +50,8 @@ def sharded(path, **settings):
 def micro_batches():
     num_tokens = sum(LENGTHS)
     every = Selection(index_N=torch.arange(num_tokens), weight_N=torch.ones(num_tokens))
-    [batches] = pack(build_sequences(scored_rollouts(LENGTHS, VOCABULARY), every, "teacher", VOCABULARY), 1, 14)
+    scored = batch_of(scored_rollouts(LENGTHS, VOCABULARY))
+    [batches] = pack(scored, every, "teacher", VOCABULARY, num_ranks=1, max_tokens=14)
     assert len(batches) > 1
     return batches
 

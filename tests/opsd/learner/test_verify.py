@@ -22,16 +22,18 @@ from transformers import (
 import opsd.learner.group
 from opsd.config.engine import RolloutConfig
 from opsd.engines.events import in_order
+from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
 from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, shard
-from opsd.learner.packing import build_sequences, pack
-from opsd.learner.step import token_stats
+from opsd.learner.packing import pack
 from opsd.learner.verify import has_chunks, keeps_sequences_apart, require_student_head
+from opsd.learner.worker import token_stats
 from opsd.ops.losses.divergences import reverse_kl
-from opsd.types import Prompt, Sampling, ScoredRollout, Selection, Vocabulary
+from opsd.types import Prompt, ScoredRollout, Selection, Vocabulary
+from tests.opsd.builders import batch_of
 from tests.opsd.process_group import one_rank
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(2,))
@@ -146,20 +148,21 @@ def test_rollouts_statistics_and_gradients_are_those_of_each_answer_alone(name, 
             np.testing.assert_allclose(found, logprobs.numpy(), atol=1e-4)
 
     every = Selection(index_N=torch.arange(sum(map(len, expected))), weight_N=torch.ones(sum(map(len, expected))))
-    sequences = build_sequences(scored, every, "teacher", VOCABULARY)
     model, truth = sharded(path), torch.cat(expected)
-    [alone], [packed] = pack(sequences, 1, 0), pack(sequences, 1, 1000)
+    [alone], [packed] = (
+        pack(batch_of(scored), every, "teacher", VOCABULARY, num_ranks=1, max_tokens=max_tokens)
+        for max_tokens in (0, 1000)
+    )
     assert (len(alone), len(packed)) == (4, 1)
     found = student_logprobs(model, alone)
     torch.testing.assert_close(found, truth, rtol=0, atol=1e-4)
     assert (student_logprobs(model, packed) - truth).abs().max() > 0.1
 
     plain = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
-    for sequence in sequences:
-        ids = torch.from_numpy(sequence.token_ids).long()
-        logprobs = plain(ids[None], use_cache=False).logits[0, sequence.row_N, :60].log_softmax(-1)
-        sampled = logprobs.gather(1, torch.from_numpy(sequence.support_NU[:, :1]).long())[:, 0]
-        (torch.from_numpy(sequence.weight_N) * sampled).sum().backward()
+    for batch in alone:
+        logprobs = plain(batch.token_ids_L[None], use_cache=False).logits[0, batch.row_N, :60].log_softmax(-1)
+        sampled = logprobs.gather(1, batch.support_NU[:, :1])[:, 0]
+        (batch.weight_N * sampled).sum().backward()
     model = sharded(path, divergence=sampled_logprob)
     for batch in alone:
         model(batch)[0].backward()

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.errors import StageError
-from opsd.hooks import build_hooks
 from opsd.models.student_folder import save_student
 from opsd.run import Run
 from opsd.run_folder import RunFolder
+from opsd.run_state import Ledger
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 
@@ -111,25 +111,27 @@ def test_a_student_that_cannot_be_written_costs_neither_summary_nor_report(tmp_p
         teacher=TeacherConfig(path="teacher"),
         data=DataConfig(train_path="train.jsonl", eval_path="eval.jsonl"),
     )
-    run = Run(cfg, build_hooks(cfg))
-    run.timer.start()
-    run.folder, run.startup_s, run.setup = (
-        RunFolder(cfg.output_dir),
-        1.0,
-        SimpleNamespace(device="cpu", support="teacher"),
-    )
-    run.done = run.last_step
-    run.folder.path.mkdir()
-    (run.folder.checkpoints / "step_000300").mkdir(parents=True)
-    run.before = run.after = {"accuracy": 0.5, "reverse_kl": 0.1, "top1_agreement": 0.9}
+    figures = {"accuracy": 0.5, "reverse_kl": 0.1, "top1_agreement": 0.9}
+    ledger = Ledger(last_step=300, done=300, before=figures, after=figures)
+    ledger.timer.start()
+    folder = RunFolder(cfg.output_dir)
+    folder.path.mkdir()
+    (folder.checkpoints / "step_000300").mkdir(parents=True)
 
     def no_space(folder):
         raise StageError(f"export: the student could not be written to {folder}: OSError: no space")
 
-    run.learner, reports = SimpleNamespace(save_student=no_space), []
-    run.log = SimpleNamespace(log_report=reports.append)
+    reports = []
+    parts = SimpleNamespace(
+        cfg=cfg,
+        folder=folder,
+        setup=SimpleNamespace(device="cpu", support="teacher"),
+        learner=SimpleNamespace(save_student=no_space),
+    )
+    log = SimpleNamespace(log_report=reports.append)
+    run = Run(parts=parts, ledger=ledger, log=log, bar=None, stop=None)
     monkeypatch.setattr("opsd.run.build_report", lambda folder: folder / "report.html")
     with pytest.raises(StageError, match=r"OSError: no space; the report .*/step_000300 has the weights: .*export.py"):
         run.finish()
-    assert json.loads((run.folder.path / "summary.json").read_text())["accuracy_after"] == 0.5
-    assert reports == [run.folder.path / "report.html"]
+    assert json.loads((folder.path / "summary.json").read_text())["accuracy_after"] == 0.5
+    assert reports == [folder.path / "report.html"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opsd.engines.sampling import Sampling
 from opsd.teacher.remote.frames import WireError, from_frame, to_frame
 from opsd.teacher.remote.wire import (
     pack_answers,
@@ -18,7 +19,7 @@ from opsd.teacher.remote.wire import (
     unpack_score_request,
     unpack_scores,
 )
-from opsd.types import Sampling, Vocabulary
+from opsd.types import Vocabulary
 from tests.opsd.builders import scored_rollouts
 
 VOCABULARY = Vocabulary(size=40, stop_ids=(0, 7))

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from opsd.batch import drop_unusable
+from opsd.batch import scored_batch
 from opsd.config.engine import TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.errors import StageError
@@ -121,7 +121,8 @@ def pool_of(backend, urls, http=QUICK):
 
 
 def scored(pool):
-    return drop_unusable(pool.finish(pool.begin([ROLLOUTS])))
+    batch = scored_batch(pool.begin([ROLLOUTS]))
+    return batch.items, batch.dropped
 
 
 NAN = json.dumps({"choices": [{"prompt_logprobs": [{"1": {"logprob": float("nan")}, "2": {"logprob": -1.0}}] * 9}]})
