@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opsd.errors import StageError
 from opsd.ops.align import TokenRows, token_stats
+from opsd.ops.signals import Statistics
 from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TeacherScores, TokenStats, Vocabulary
 
 
@@ -34,9 +35,12 @@ def drop_unusable(
     return scored, dropped
 
 
-def rollout_stats(scored: list[ScoredRollout], vocabulary: Vocabulary) -> TokenStats:
+def rollout_stats(
+    scored: list[ScoredRollout], vocabulary: Vocabulary, statistics: Statistics | None = None
+) -> TokenStats:
     """The statistics of all rollouts' tokens, one after another, from what the engines returned: no forward pass."""
-    return TokenStats.concatenate([token_stats(rows, vocabulary) for rows in TokenRows.in_groups(scored, vocabulary)])
+    groups = TokenRows.in_groups(scored, vocabulary)
+    return TokenStats.concatenate([token_stats(rows, vocabulary, statistics) for rows in groups])
 
 
 def batch_stats(

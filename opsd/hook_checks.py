@@ -1,20 +1,25 @@
-"""What the hooks' functions return, checked on a made-up batch before anything starts, and at every call of a run.
+"""What a run's functions return, tried on a made-up batch before anything starts, and looked at at every call of a run.
 
 A function that returns something else would often train all the same: a divergence that returns its mean, say, weighs
-every token by the whole chunk. So each refusal is one line: which function, what was expected, what came.
+every token by the whole chunk. So each refusal is one line: which function, what was expected, what came. Before the
+start it is a ConfigError, in a running step a StageError.
 """
 # T response tokens of a batch, N kept tokens, B buckets, U = B - 1 named tokens
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from opsd.data.grading import check_grader
 from opsd.errors import ConfigError, StageError
-from opsd.ops.losses.objective import Objective, name_of
+from opsd.ops.losses.objective import Objective
+from opsd.ops.row_function import name_of
+from opsd.ops.signals import Statistics, statistics_of
 from opsd.types import BatchStats, Rollout, Selection, TokenStats
 
 if TYPE_CHECKING:
@@ -23,38 +28,47 @@ if TYPE_CHECKING:
 
 LENGTHS = (2, 2, 2, 2)  # of the made-up rollouts: two prompts with two answers each
 NUM_BUCKETS = 5
-FIELDS_IN_UNIT_RANGE = (
-    "entropy_T",
-    "reverse_kl_T",
-    "forward_kl_T",
-    "hellinger_T",
-    "grad_norm_T",
-    "compatibility_T",
-    "teacher_entropy_T",
-)
+FIELDS_IN_UNIT_RANGE = ("entropy_T", "reverse_kl_T", "forward_kl_T", "compatibility_T", "teacher_entropy_T")
+
+
+class HookError(ValueError):
+    """A function of a method gave something else than it must, or refuses an option; names the function or setting."""
 
 
 def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
-    """Runs selection and objective on eight made-up tokens, and asks for the source of the answers.
+    """Tries statistics, selection, objective and grader on eight made-up tokens, and asks for the answers' source.
 
-    Raises ConfigError that names the function at fault. So an option out of range is found here too. Draws nothing from
-    the global generator that a run would notice.
+    Raises ConfigError that names the function or the setting at fault. So an option out of range is found here too.
+    Draws nothing from the global generator that a run would notice.
     """
-    objective, batch = Objective.of(hooks.divergence), made_up_batch(cfg)
-    with torch.random.fork_rng(devices=[]):
+    objective = Objective.of(hooks.divergence)
+    with torch.random.fork_rng(devices=[]), refused():
+        batch = made_up_batch(cfg, hooks.statistics)
         try:
-            selection = checked_select(hooks.select, batch)
+            selection = selected(hooks.select, batch)
         except StageError:  # a threshold of the user's own may leave none of the made-up tokens
             place_T = torch.arange(len(batch.tokens))
             selection = Selection(index_N=place_T, weight_N=torch.ones(len(place_T)))
-            objective = Objective(parts=tuple(p for p in objective.parts if not Objective.of(p[1]).required_inputs()))
+            objective = Objective(parts=tuple(part for part in objective.parts if not part[1].inputs))
         check_objective(objective, selection)
+    check_grader(cfg.data.grader)
     no_engines: Any = NoEngines()
     try:
         source = hooks.rollouts(no_engines, no_engines)
     except AttributeError:  # one that reads more of its pools at once is looked at when there are pools
         return
     checked_source(source, name_of(hooks.rollouts))
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """What is wrong before a run starts is a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, StageError) as error:
+        raise ConfigError(str(error)) from error
 
 
 class NoEngines:
@@ -65,88 +79,101 @@ class NoEngines:
 
 
 def checked_select(select: Callable[[BatchStats], Selection], batch: BatchStats) -> Selection:
-    """What `select` keeps of the batch. Raises ConfigError where that is no selection of this batch's tokens."""
+    """What `select` keeps of a running step's batch. Raises StageError where that is no selection of its tokens."""
+    try:
+        return selected(select, batch)
+    except ValueError as error:
+        raise StageError(f"step {batch.step + 1}: {error}") from error
+
+
+def selected(select: Callable[[BatchStats], Selection], batch: BatchStats) -> Selection:
+    """As `checked_select`, with HookError or ConfigError for all but a selection of nothing."""
+    where = f"select: {name_of(select)}"
     try:
         selection = select(batch)
-    except (ConfigError, StageError):
+    except (ConfigError, HookError):
         raise
     except ValueError as error:
-        raise ConfigError(f"select: {name_of(select)}: {error}") from error
-    check_selection(f"select: {name_of(select)}", selection, len(batch.tokens))
+        raise HookError(f"{where}: {error}") from error
+    check_selection(where, selection, len(batch.tokens))
     if not (selection.weight_N > 0).any():
-        raise StageError(f"select: {name_of(select)} gives no token of step {batch.step} a weight above 0")
+        raise StageError(f"{where} gives no token of step {batch.step} a weight above 0")
     return selection
 
 
 def check_selection(where: str, selection: Any, num_tokens: int) -> None:
-    """What a Selection cannot know by itself: that it is one, and of how many tokens it chooses."""
+    """What a Selection cannot know by itself: that it is one, and of how many tokens. Raises HookError."""
     if not isinstance(selection, Selection):
-        raise ConfigError(f"{where} must return a Selection, got {type(selection).__name__}")
+        raise HookError(f"{where} must return a Selection, got {type(selection).__name__}")
     if len(selection) and int(selection.index_N[-1]) >= num_tokens:
-        raise ConfigError(
+        raise HookError(
             f"{where} must keep tokens by their places 0..{num_tokens - 1}, got place {int(selection.index_N[-1])}"
         )
 
 
 def check_tokens(where: str, values: Any, num_tokens: int, *, dtype: torch.dtype | None = None) -> None:
-    """One value a token: a tensor [T], real, of `dtype` where one is given. Raises ConfigError."""
-    wanted = f"{where} must return a tensor of shape ({num_tokens},), one value a token"
+    """One value a token: a tensor [T], real, of `dtype` where one is given. Raises HookError."""
+    wanted = f"{where} must return a tensor of shape ({num_tokens},), one value per token"
     if not isinstance(values, Tensor):
-        raise ConfigError(f"{wanted}, got {type(values).__name__}")
+        raise HookError(f"{wanted}, got {type(values).__name__}")
     if tuple(values.shape) != (num_tokens,):
-        raise ConfigError(f"{wanted}, got shape {tuple(values.shape)}")
+        raise HookError(f"{wanted}, got shape {tuple(values.shape)}")
     if values.is_complex() or (dtype is not None and values.dtype != dtype):
-        raise ConfigError(f"{where} must return {dtype or 'real numbers'}, got {values.dtype}")
+        raise HookError(f"{where} must return {dtype or 'real numbers'}, got {values.dtype}")
 
 
 def check_objective(objective: Objective, selection: Selection) -> None:
-    """Every part of the loss on made-up buckets: one finite value a row, with a finite gradient in the student."""
-    missing = objective.required_inputs() - {"support_NU", *selection.inputs}
+    """Every part of the loss on made-up buckets: one finite value per row, with a finite gradient in the student."""
+    missing = objective.inputs - {"support_NU", *selection.inputs}
     if missing:
-        raise ConfigError(f"the loss needs {', '.join(sorted(missing))}, which the selection does not give")
+        raise HookError(f"the loss needs {', '.join(sorted(missing))}, which the selection does not give")
     student_NB, teacher_NB, support_NU = made_up_buckets(len(selection))
+    student_NB.requires_grad_()
     has_token_NB = ~teacher_NB.isneginf()
     available = {"support_NU": support_NU, **selection.inputs}
-    for _, function in objective.parts:
-        part = Objective.of(function)
+    for _, loss in objective.parts:
+        part, where = Objective.of(loss), f"{loss.setting}: {name_of(loss)}"
         try:
-            value_N = part(student_NB, teacher_NB, **part.wanted(available))
-        except ConfigError:
-            raise
+            value_N = part(student_NB, teacher_NB, **part.takes(available))
         except ValueError as error:
-            raise ConfigError(f"the loss: {name_of(function)}: {error}") from error
+            raise HookError(f"{where}: {error}") from error
         if not value_N.requires_grad:
-            raise ConfigError(f"the loss: {name_of(function)} must depend on the student's log-probabilities")
+            raise HookError(f"{where} must depend on the student's log-probabilities")
         (grad_NB,) = torch.autograd.grad(value_N.sum(), student_NB)
         for what, numbers in (("value", value_N), ("gradient", grad_NB[has_token_NB])):
             if not numbers.isfinite().all():
-                raise ConfigError(
-                    f"the loss: {name_of(function)} must have a finite {what} also where a slot holds no token "
-                    f"(-inf for both models), got {numbers[~numbers.isfinite()][0].item()}"
+                raise HookError(
+                    f"{where} must have a finite {what} also where a slot holds no token (-inf for both models), got "
+                    f"{numbers[~numbers.isfinite()][0].item()}"
                 )
 
 
 def checked_source(source: RolloutSource, where: str) -> RolloutSource:
-    """`source` with each of its groups looked at: rollouts by their places in the batch, every place once."""
+    """`source` with each of its groups looked at: rollouts by their places in the batch, every place once.
+
+    Raises ConfigError where it is no source, and in a running step StageError.
+    """
     if not callable(source):
         raise ConfigError(f"{where} must return a function of prompts, got {type(source).__name__}")
 
     def checked(prompts: list, *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
         seen: set[int] = set()
-        for group in source(prompts, samples_per_prompt=samples_per_prompt, step=step):
-            if not isinstance(group, dict) or not all(isinstance(rollout, Rollout) for rollout in group.values()):
-                got = f"{type(group).__name__} in step {step}"
-                raise ConfigError(f"{where} must give groups {{place: Rollout}}, got {got}")
-            twice = seen & group.keys()
-            if twice:
-                raise ConfigError(f"{where} must give every place once, got place {min(twice)} twice in step {step}")
-            seen |= group.keys()
-            yield group
+        try:
+            for group in source(prompts, samples_per_prompt=samples_per_prompt, step=step):
+                if not isinstance(group, dict) or not all(isinstance(rollout, Rollout) for rollout in group.values()):
+                    raise HookError(f"{where} must give groups {{place: Rollout}}, got {type(group).__name__}")
+                twice = seen & group.keys()
+                if twice:
+                    raise HookError(f"{where} must give every place once, got place {min(twice)} twice")
+                seen |= group.keys()
+                yield group
+        except (ConfigError, HookError) as error:
+            raise StageError(f"rollout: step {step + 1}: {error}") from error
 
     return checked
 
 
-def made_up_batch(cfg: RunConfig) -> BatchStats:
+def made_up_batch(cfg: RunConfig, statistics: Statistics | None = None) -> BatchStats:
     """Statistics of four rollouts, with all that a run of this config has; half off-policy where it may have such."""
     values = torch.linspace(0.1, 0.9, sum(LENGTHS))
     known = {name: values.roll(shift) for shift, name in enumerate(FIELDS_IN_UNIT_RANGE)}
@@ -158,12 +185,25 @@ def made_up_batch(cfg: RunConfig) -> BatchStats:
         step=0,
         num_steps=cfg.num_steps,
         lengths=LENGTHS,
-        tokens=TokenStats(**known),
+        tokens=TokenStats(**known, extra=made_up_statistics(statistics or {}, len(values))),
         prompt_R=torch.tensor([0, 0, 1, 1]),
         sample_R=torch.tensor([0, 0 if off_policy else 1] * 2),  # else the two answers to a prompt are a pair
         on_policy_R=torch.tensor([not off_policy, True] * 2),
         reward_R=None if cfg.data.grader == "none" else torch.tensor([1.0, 0.0, 1.0, 0.0]),
     )
+
+
+def made_up_statistics(statistics: Statistics, num_tokens: int) -> dict[str, Tensor]:
+    """Those of made-up buckets. Raises ValueError for one that is not a finite number per row, or fails on no rows."""
+    statistics_of(statistics, *made_up_buckets(0))  # as a learner's rank may have
+    found = statistics_of(statistics, *made_up_buckets(num_tokens))
+    for name, value_T in found.items():
+        if not value_T.isfinite().all():
+            raise HookError(
+                f"the statistic {name}: {name_of(statistics[name])} must be finite also where a slot holds no token "
+                "(-inf for both models)"
+            )
+    return {name: value_T.float() for name, value_T in found.items()}
 
 
 def made_up_buckets(num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,4 +215,4 @@ def made_up_buckets(num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         own_NB[:1, NUM_BUCKETS - 2] = -torch.inf
     support_NU[:1, NUM_BUCKETS - 2] = -1
     student_NB, teacher_NB = (own_NB.log_softmax(1) for own_NB in logits)
-    return student_NB.requires_grad_(), teacher_NB.float(), support_NU
+    return student_NB, teacher_NB.float(), support_NU

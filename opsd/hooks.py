@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from opsd.config.checks import function_named
 from opsd.errors import ConfigError
-from opsd.ops.losses.divergences import DIVERGENCES
-from opsd.ops.losses.objective import OBJECTIVES, REFUSED, Objective, is_row_input, name_of
-from opsd.ops.losses.terms import TERMS
+from opsd.ops.losses.objective import Loss, Objective
+from opsd.ops.losses.table import LOSSES, REFUSED
+from opsd.ops.row_function import name_of
+from opsd.ops.signals import Statistics
 from opsd.types import BatchStats, Rollout, Selection, StepReport
 
 if TYPE_CHECKING:
@@ -46,13 +47,15 @@ def student_answers(rollout_pool: RolloutPool, teacher_pool: Teacher) -> Rollout
 class TrainHooks:
     """The callables with which a method changes a run; a method replaces the ones that it needs.
 
-    `divergence` travels to the learner's processes, so it must be importable there (a module-level function, a
-    functools.partial of one, or an Objective of such); the others stay in the driver. A method that remembers
-    something from step to step hands it out and takes it back through `state_dict` and `load_state_dict`: it is saved
-    with every checkpoint, as JSON.
+    `divergence` and `statistics` travel to the learner's processes, so they must be importable there (a module-level
+    function, a functools.partial of one, or a Loss, RowFunction or Objective of such); the others stay in the driver. A
+    method that remembers something from step to step hands it out and takes it back through `state_dict` and
+    `load_state_dict`: it is saved with every checkpoint, as JSON.
     """
 
     divergence: Callable[..., Tensor]  # student, teacher bucket log-probs [N, B], row inputs -> [N]; see Objective
+    # What the selection reads beside the statistics of every run.
+    statistics: Statistics = field(default_factory=dict)
     select: Callable[[BatchStats], Selection] = select_all
     after_step: Callable[[StepReport], None] = ignore
     rollouts: Callable[[RolloutPool, Teacher], RolloutSource] = student_answers
@@ -69,62 +72,80 @@ def bind_objective(loss: LossConfig) -> Objective:
     """The loss with its options, and the terms with theirs. Raises ConfigError for an unknown name or option."""
     if loss.divergence in REFUSED:
         raise ConfigError(f"loss.divergence={loss.divergence}: {REFUSED[loss.divergence]}")
-    known = {**DIVERGENCES, **OBJECTIVES}
-    parts = [(1.0, bind_entry("loss.divergence", known, loss.divergence, "loss.options", loss.options))]
+    known = {name: Loss.of(entry) for name, entry in LOSSES.items()}
+    alone = {name: entry for name, entry in known.items() if not entry.only_beside}
+    parts = [(1.0, bind_loss("loss.divergence", alone, loss.divergence, "loss.options", loss.options))]
     for name, settings in loss.terms.items():
         options = {key: value for key, value in settings.items() if key != "weight"}
-        parts.append((settings["weight"], bind_entry("loss.terms", TERMS, name, f"loss.terms.{name}", options)))
+        parts.append((settings["weight"], bind_loss("loss.terms", known, name, f"loss.terms.{name}", options)))
     return Objective(parts=tuple(parts))
+
+
+def bind_loss(field: str, entries: dict[str, Loss], name: str, options_field: str, options: dict) -> Loss:
+    """`entries[name]` with its options bound."""
+    functions = {each: entry.function for each, entry in entries.items()}
+    inputs = entries[name].inputs if name in entries else ()
+    function = bind_entry(field, functions, name, options_field, options, each_call=inputs)
+    return replace(entries[name], function=function, setting=options_field if options else f"{field}={name}")
 
 
 def bind_entry(
     field: str,
-    entries: dict[str, Callable],
+    entries: Mapping[str, Callable],
     name: str,
     options_field: str,
     options: dict,
     always: dict | None = None,
+    *,
+    each_call: Collection[str] = (),
 ) -> Callable:
     """`entries[name]` with its options bound; a wrong name or option is a ConfigError that lists the right ones.
 
     `options` are what the user gave, `always` what every entry of the dict gets: one that cannot take these was written
-    for another dict or without them, and is told so. **options takes anything.
+    for another dict or without them, and is told so. **options takes anything. `each_call`: the keyword arguments that
+    are no options, as every call brings them.
     """
     if name not in entries:
         raise ConfigError(f"{field} must be one of {', '.join(sorted(entries))}, got {name!r}")
     always = always or {}
     parameters = inspect.signature(entries[name]).parameters.values()
-    known = [p.name for p in parameters if _is_option(p)]
+    known = {p.name: p for p in parameters if _is_option(p) and p.name not in each_call}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         takes = ", ".join(known) or "no options"
-        lacking = sorted(set(always) - set(known))
+        lacking = sorted({*always, *each_call} - {p.name for p in parameters})
         if lacking:
             raise ConfigError(
-                f"{field}={name}: {name_of(entries[name])} must take the keyword arguments {', '.join(sorted(always))} "
-                f"(or **options), as every entry does; it takes {takes}"
+                f"{field}={name}: {name_of(entries[name])} must take the keyword arguments "
+                f"{', '.join(sorted([*always, *each_call]))} (or **options), which every call gives; it takes {takes}"
             )
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise ConfigError(f"{options_field}: {name!r} takes {takes}, got {', '.join(unknown)}")
+    missing = [each for each, p in known.items() if p.default is p.empty and each not in {**always, **options}]
+    if missing:
+        raise ConfigError(f"{options_field}: {name!r} needs {', '.join(missing)}")
+    for option, value in options.items():
+        _check_kind(f"{options_field}.{option}", value, known[option].default if option in known else None)
     return partial(entries[name], **{**always, **options})
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:
-    """Whether it can be bound by name and is none of the arguments of each call."""
+    """Whether it can be bound by name and is none of the arguments by place of each call."""
     if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
         return parameter.default is not parameter.empty
-    return parameter.kind is parameter.KEYWORD_ONLY and not is_row_input(parameter)
+    return parameter.kind is parameter.KEYWORD_ONLY
+
+
+def _check_kind(option: str, value: Any, default: Any) -> None:
+    """Raises ConfigError for a text in place of a number, and the like. What has no default may be anything."""
+    number: Any = (int, float)
+    for kinds, wanted in ((bool, "true or false"), (number, "a number"), (str, "a text")):
+        if isinstance(default, kinds):
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+                raise ConfigError(f"{option} must be {wanted}, got {value!r}")
+            return
 
 
 def load_build_hooks(path: str) -> Callable[[RunConfig], TrainHooks]:
     """The function that `package.module:function` names. Raises ConfigError where there is none."""
-    module_name, _, function_name = path.partition(":")
-    if not module_name or not function_name:
-        raise ConfigError(f"hooks must look like package.module:build_hooks, got {path!r}")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"hooks={path}: cannot import {module_name}: {error}") from error
-    if not hasattr(module, function_name):
-        raise ConfigError(f"hooks={path}: {module_name} has no {function_name}")
-    return getattr(module, function_name)
+    return function_named("hooks", path)

@@ -30,7 +30,7 @@ from opsd.models.weights import model_without_weights, names_differ
 from opsd.monitor.log import MetricsLog, PhaseTimer, progress_bar
 from opsd.monitor.ray import RayMetrics, metrics_url
 from opsd.monitor.step import step_metrics, token_rows
-from opsd.ops.losses.objective import name_of
+from opsd.ops.row_function import name_of
 from opsd.plan.sharing import require_shared_room
 from opsd.preflight import check
 from opsd.report.build import build_report
@@ -155,13 +155,14 @@ class Run:
             cfg.student,
             cfg.learner,
             divergence=self.hooks.divergence,
+            statistics=self.hooks.statistics,
             support=setup.support,
             num_steps=cfg.num_steps,
             mean_decay=cfg.teacher.follow_decay,
             **shared,
         )
         sources: dict[str, Callable[[list[ScoredRollout]], TokenStats]] = {
-            "rollout": partial(rollout_stats, vocabulary=setup.vocabulary),
+            "rollout": partial(rollout_stats, vocabulary=setup.vocabulary, statistics=self.hooks.statistics),
             "learner": self.learner.token_stats,
         }
         self.token_stats = sources[cfg.stats]

@@ -8,8 +8,9 @@ been mapped so, and every log-probability beside it is that of the whole event.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,8 +160,6 @@ class TokenStats:
     entropy_T: Tensor  # float32 [T], H(student) / log V, in [0, 1]
     reverse_kl_T: Tensor  # float32 [T], KL(student || teacher), nats
     forward_kl_T: Tensor  # float32 [T], KL(teacher || student), nats
-    hellinger_T: Tensor | None = None  # float32 [T], Hellinger distance, in [0, 1]
-    grad_norm_T: Tensor | None = None  # float32 [T], 2-norm of the reverse KL's gradient in the student's logits
     compatibility_T: Tensor | None = None  # float32 [T], the teacher's mass on the student's 16 likeliest events
     student_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
     teacher_logprob_T: Tensor | None = None  # float32 [T], of the sampled event, nats
@@ -169,32 +168,45 @@ class TokenStats:
     # rest of it is one bucket, in which they cannot be told apart.
     named_mass_T: Tensor | None = None
     attention_T: Tensor | None = None  # float32 [T], that the teacher pays to the token; only with teacher.attention
+    # float32 [T] each, what the run's selection asked for beside these: see TrainHooks.statistics.
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for own in fields(self):
-            value_T = getattr(self, own.name)
-            if value_T is not None:
-                _expect_shape(own.name, value_T, tuple(self.entropy_T.shape))
+        twice = self.extra.keys() & vars(self).keys()
+        if twice:
+            raise ValueError(f"extra must have names of its own, got {', '.join(sorted(twice))}")
+        for name, value_T in self.known().items():
+            _expect_shape(name, value_T, tuple(self.entropy_T.shape))
 
     def __len__(self) -> int:
         return len(self.entropy_T)
 
+    def known(self) -> dict[str, Tensor]:
+        """Every statistic that is there, by name: fields and extra ones alike."""
+        statistics = {**vars(self), **self.extra}
+        return {name: value for name, value in statistics.items() if isinstance(value, Tensor)}
+
     @classmethod
     def concatenate(cls, parts: Sequence[TokenStats]) -> TokenStats:
-        """One after another. Raises ValueError where some of the parts have a field and others do not."""
-        joined = {f.name: _concatenate(f.name, [getattr(part, f.name) for part in parts]) for f in fields(cls)}
-        return cls(**{name: value_T for name, value_T in joined.items() if value_T is not None})
+        """One after another. Raises ValueError where some of the parts have a statistic and others do not."""
+        known = [part.known() for part in parts]
+        names = {name: None for part in known for name in part}  # in order
+        return cls._of({name: _concatenate(name, [part.get(name) for part in known]) for name in names})
 
     def take(self, index_N: Tensor) -> TokenStats:
         """The tokens at these places, in this order."""
-        return self._map(lambda value_T: value_T[index_N])
+        return self._of({name: value_T[index_N] for name, value_T in self.known().items()})
 
     def to(self, device: torch.device | str) -> TokenStats:
-        return self._map(lambda value_T: value_T.to(device))
+        return self._of({name: value_T.to(device) for name, value_T in self.known().items()})
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
-        known = {name: value_T for name, value_T in vars(self).items() if value_T is not None}
-        return TokenStats(**{name: change(value_T) for name, value_T in known.items()})
+    @classmethod
+    def _of(cls, known: dict[str, Tensor]) -> TokenStats:
+        """From what `known` gives."""
+        own = {each.name for each in fields(cls)}
+        extra = {name: value_T for name, value_T in known.items() if name not in own}
+        of_fields: dict[str, Any] = {name: value_T for name, value_T in known.items() if name in own}
+        return cls(**of_fields, extra=extra)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,8 +325,8 @@ def _expect_all(wanted: str, values_N: Tensor, holds_N: Tensor) -> None:
         raise ValueError(f"{wanted}, got {values_N[wrong[0, 0]].item()} at place {int(wrong[0, 0])} of {len(values_N)}")
 
 
-def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor | None:
+def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor:
     known = [part for part in parts if part is not None]
-    if known and len(known) < len(parts):
+    if len(known) < len(parts):
         raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {len(known)}")
-    return torch.cat(known) if known else None
+    return torch.cat(known)

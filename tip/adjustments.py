@@ -2,6 +2,7 @@
 
     ADJUSTMENTS[name](batch, selection, **options) -> Selection
 
+`READS` says which statistics of the tokens each is made of, as that of tip.scores.
 `adjust={paced: {}, kdrl: {}}` applies these in this order. A token whose weight comes to 0 is dropped.
 """
 # T response tokens of the global batch, N kept tokens, R rollouts
@@ -124,6 +125,16 @@ ADJUSTMENTS: dict[str, Callable[..., Selection]] = {
     "temperature": temperature,
     "advantage": advantage,
     "preference": preference,
+}
+
+READS: dict[str, tuple[str, ...]] = {
+    "reward": (),
+    "paced": (),
+    "forward_then_reverse": (),
+    "fire": ("entropy_T", "teacher_entropy_T"),
+    "temperature": ("hellinger_T",),
+    "advantage": (),
+    "preference": ("student_logprob_T", "teacher_logprob_T"),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from opsd.config.checks import one_of
 from opsd.config.run import RunConfig
 from opsd.errors import ConfigError
+from tip.scores import ScoreOptions
 
 
 @dataclass
@@ -20,8 +21,9 @@ class SelectorConfig:
     schedule: str = "constant"  # a name in tip.plugin.SCHEDULES: constant | loss_driven
     schedule_options: dict[str, Any] = field(default_factory=dict)  # e.g. {floor: 0.2} for loss_driven
     scope: str = "rollout"  # rollout | batch: of which tokens `ratio` is a share
-    scaling: str = "minmax"  # minmax | quantile: how entropy and divergence come to [0, 1]
-    clip_quantile: float = 0.98  # minmax only: entropy is cut at this quantile first; 1 leaves it whole
+    scaling: str = ScoreOptions.scaling  # minmax | quantile: how entropy and divergence come to [0, 1]
+    # minmax only: entropy is cut at this quantile first; 1 leaves it whole
+    clip_quantile: float = ScoreOptions.clip_quantile
 
     def __post_init__(self) -> None:
         one_of("selector.scope", self.scope, ("rollout", "batch"))

@@ -2,6 +2,7 @@
 
     FILTERS[name](batch, **options) -> bool [T], True: may be selected
 
+`READS` says which statistics of the tokens each is made of, as that of tip.scores.
 `filters={horizon: {start: 64, end: 512}}` turns one on; several must all agree.
 """
 # T response tokens of the global batch, R rollouts
@@ -42,3 +43,5 @@ def horizon(batch: BatchStats, *, start: int, end: int) -> Tensor:
 
 
 FILTERS: dict[str, Callable[..., Tensor]] = {"fire": fire, "horizon": horizon}
+
+READS: dict[str, tuple[str, ...]] = {"fire": ("teacher_logprob_T",), "horizon": ()}

@@ -32,7 +32,7 @@ from torch.autograd.function import once_differentiable
 from opsd.ops.align import NUM_COMPATIBLE
 from opsd.ops.head.gradients import softmax_dtype
 from opsd.ops.losses.divergences import DIVERGENCES, forward_kl, reverse_kl
-from opsd.ops.signals import hellinger, reverse_kl_grad_norm
+from opsd.ops.signals import STATISTICS, statistics_of
 from opsd.types import Selection, TokenStats
 
 # The float32 logits of one model in a chunk (27 rows of a 152k vocabulary); about ten such buffers live at a time.
@@ -43,16 +43,19 @@ CHUNK_BYTES = 16 << 20
 def token_stats(student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT: Tensor) -> TokenStats:
     """What the scores need of each token where `mask_BT` is true, sequence after sequence. On CPU, for the selectors.
 
-    Entropy as a share of log V, the two KLs in nats and all else that is a function of the two distributions, exact and
-    at temperature 1, in float32 (float64 for float64 logits). `mask_BT.sum(1)` are the lengths that belong to them.
+    Entropy as a share of log V, the two KLs in nats and all else that is a function of the two distributions, every
+    entry of `opsd.ops.signals.STATISTICS` included, exact and at temperature 1, in float32 (float64 for float64
+    logits). `mask_BT.sum(1)` are the lengths that belong to them.
     Raises ValueError where a shape does not fit.
     """
     _check_shapes(student_logits_BTV, teacher_logits_BTV, mask_BT=mask_BT)
     place_N2, vocab_size = mask_BT.nonzero(), student_logits_BTV.shape[-1]
     # Filled in place: results kept of every chunk would lie among the freed ones and hold the heap's pages.
-    entropy_N, reverse_N, forward_N, hellinger_N, grad_norm_N, compatibility_N, teacher_entropy_N = (
-        student_logits_BTV.new_empty(7, len(place_N2), dtype=softmax_dtype(student_logits_BTV))
+    entropy_N, reverse_N, forward_N, compatibility_N, teacher_entropy_N, *further = student_logits_BTV.new_empty(
+        5 + len(STATISTICS), len(place_N2), dtype=softmax_dtype(student_logits_BTV)
     )
+    extra = dict(zip(STATISTICS, further, strict=True))
+    ids_V = torch.arange(vocab_size, device=student_logits_BTV.device)
     num_compatible = min(NUM_COMPATIBLE, vocab_size)
     for rows, place in _chunks(place_N2, vocab_size):
         student_NV = _logprobs(student_logits_BTV[place], 1.0)
@@ -60,8 +63,8 @@ def token_stats(student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT:
         entropy_N[rows] = torch.special.entr(student_NV.exp()).sum(-1) / math.log(vocab_size)
         reverse_N[rows] = reverse_kl(student_NV, teacher_NV)
         forward_N[rows] = forward_kl(student_NV, teacher_NV)
-        hellinger_N[rows] = hellinger(student_NV, teacher_NV)
-        grad_norm_N[rows] = reverse_kl_grad_norm(student_NV, teacher_NV)
+        for name, value_N in statistics_of(STATISTICS, student_NV, teacher_NV, ids_V.expand_as(student_NV)).items():
+            extra[name][rows] = value_N
         likeliest_NC = student_NV.topk(num_compatible, dim=-1).indices
         compatibility_N[rows] = teacher_NV.gather(-1, likeliest_NC).exp().sum(-1)
         teacher_entropy_N[rows] = torch.special.entr(teacher_NV.exp()).sum(-1) / math.log(vocab_size)
@@ -70,11 +73,10 @@ def token_stats(student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT:
         entropy_T=entropy_N.clamp(0.0, 1.0),
         reverse_kl_T=reverse_N.clamp_min(0.0),
         forward_kl_T=forward_N.clamp_min(0.0),
-        hellinger_T=hellinger_N,
-        grad_norm_T=grad_norm_N,
         compatibility_T=compatibility_N.clamp_max(1.0),
         teacher_entropy_T=teacher_entropy_N.clamp(0.0, 1.0),
         named_mass_T=torch.ones_like(entropy_N),  # every token has a bucket of its own
+        extra=extra,
     ).to("cpu")
 
 

@@ -6,8 +6,9 @@ import sys
 from dataclasses import dataclass
 
 from opsd.types import BatchStats
+from tip import adjustments
 from tip.config import TipRunConfig
-from tip.scores import compares_models
+from tip.scores import compares, compares_models
 
 LOW_MASS = 0.9  # of the student's, on the tokens that the models are compared on; see TokenStats.named_mass_T
 
@@ -38,4 +39,4 @@ def comparing_parts(cfg: TipRunConfig) -> list[str]:
     """The settings of a run whose choice or weight of a token comes from a comparison of the two models."""
     scored = cfg.selector.name != "all" and compares_models(cfg.selector.score)
     parts = [f"selector.score={cfg.selector.score}"] if scored else []
-    return parts + [f"adjust.{name}" for name in cfg.adjust if name == "temperature"]
+    return parts + [f"adjust.{name}" for name in cfg.adjust if compares(adjustments.READS.get(name, ()))]

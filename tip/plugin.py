@@ -8,9 +8,9 @@ temperatures, inputs of the objective). Each is a function in a dict, named and 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,18 +20,20 @@ from torch import Tensor
 
 import opsd.hooks
 from opsd.errors import ConfigError, StageError
-from opsd.hook_checks import check_selection, check_tokens
+from opsd.hook_checks import HookError, check_selection, check_tokens
 from opsd.hooks import TrainHooks, bind_entry
 from opsd.ops.losses.objective import Objective
-from opsd.ops.losses.policy import WITHOUT_A_VALUE
-from opsd.types import BatchStats, Selection, StepReport
+from opsd.ops.row_function import name_of
+from opsd.ops.signals import STATISTICS, Statistics
+from opsd.types import BatchStats, Selection, StepReport, TokenStats
+from tip import adjustments, filters, scores
 from tip.adaptive import LossDrivenRatio
 from tip.adjustments import ADJUSTMENTS
 from tip.answers import ANSWERS
 from tip.config import SelectorConfig, TipRunConfig
 from tip.filters import FILTERS
 from tip.low_mass import LowMassWarning, comparing_parts
-from tip.scores import SCORES
+from tip.scores import SCORES, ScoreOptions
 from tip.selectors import SELECTORS
 
 WARM_UP_SHARE = 0.05  # of the steps, in which a ratio that follows the loss stays. AdaKD, arXiv 2510.11615
@@ -48,7 +50,8 @@ def build_hooks(cfg: TipRunConfig) -> TrainHooks:
     check_schedule(cfg.selector.schedule, Objective.of(plain.divergence))
     importance = TokenImportance(
         filters=bind_all("filters", FILTERS, cfg.filters),
-        score=bind_score(cfg.selector),
+        score=checked_score(cfg.selector.score),
+        score_options=ScoreOptions(scaling=cfg.selector.scaling, clip_quantile=cfg.selector.clip_quantile),
         selector=bind_selector(cfg.selector),
         adjustments=bind_all("adjust", ADJUSTMENTS, cfg.adjust),
         score_name=cfg.selector.score,
@@ -61,6 +64,7 @@ def build_hooks(cfg: TipRunConfig) -> TrainHooks:
     of_the_run = {"seed": cfg.seed, "max_tokens": cfg.rollout.max_response_tokens}
     return dataclasses.replace(
         plain,
+        statistics=asked_statistics(cfg),
         select=importance.select,
         after_step=importance.after_step,
         rollouts=bind_entry("answers", ANSWERS, cfg.answers, "answer_options", cfg.answer_options, of_the_run),
@@ -87,7 +91,8 @@ class TokenImportance:
     """The selection of a run. `ratio` is all of its state; what is drawn depends on `seed` and the step alone."""
 
     filters: dict[str, Callable[[BatchStats], Tensor]]  # by name
-    score: Callable[..., Tensor]
+    score: Callable[[TokenStats, ScoreOptions], Tensor]
+    score_options: ScoreOptions
     selector: Callable[..., Selection]
     adjustments: dict[str, Callable[[BatchStats, Selection], Selection]]  # by name
     score_name: str
@@ -98,38 +103,39 @@ class TokenImportance:
     seed: int
 
     def select(self, batch: BatchStats) -> Selection:
-        """Raises ConfigError for an option out of range or a missing input of the loss, StageError for no token.
+        """Raises HookError for an option out of range or a missing input of the loss, StageError for no token.
 
         What each function returns is looked at, so that the line names the one at fault.
         """
         self.warning.look_at(batch)
         selection = self._select(batch)
-        missing = self.objective.required_inputs() - {"support_NU", *selection.inputs}
+        missing = self.objective.inputs - {"support_NU", *selection.inputs}
         if missing:
-            raise ConfigError(f"the loss needs {', '.join(sorted(missing))}, which no entry of `adjust` gives")
+            raise HookError(f"the loss needs {', '.join(sorted(missing))}, which no entry of `adjust` gives")
         return without_zero_weights(selection)
 
     def _select(self, batch: BatchStats) -> Selection:
         generator, num_tokens = step_generator(self.seed, batch.step), len(batch.tokens)
         eligible_T = torch.ones(num_tokens, dtype=torch.bool)
         for name, passes in self.filters.items():
-            with named(f"filters.{name}") as where:
-                passes_T = passes(batch)
-                check_tokens(where, passes_T, num_tokens, dtype=torch.bool)
+            where = f"filters.{name}"
+            passes_T = called(where, passes, batch)
+            check_tokens(where, passes_T, num_tokens, dtype=torch.bool)
             eligible_T &= passes_T
-        with named(f"selector.score={self.score_name}") as where:
-            score_T = self.score(batch.tokens, generator=generator)
-            check_tokens(where, score_T, num_tokens)
+        where = f"selector.score={self.score_name}"
+        options = dataclasses.replace(self.score_options, generator=generator)
+        score_T = called(where, self.score, batch.tokens, options)
+        check_tokens(where, score_T, num_tokens)
         score_T = score_T[eligible_T]
         lengths = torch.bincount(batch.rollout_T[eligible_T], minlength=len(batch.lengths))
-        with named(f"selector.name={self.selector_name} (score {self.score_name})") as where:
-            selection = self.selector(score_T, lengths, ratio=self.ratio.ratio, generator=generator)
-            check_selection(where, selection, len(score_T))
+        where = f"selector.name={self.selector_name} (score {self.score_name})"
+        selection = called(where, self.selector, score_T, lengths, ratio=self.ratio.ratio, generator=generator)
+        check_selection(where, selection, len(score_T))
         selection = dataclasses.replace(selection, index_N=eligible_T.nonzero()[:, 0][selection.index_N])
         for name, adjust in self.adjustments.items():
-            with named(f"adjust.{name}") as where:
-                selection = adjust(batch, selection)
-                check_selection(where, selection, num_tokens)
+            where = f"adjust.{name}"
+            selection = called(where, adjust, batch, selection)
+            check_selection(where, selection, num_tokens)
         return selection
 
     def after_step(self, report: StepReport) -> None:
@@ -165,12 +171,11 @@ SCHEDULES: dict[str, Callable[..., Ratio]] = {"constant": constant, "loss_driven
 
 def check_schedule(schedule: str, objective: Objective) -> None:
     """Raises ConfigError where the ratio would follow a loss whose value says nothing: that of a policy gradient."""
-    functions = [getattr(function, "func", function) for _, function in objective.parts]
-    without = [function.__name__ for function in functions if function in WITHOUT_A_VALUE]
+    without = [loss for _, loss in objective.parts if not loss.has_value]
     if schedule == "loss_driven" and without:
         raise ConfigError(
-            f"selector.schedule=loss_driven follows the loss, and only the gradient of {without[0]} has a meaning, "
-            "not its value: set selector.schedule=constant or another loss"
+            f"selector.schedule=loss_driven follows the loss, and only the gradient of {name_of(without[0])} has a "
+            "meaning, not its value: set selector.schedule=constant or another loss"
         )
 
 
@@ -188,25 +193,40 @@ def without_zero_weights(selection: Selection) -> Selection:
     return selection if counts_N.all() else selection.take(counts_N.nonzero()[:, 0])
 
 
-@contextmanager
-def named(where: str) -> Iterator[str]:
-    """An option out of range, and a Selection that is none, come out as a ConfigError that says where."""
+def called(where: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What the function returns; an option out of range, and the like, says where."""
     try:
-        yield where
+        return function(*args, **options)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise HookError(f"{where}: {error}") from error
 
 
 def bind_all(field: str, entries: dict[str, Callable], chosen: dict[str, dict]) -> dict[str, Callable]:
     return {name: bind_entry(field, entries, name, f"{field}.{name}", options) for name, options in chosen.items()}
 
 
-def bind_score(cfg: SelectorConfig) -> Callable[..., Tensor]:
-    # generator is given anew at each call; None stands here so that an entry without it is refused at start-up.
-    always = {"scaling": cfg.scaling, "clip_quantile": cfg.clip_quantile, "generator": None}
-    return bind_entry("selector.score", SCORES, cfg.score, "selector.score", {}, always)
+def checked_score(name: str) -> Callable[[TokenStats, ScoreOptions], Tensor]:
+    """Raises ConfigError for an unknown score, and for one that does not take what every score is given."""
+    score = bind_entry("selector.score", SCORES, name, "selector.score", {})
+    try:
+        inspect.signature(score).bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"selector.score={name}: {name_of(score)} must take (stats, options), as every score does: {error}"
+        ) from error
+    return score
+
+
+def asked_statistics(cfg: TipRunConfig) -> Statistics:
+    """Those of STATISTICS that the run's functions read: all, where one of a user's own does not say what it reads."""
+    chosen = [(scores.READS, [cfg.selector.score]), (filters.READS, cfg.filters), (adjustments.READS, cfg.adjust)]
+    read: set[str] = set()
+    for reads, names in chosen:
+        for name in names:
+            read.update(reads.get(name, STATISTICS))
+    return {name: function for name, function in STATISTICS.items() if name in read}
 
 
 def bind_selector(cfg: SelectorConfig) -> Callable[..., Selection]:

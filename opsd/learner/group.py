@@ -19,6 +19,7 @@ from opsd.learner.micro_batch import MicroBatch
 from opsd.learner.model import Divergence
 from opsd.learner.packing import build_sequences, pack
 from opsd.learner.worker import LearnerWorker
+from opsd.ops.signals import Statistics
 from opsd.types import ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
 
 
@@ -35,10 +36,13 @@ class LearnerGroup:
         vocabulary: Vocabulary,
         num_steps: int,
         device: str,
+        statistics: Statistics | None = None,
         mean_decay: float | None = None,
         placement: Placement | None = None,
     ) -> None:
-        """`mean_decay`: also keep a running mean of the weights, see `mean_weights`. `placement`: as in EnginePool."""
+        """`statistics`: what `token_stats` also gives. `mean_decay`: also keep a running mean of the weights, see
+        `mean_weights`. `placement`: as in EnginePool.
+        """
         self.support = support
         self.vocabulary = vocabulary
         self.student_path = student.path
@@ -63,6 +67,7 @@ class LearnerGroup:
                 learner=learner,
                 num_steps=num_steps,
                 divergence=divergence,
+                statistics=statistics,
                 vocabulary=vocabulary,
                 mean_decay=mean_decay,
                 shares_gpu=shares_gpu,

@@ -29,7 +29,7 @@ from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, reverse_kl
 from opsd.ops.losses.objective import Objective
 from opsd.ops.mixing import mixed_embeddings
-from opsd.ops.signals import hellinger, reverse_kl_grad_norm
+from opsd.ops.signals import Statistics, statistics_of
 from opsd.types import TokenStats, Vocabulary
 
 Divergence = Callable[..., Tensor] | Objective
@@ -45,11 +45,19 @@ class DistillationModel(nn.Module):
 
     reshard: Callable[[], None]  # FSDP2's, from `shard` on
 
-    def __init__(self, causal_lm: PreTrainedModel, divergence: Divergence, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        divergence: Divergence,
+        vocabulary: Vocabulary,
+        statistics: Statistics | None = None,
+    ) -> None:
+        """`statistics`: functions of the buckets, which `token_stats` also gives; see opsd.ops.signals."""
         super().__init__()
         self.causal_lm = causal_lm
         self.objective = Objective.of(divergence)
         self.vocabulary = vocabulary
+        self.statistics = statistics or {}
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(loss: sum of weight x objective, a scalar; per_token_N: the objective, detached).
@@ -71,7 +79,7 @@ class DistillationModel(nn.Module):
             vocab_size=self.vocabulary.size,
             stop_ids=self.vocabulary.stop_ids,
             foreign_ids=self.vocabulary.foreign_ids,
-            row_inputs=self.objective.wanted({"support_NU": batch.support_NU, **batch.inputs}),
+            row_inputs=self.objective.takes({"support_NU": batch.support_NU, **batch.inputs}),
         )
 
     def token_stats(self, batch: MicroBatch) -> TokenStats:
@@ -95,11 +103,10 @@ class DistillationModel(nn.Module):
             entropy_T=(entropy_N / math.log(self.vocabulary.size)).clamp(0.0, 1.0),
             reverse_kl_T=reverse_kl(student_NB, teacher_NB).clamp_min(0.0),
             forward_kl_T=forward_kl(student_NB, teacher_NB).clamp_min(0.0),
-            hellinger_T=hellinger(student_NB, teacher_NB),
-            grad_norm_T=reverse_kl_grad_norm(student_NB, teacher_NB),
             student_logprob_T=student_NB[:, 0],  # the sampled event is first in every support
             teacher_logprob_T=teacher_NB[:, 0],
             named_mass_T=1.0 - student_NB[:, -1].exp(),
+            extra=statistics_of(self.statistics, student_NB, teacher_NB, batch.support_NU),
         )
 
     def measure(self, function: Callable[[PreTrainedModel], Result]) -> Result:

@@ -25,6 +25,7 @@ from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
 from opsd.models.student_folder import save_student
 from opsd.models.weights import model_without_weights, names_differ
+from opsd.ops.signals import Statistics
 from opsd.types import StepReport, TokenStats, Vocabulary
 
 
@@ -50,6 +51,7 @@ class LearnerWorker:
         num_steps: int,
         divergence: Divergence,
         vocabulary: Vocabulary,
+        statistics: Statistics | None = None,
         mean_decay: float | None = None,
         shares_gpu: bool = False,
     ) -> bool:
@@ -72,7 +74,7 @@ class LearnerWorker:
         causal_lm = open_student(
             student.path, rank=rank, device=device, dtype=student.dtype, trust_remote_code=student.trust_remote_code
         )
-        self.model = DistillationModel(causal_lm, divergence, vocabulary)
+        self.model = DistillationModel(causal_lm, divergence, vocabulary, statistics)
         shard(
             self.model,
             device=device,

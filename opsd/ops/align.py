@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opsd.ops.entropy import entropy_from_top
-from opsd.ops.signals import hellinger, reverse_kl_grad_norm
+from opsd.ops.signals import Statistics, statistics_of
 from opsd.types import ScoredRollout, TokenStats, Vocabulary
 
 NUM_COMPATIBLE = 16  # of the student's candidates; arXiv 2605.26844
@@ -127,14 +127,15 @@ def rest_logprob(logprobs_TU: np.ndarray, num_named_T: np.ndarray, vocabulary: V
     return np.where(num_named_T >= num_events(vocabulary), -np.inf, logprob).astype(np.float32)
 
 
-def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
+def token_stats(rows: TokenRows, vocabulary: Vocabulary, statistics: Statistics | None = None) -> TokenStats:
     """What the rollout engine and the teacher returned, as statistics of each token, with no forward pass.
 
     What compares the two models is over the sampled token and the student's candidates for which the teacher's
     log-probability is known; all others share one rest bucket, so each divergence is a lower bound of the dense one,
     and how low differs from token to token: with a teacher that names its top K only, a student far from it has little
     mass on these tokens (`named_mass_T`), and the order of the tokens by divergence can be chance. The entropies
-    extrapolate beyond the likeliest. All are exact where every event is named.
+    extrapolate beyond the likeliest. All are exact where every event is named. `statistics`: functions of the same
+    buckets, for `TokenStats.extra`.
     Source: docs/methods.md, Statistics of a token.
     """
     teacher_TC, known_TC = rows.teacher_at_candidates()
@@ -151,20 +152,20 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary) -> TokenStats:
     teacher_TC = np.where(shared_TC, teacher_TC, -np.inf)
     student_TB = _with_rest(np.column_stack([rows.sampled_logprobs_T, student_TC]), num_named_T, vocabulary)
     teacher_TB = _with_rest(np.column_stack([rows.teacher_sampled_T, teacher_TC]), num_named_T, vocabulary)
-    buckets = torch.from_numpy(student_TB), torch.from_numpy(teacher_TB)
+    ids_TU = np.column_stack([rows.events_T, np.where(shared_TC, rows.candidate_ids_TC, -1)])
+    buckets = (torch.from_numpy(each) for each in (student_TB, teacher_TB, ids_TU))
     named_T = np.exp(rows.sampled_logprobs_T.astype(np.float64)) + np.exp(student_TC.astype(np.float64)).sum(axis=1)
     return TokenStats(
         entropy_T=_share_of_log_size(entropy_T, vocabulary),
         reverse_kl_T=torch.from_numpy(_kl(student_TB, teacher_TB).astype(np.float32)),
         forward_kl_T=torch.from_numpy(_kl(teacher_TB, student_TB).astype(np.float32)),
-        hellinger_T=hellinger(*buckets).float(),
-        grad_norm_T=reverse_kl_grad_norm(*buckets).float(),
         compatibility_T=compatibility(rows),
         student_logprob_T=torch.from_numpy(rows.sampled_logprobs_T),
         teacher_logprob_T=torch.from_numpy(rows.teacher_sampled_T),
         teacher_entropy_T=_share_of_log_size(teacher_entropy_T, vocabulary),
         named_mass_T=torch.from_numpy(np.minimum(named_T, 1.0).astype(np.float32)),
         attention_T=None if rows.attention_T is None else torch.from_numpy(rows.attention_T),
+        extra={name: value_T.float() for name, value_T in statistics_of(statistics or {}, *buckets).items()},
     )
 
 

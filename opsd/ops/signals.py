@@ -1,18 +1,26 @@
-"""What a token's buckets say of its importance, beside entropy and the divergences.
+"""What a token's buckets say of its importance, beside entropy and the divergences: a function each, in `STATISTICS`.
 
-Arguments are log-probabilities [N, B] of student and teacher, as a divergence's (losses/divergences.py). Nothing is
-learnt through these: their gradients are not finite where a bucket is empty.
+    STATISTICS[name](student_logprobs_NB, teacher_logprobs_NB) -> [N], for TokenStats.extra[name]
+
+Arguments are log-probabilities [N, B] of student and teacher, as a divergence's (losses/divergences.py), the rest
+last; there may be no row at all. An entry that needs the token ids of the buckets says so:
+`RowFunction(mine, inputs=("support_NU",))`. A run computes those that its selection asks for, where the buckets are.
+Nothing is learnt through these: their gradients are not finite where a bucket is empty.
 Source: docs/methods.md, Statistics of a token.
 """
-# N tokens, B buckets
+# N tokens, B buckets, U = B - 1 named tokens
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from opsd.ops.losses.kl import check_shapes, kl_terms
+from opsd.ops.row_function import RowFunction, check_row_values, name_of
+
+Statistics = Mapping[str, Callable[..., Tensor]]  # name in TokenStats.extra -> function of the buckets
 
 
 def hellinger(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
@@ -38,3 +46,22 @@ def reverse_kl_grad_norm(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tenso
     kl_N = terms_NB.sum(-1)
     gradient_NB = terms_NB - student_logprobs_NB.exp() * kl_N[..., None]
     return gradient_NB.norm(dim=-1).masked_fill(kl_N == math.inf, math.inf)
+
+
+STATISTICS: dict[str, Callable[..., Tensor]] = {"hellinger_T": hellinger, "grad_norm_T": reverse_kl_grad_norm}
+
+
+def statistics_of(
+    functions: Statistics,
+    student_logprobs_NB: Tensor,
+    teacher_logprobs_NB: Tensor,
+    support_NU: Tensor,
+) -> dict[str, Tensor]:
+    """What each function says of the rows, [N]. Raises ValueError, naming one that returns something else."""
+    found = {}
+    for name, function in functions.items():
+        entry = RowFunction.of(function)
+        value_N = entry(student_logprobs_NB, teacher_logprobs_NB, **entry.takes({"support_NU": support_NU}))
+        check_row_values(f"the statistic {name}: {name_of(entry)}", value_N, len(student_logprobs_NB))
+        found[name] = value_N
+    return found

@@ -16,14 +16,13 @@ def make_batch(lengths, *, seed=0, **fields):
         entropy_T=entropy,
         reverse_kl_T=reverse,
         forward_kl_T=forward,
-        hellinger_T=hellinger,
-        grad_norm_T=norm,
         compatibility_T=mass,
         attention_T=paid,
         student_logprob_T=student,
         teacher_logprob_T=teacher,
         teacher_entropy_T=teacher_entropy,
         named_mass_T=torch.ones(num_tokens),
+        extra={"hellinger_T": hellinger, "grad_norm_T": norm},
     )
     return BatchStats(**{"step": 0, "lengths": tuple(lengths), "tokens": tokens, **fields})
 

@@ -9,6 +9,7 @@ import torch
 
 from opsd.config.run import LossConfig
 from opsd.errors import ConfigError, StageError
+from opsd.hook_checks import HookError
 from opsd.learner.packing import build_sequences
 from opsd.types import Vocabulary
 from tests.opsd.builders import scored_rollouts
@@ -94,7 +95,7 @@ def test_the_schedule_switches_once():
 def test_temperature_compares_kept_tokens_with_each_other():
     batch = make_batch(LENGTHS)
     selection = ADJUSTMENTS["temperature"](batch, keep(batch, [0, 3, 5, 8]), base=2.0, strength=0.3)
-    difficulty = batch.tokens.hellinger_T[torch.tensor([0, 3, 5, 8])]
+    difficulty = batch.tokens.extra["hellinger_T"][torch.tensor([0, 3, 5, 8])]
     expected = inverse_difficulty_temperature(difficulty, base=2.0, strength=0.3)
     torch.testing.assert_close(selection.temperature_N, expected)
     hardest, easiest = difficulty.argmax(), difficulty.argmin()
@@ -159,7 +160,7 @@ def test_what_an_adjustment_lacks_is_said():
     with pytest.raises(ConfigError, match="adjust.preference needs one answer of the teacher and one of the student"):
         ADJUSTMENTS["preference"](lonely, keep_all(lonely))
     kdrl = TipRunConfig(loss=LossConfig(divergence="kdrl"))
-    with pytest.raises(ConfigError, match="the loss needs advantage_N, which no entry of `adjust` gives"):
+    with pytest.raises(HookError, match="^the loss needs advantage_N, which no entry of `adjust` gives"):
         build_hooks(kdrl).select(batch)
 
 

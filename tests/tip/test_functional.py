@@ -217,10 +217,10 @@ def test_token_stats_hold_what_the_further_scores_need():
     student, teacher, _ = make_logits()
     stats = token_stats(student, teacher, MASK_BT)
     p, q = student[MASK_BT].softmax(-1), teacher[MASK_BT].softmax(-1)
-    torch.testing.assert_close(stats.hellinger_T, (1 - (p * q).sqrt().sum(-1)).sqrt().detach())
+    torch.testing.assert_close(stats.extra["hellinger_T"], (1 - (p * q).sqrt().sum(-1)).sqrt().detach())
     logits = student[MASK_BT].detach().requires_grad_()
     (logits.softmax(-1) * (logits.log_softmax(-1) - q.log())).sum().backward()
-    torch.testing.assert_close(stats.grad_norm_T, logits.grad.norm(dim=-1))
+    torch.testing.assert_close(stats.extra["grad_norm_T"], logits.grad.norm(dim=-1))
     likely = p >= p.sort(-1).values[:, -16:-15]
     torch.testing.assert_close(stats.compatibility_T, (q * likely).sum(-1))
     teacher_entropy = torch.distributions.Categorical(probs=q).entropy() / math.log(V)

@@ -42,7 +42,7 @@ def test_a_method_is_one_line(name):
     objective = Objective.of(hooks.divergence)
     logprobs = torch.randn(2, len(selection), 6, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     support = torch.arange(5).expand(len(selection), 5)
-    inputs = objective.wanted({"support_NU": support, **selection.inputs})
+    inputs = objective.takes({"support_NU": support, **selection.inputs})
     assert objective(*logprobs, **inputs).isfinite().all()
 
 
@@ -62,7 +62,7 @@ def test_adakd_chooses_among_the_tokens_of_the_whole_batch(name):
     """As its authors' code does: the hardest half may all be of one answer."""
     hooks = build_hooks(compose_tip(f"method={name}", "selector.ratio=0.5"))
     batch = make_batch(LENGTHS)
-    hardest = batch.tokens.hellinger_T.argsort(descending=True, stable=True)[: sum(LENGTHS) // 2]
+    hardest = batch.tokens.extra["hellinger_T"].argsort(descending=True, stable=True)[: sum(LENGTHS) // 2]
     assert hooks.select(batch).index_N.tolist() == sorted(hardest.tolist())
 
 

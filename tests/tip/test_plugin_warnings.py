@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tip.test_plugin import make_batch, with_any_options
+from tests.tip.test_plugin import by_entropy, make_batch
 from tip.config import SelectorConfig, TipRunConfig
 from tip.plugin import build_hooks
 from tip.scores import SCORES
@@ -41,10 +41,10 @@ def test_a_comparison_on_little_mass_is_said_once(score, capsys):
     ],
 )
 def test_only_a_comparison_is_said(settings, said, monkeypatch, capsys):
-    monkeypatch.setitem(SCORES, "mine", with_any_options)
+    monkeypatch.setitem(SCORES, "mine", by_entropy)
     batch = with_mass(make_batch(), 0.5)
     distance_T = batch.tokens.reverse_kl_T
-    batch = dataclasses.replace(batch, tokens=dataclasses.replace(batch.tokens, hellinger_T=distance_T))
+    batch = dataclasses.replace(batch, tokens=dataclasses.replace(batch.tokens, extra={"hellinger_T": distance_T}))
     build_hooks(TipRunConfig(**settings)).select(batch)
     line = capsys.readouterr().err
     assert line.startswith(f"warning: step 1: {said}: the models are compared") if said else line == ""

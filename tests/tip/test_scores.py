@@ -8,7 +8,9 @@ import torch
 
 from opsd.types import TokenStats
 from tip import scores
-from tip.scores import READS, SCORES, compares_models
+from tip.scores import DEFAULTS, READS, SCORES, ScoreOptions, compares_models
+
+CLIP = DEFAULTS.clip_quantile
 
 
 def make_stats(num_tokens=400, seed=0, dtype=torch.float64):
@@ -20,11 +22,21 @@ def make_stats(num_tokens=400, seed=0, dtype=torch.float64):
         entropy_T=entropy.to(dtype),
         reverse_kl_T=(4 * reverse**3).to(dtype),
         forward_kl_T=(3 * forward**2).to(dtype),
-        hellinger_T=distance.to(dtype),
-        grad_norm_T=(2 * norm**2).to(dtype),
         compatibility_T=mass.sqrt().to(dtype),
         attention_T=paid.to(dtype),
+        extra={"hellinger_T": distance.to(dtype), "grad_norm_T": (2 * norm**2).to(dtype)},
     )
+
+
+def with_other(stats, name, others):
+    """`stats` with the statistic of that name from `others`."""
+    if name in stats.extra:
+        return replace(stats, extra={**stats.extra, name: others.extra[name]})
+    return replace(stats, **{name: getattr(others, name)})
+
+
+def drawing_from(seed):
+    return ScoreOptions(generator=torch.Generator().manual_seed(seed))
 
 
 def numpy_minmax(values, clip_quantile=1.0):
@@ -52,23 +64,23 @@ def expected_scores(stats, scaling, clip_quantile):
         "divergence": reverse,
         "q3": forward * (1 - h),
         "bottom": -soft_or,
-        "hellinger": stats.hellinger_T.numpy(),
-        "grad_norm": stats.grad_norm_T.numpy(),
+        "hellinger": stats.extra["hellinger_T"].numpy(),
+        "grad_norm": stats.extra["grad_norm_T"].numpy(),
         "attention": stats.attention_T.numpy(),
         "teachability": numpy_quantile_scale(forward) * numpy_quantile_scale(stats.compatibility_T.numpy()),
     }
 
 
 @pytest.mark.parametrize("name", sorted(set(SCORES) - {"random"}))
-@pytest.mark.parametrize(("scaling", "clip_quantile"), [("minmax", 0.98), ("minmax", 0.7), ("quantile", 0.98)])
+@pytest.mark.parametrize(("scaling", "clip_quantile"), [("minmax", CLIP), ("minmax", 0.7), ("quantile", CLIP)])
 @pytest.mark.parametrize("num_tokens", [2, 3, 101, 400])
 def test_score_matches_its_formula(name, scaling, clip_quantile, num_tokens):
     stats = make_stats(num_tokens)
-    score = SCORES[name](stats, scaling=scaling, clip_quantile=clip_quantile)
+    score = SCORES[name](stats, ScoreOptions(scaling=scaling, clip_quantile=clip_quantile))
     np.testing.assert_allclose(score.numpy(), expected_scores(stats, scaling, clip_quantile)[name], atol=1e-12)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.98, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, CLIP, 1.0])
 @pytest.mark.parametrize("num_values", [1, 2, 7, 100])
 def test_quantile_is_torch_quantile(share, num_values):
     values = torch.randn(num_values, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -78,7 +90,7 @@ def test_quantile_is_torch_quantile(share, num_values):
 def test_quantile_covers_batches_that_torch_quantile_refuses():
     values = torch.zeros(2**24 + 1)
     values[0] = 1.0
-    assert scores.quantile(values, 0.98) == 0 and scores.quantile(values, 1.0) == 1
+    assert scores.quantile(values, CLIP) == 0 and scores.quantile(values, 1.0) == 1
 
 
 def test_entropy_outlier_does_not_flatten_the_others():
@@ -86,14 +98,14 @@ def test_entropy_outlier_does_not_flatten_the_others():
     stats = TokenStats(entropy_T=entropy, reverse_kl_T=torch.zeros(100), forward_kl_T=torch.zeros(100))
     clipped = SCORES["entropy"](stats)
     assert clipped[-1] == 1 and clipped[49] > 0.45
-    assert SCORES["entropy"](stats, clip_quantile=1.0)[49] < 0.06
+    assert SCORES["entropy"](stats, ScoreOptions(clip_quantile=1.0))[49] < 0.06
 
 
 def test_quantile_scaling_resists_a_divergence_outlier():
     reverse = torch.cat([torch.linspace(0, 1, 99), torch.tensor([1000.0])])
     stats = TokenStats(entropy_T=torch.zeros(100), reverse_kl_T=reverse, forward_kl_T=torch.zeros(100))
     assert SCORES["soft_or"](stats)[49] < 1e-3
-    robust = SCORES["soft_or"](stats, scaling="quantile")
+    robust = SCORES["soft_or"](stats, ScoreOptions(scaling="quantile"))
     assert robust[49] == pytest.approx(0.5, abs=0.02) and robust[-1] == 1 and robust[0] == 0
 
 
@@ -102,9 +114,9 @@ def test_constant_axis_scales_to_zero(scaling):
     constant = torch.full((5,), 0.3)
     reverse = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
     stats = TokenStats(entropy_T=constant, reverse_kl_T=reverse, forward_kl_T=reverse)
-    assert SCORES["entropy"](stats, scaling=scaling).tolist() == [0.0] * 5
-    assert torch.equal(SCORES["q3"](stats, scaling=scaling), reverse)
-    soft_or = SCORES["soft_or"](stats, scaling=scaling)
+    assert SCORES["entropy"](stats, ScoreOptions(scaling=scaling)).tolist() == [0.0] * 5
+    assert torch.equal(SCORES["q3"](stats, ScoreOptions(scaling=scaling)), reverse)
+    soft_or = SCORES["soft_or"](stats, ScoreOptions(scaling=scaling))
     assert soft_or[0] == 0 and soft_or[4] == 1 and soft_or.isfinite().all()
 
 
@@ -113,26 +125,23 @@ def test_constant_axis_scales_to_zero(scaling):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("num_tokens", [0, 1, 50])
 def test_every_score_takes_the_same_options_and_any_float_dtype(name, scaling, dtype, num_tokens):
-    score = SCORES[name](
-        make_stats(num_tokens, dtype=dtype), scaling=scaling, clip_quantile=0.9, generator=torch.Generator()
-    )
+    options = ScoreOptions(scaling=scaling, clip_quantile=0.9, generator=torch.Generator())
+    score = SCORES[name](make_stats(num_tokens, dtype=dtype), options)
     assert score.shape == (num_tokens,) and score.isfinite().all()
 
 
 def test_low_precision_input_is_scaled_in_float32():
     stats = make_stats(dtype=torch.bfloat16)
-    expected = 1 - (1 - numpy_minmax(stats.entropy_T.double().numpy(), 0.98)) * (
+    expected = 1 - (1 - numpy_minmax(stats.entropy_T.double().numpy(), CLIP)) * (
         1 - numpy_minmax(stats.reverse_kl_T.double().numpy())
     )
     np.testing.assert_allclose(SCORES["soft_or"](stats).numpy(), expected, atol=1e-6)
 
 
 def test_random_draws_from_its_generator_and_ignores_the_tokens():
-    first, second = (
-        SCORES["random"](make_stats(5000, seed=seed), generator=torch.Generator().manual_seed(3)) for seed in (0, 1)
-    )
+    first, second = (SCORES["random"](make_stats(5000, seed=seed), drawing_from(3)) for seed in (0, 1))
     assert torch.equal(first, second)
-    assert not torch.equal(first, SCORES["random"](make_stats(5000), generator=torch.Generator().manual_seed(4)))
+    assert not torch.equal(first, SCORES["random"](make_stats(5000), drawing_from(4)))
     assert first.min() >= 0 and first.max() < 1
     assert abs(first.mean() - 0.5) < 4 * (1 / 12 / 5000) ** 0.5
 
@@ -149,11 +158,10 @@ def test_a_score_reads_what_it_says(name):
     """Other numbers in a statistic change the score where READS has it, and only there."""
 
     def score(stats):
-        return SCORES[name](stats, generator=torch.Generator().manual_seed(0))
+        return SCORES[name](stats, drawing_from(0))
 
     stats, others = make_stats(), make_stats(seed=1)
-    names = [field for field, value in vars(stats).items() if value is not None]
-    changed = {f for f in names if not torch.equal(score(replace(stats, **{f: getattr(others, f)})), score(stats))}
+    changed = {f for f in stats.known() if not torch.equal(score(with_other(stats, f, others)), score(stats))}
     assert changed == set(READS[name])
 
 
@@ -165,7 +173,7 @@ def test_a_score_of_a_users_own_may_compare_the_models():
 
 def test_unknown_scaling_is_refused():
     with pytest.raises(ValueError, match="scaling must be one of minmax, quantile, got 'log'"):
-        SCORES["soft_or"](make_stats(), scaling="log")
+        SCORES["soft_or"](make_stats(), ScoreOptions(scaling="log"))
 
 
 def test_a_high_divergence_off_the_students_candidates_is_not_teachable():
@@ -189,7 +197,7 @@ def test_a_high_divergence_off_the_students_candidates_is_not_teachable():
 def test_statistics_that_lack_what_a_score_needs_are_refused(name, field):
     values = torch.rand(5)
     stats = scores.TokenStats(entropy_T=values, reverse_kl_T=values, forward_kl_T=values)
-    with pytest.raises(ValueError, match=f"needs TokenStats.{field}, got None: a run fills it"):
+    with pytest.raises(ValueError, match=f"needs the statistic {field}, which is not known: a run has it where"):
         SCORES[name](stats)
 
 

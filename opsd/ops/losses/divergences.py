@@ -1,4 +1,4 @@
-"""Divergences of the student from the teacher on bucket log-probabilities: one function a variant, in `DIVERGENCES`.
+"""Divergences of the student from the teacher on bucket log-probabilities: a function each, by name in `DIVERGENCES`.
 
 Every entry maps log-probabilities [N, B] of student and teacher (nats; each row's exp sums to 1) to [N] nats, >= 0 up
 to rounding, differentiable in both. The value equals the dense divergence where every token has a bucket of its own;
@@ -62,6 +62,15 @@ def skew_reverse_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *,
     return kl(student_logprobs_NB, mixture(student_logprobs_NB, teacher_logprobs_NB, alpha))
 
 
+def forward_then_reverse(
+    student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, reverse_share_N: Tensor
+) -> Tensor:
+    """(1 - share) forward KL + share reverse KL, the share [0, 1] being that of the row."""
+    forward_N, reverse_N = (kl(student_logprobs_NB, teacher_logprobs_NB) for kl in (forward_kl, reverse_kl))
+    return (1.0 - reverse_share_N) * forward_N + reverse_share_N * reverse_N
+
+
+# Those of the buckets alone. Every loss, also one with inputs of its own, is in `opsd.ops.losses.table`.
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "reverse_kl": reverse_kl,
     "forward_kl": forward_kl,

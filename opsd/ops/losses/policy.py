@@ -61,10 +61,6 @@ def kdrl_mask(
     return -advantage_N * student_N + coefficient * _k2(student_N, teacher_N).where(wrong_N, 0.0)
 
 
-# What a schedule that follows the loss must not follow.
-WITHOUT_A_VALUE = (policy_gradient, kdrl, kdrl_advantage, kdrl_mask)
-
-
 def _sampled(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> tuple[Tensor, Tensor]:
     check_shapes(student_logprobs_NB, teacher_logprobs_NB)
     return student_logprobs_NB[:, 0], teacher_logprobs_NB[:, 0]

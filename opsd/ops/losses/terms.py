@@ -1,21 +1,15 @@
 """Losses that are added to a divergence with a weight: `loss.terms={pearson: {weight: 0.1}}`.
 
-    TERMS[name](student_logprobs_NB, teacher_logprobs_NB, **options) -> [N]
-
-The arguments are those of a divergence (divergences.py); a term may name row inputs (objective.py). All but
-`policy_gradient` compare the named tokens only and are blind to how much mass the rest has, so none of them is a
-divergence: they stand beside one. Source: docs/methods.md, Terms beside a divergence.
+The arguments are those of a divergence (divergences.py), and the result is [N]. All compare the named tokens only and
+are blind to how much mass the rest has, so none of them is a divergence: they stand beside one. Their entries are in
+table.py. Source: docs/methods.md, Terms beside a divergence.
 """
 # N rows, B buckets, U = B - 1 named tokens, G rows of a group
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-from opsd.ops.losses.policy import policy_gradient
 
 
 def pearson(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
@@ -104,15 +98,6 @@ def dac_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, low: flo
     log_p_NU = log_p_NU - log_p_NU.where(inside_NU, -torch.inf).logsumexp(1, keepdim=True)
     terms_NU = log_q_NU.exp() * (log_q_NU.where(inside_NU, 0.0) - log_p_NU.where(inside_NU, 0.0))
     return terms_NU.where(inside_NU & ~none_N1, 0.0).sum(1)
-
-
-TERMS: dict[str, Callable[..., Tensor]] = {
-    "pearson": pearson,
-    "kendall": kendall,
-    "sinkhorn": sinkhorn,
-    "dac_kl": dac_kl,
-    "policy_gradient": policy_gradient,
-}
 
 
 def _named(teacher_logprobs_NB: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from opsd.batch import rollout_stats
 from opsd.learner.model import DistillationModel
 from opsd.learner.packing import build_sequences, pack
 from opsd.ops.losses.divergences import reverse_kl
+from opsd.ops.signals import STATISTICS
 from opsd.types import Mixture, ScoredRollout, Selection, TokenStats, Vocabulary
 from tests.opsd.builders import make_scored, merge_stops, random_logprobs
 from tests.tiny_models import make_tiny_qwen3
@@ -43,7 +44,7 @@ def rollout_of(student, num_known):
 def learner_stats(student, item):
     everything = Selection(index_N=torch.arange(len(RESPONSE)), weight_N=torch.ones(len(RESPONSE)))
     [[batch]] = pack(build_sequences([item], everything, "teacher", VOCABULARY), 1, 1000)
-    return DistillationModel(student, reverse_kl, VOCABULARY).token_stats(batch)
+    return DistillationModel(student, reverse_kl, VOCABULARY, STATISTICS).token_stats(batch)
 
 
 def test_statistics_are_those_of_the_losss_buckets(student):
@@ -55,11 +56,11 @@ def test_statistics_are_those_of_the_losss_buckets(student):
         named = sorted({event, *item.scores.top_ids[t].tolist()})
         p, q = (torch.cat([x[t, named].exp(), 1 - x[t, named].exp().sum()[None]]) for x in (student_TV, teacher_TV))
         close = {"abs": 1e-4}
-        assert stats.hellinger_T[t].item() == pytest.approx((1 - (p * q).sqrt().sum()).sqrt().item(), **close)
+        assert stats.extra["hellinger_T"][t].item() == pytest.approx((1 - (p * q).sqrt().sum()).sqrt().item(), **close)
         divergence = (p * (p / q).log()).sum()
         assert stats.reverse_kl_T[t].item() == pytest.approx(divergence.item(), **close)
         gradient = p * ((p / q).log() - divergence)
-        assert stats.grad_norm_T[t].item() == pytest.approx(gradient.norm().item(), **close)
+        assert stats.extra["grad_norm_T"][t].item() == pytest.approx(gradient.norm().item(), **close)
         assert stats.named_mass_T[t].item() == pytest.approx(1 - p[-1].item(), **close)
         assert stats.student_logprob_T[t].item() == pytest.approx(student_TV[t, event].item(), **close)
         assert stats.teacher_logprob_T[t].item() == pytest.approx(teacher_TV[t, event].item(), **close)
@@ -67,10 +68,13 @@ def test_statistics_are_those_of_the_losss_buckets(student):
 
 def test_both_sources_agree_where_every_event_is_known(student):
     item, _, _ = rollout_of(student, num_known=VOCABULARY.size)
-    from_learner, from_rollouts = vars(learner_stats(student, item)), vars(rollout_stats([item], VOCABULARY))
-    for name in ("compatibility_T", "teacher_entropy_T"):
-        assert from_learner.pop(name) is None  # neither candidates nor an order are part of a micro-batch
-        assert from_rollouts.pop(name) is not None
+    from_learner, from_rollouts = (
+        learner_stats(student, item).known(),
+        rollout_stats([item], VOCABULARY, STATISTICS).known(),
+    )
+    # Neither candidates nor an order are part of a micro-batch.
+    assert from_rollouts.keys() - from_learner.keys() == {"compatibility_T", "teacher_entropy_T"}
+    assert {"hellinger_T", "grad_norm_T"} < from_learner.keys()
     for name, value in from_learner.items():
         torch.testing.assert_close(value, from_rollouts[name], rtol=1e-4, atol=1e-4, msg=name)
 
@@ -80,7 +84,7 @@ def test_a_rank_without_tokens_has_the_same_statistics(student):
     item, _, _ = rollout_of(student, num_known=8)
     everything = Selection(index_N=torch.arange(len(RESPONSE)), weight_N=torch.ones(len(RESPONSE)))
     batches = pack(build_sequences([item], everything, "teacher", VOCABULARY), 2, 1000)
-    model = DistillationModel(student, reverse_kl, VOCABULARY)
+    model = DistillationModel(student, reverse_kl, VOCABULARY, STATISTICS)
     parts = [model.token_stats(batch) for [batch] in batches]
     assert sorted(len(part) for part in parts) == [0, len(RESPONSE)]
     assert len(TokenStats.concatenate(parts)) == len(RESPONSE)

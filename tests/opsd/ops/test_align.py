@@ -9,6 +9,8 @@ import torch
 
 from opsd.ops.align import TokenRows, lookup, predicting_rows, support_buckets, token_stats
 from opsd.ops.losses.divergences import DIVERGENCES
+from opsd.ops.row_function import RowFunction
+from opsd.ops.signals import STATISTICS
 from opsd.types import ScoredRollout, Vocabulary
 from tests.opsd.builders import make_scored, merge_stops, random_logprobs
 
@@ -53,7 +55,7 @@ def test_stats_equal_the_dense_ones_where_every_event_is_named(vocabulary, score
         student, teacher, RESPONSE, num_candidates=VOCAB, top_k=VOCAB, vocabulary=vocabulary,
         score_candidates=score_candidates,
     )  # fmt: skip
-    stats = token_stats(rows_of((rollout, scores), vocabulary=vocabulary), vocabulary)
+    stats = token_stats(rows_of((rollout, scores), vocabulary=vocabulary), vocabulary, STATISTICS)
     torch.testing.assert_close(stats.reverse_kl_T.double(), dense_kl(student, teacher), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(stats.forward_kl_T.double(), dense_kl(teacher, student), rtol=1e-5, atol=1e-6)
     entropy = -(student.exp() * student.nan_to_num(neginf=0.0)).sum(-1) / math.log(VOCAB)
@@ -63,10 +65,10 @@ def test_stats_equal_the_dense_ones_where_every_event_is_named(vocabulary, score
     torch.testing.assert_close(stats.named_mass_T, torch.ones(len(RESPONSE)))
     p, q = student.exp(), teacher.exp()
     distance = (1 - (p * q).sqrt().sum(-1)).sqrt()
-    torch.testing.assert_close(stats.hellinger_T.double(), distance, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.extra["hellinger_T"].double(), distance, rtol=1e-5, atol=1e-6)
     ratio = torch.where(p > 0, student - teacher.nan_to_num(neginf=0.0), 0.0)
     gradient = p * (ratio - (p * ratio).sum(-1, keepdim=True))
-    torch.testing.assert_close(stats.grad_norm_T.double(), gradient.norm(dim=-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.extra["grad_norm_T"].double(), gradient.norm(dim=-1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("vocabulary", [PLAIN, MERGED])
@@ -214,8 +216,8 @@ def test_rollouts_side_by_side_have_the_stats_and_buckets_that_each_has_alone():
     made = [first, second, bare]
     together = rows_of(*made, vocabulary=MERGED)
     alone = [rows_of(one, vocabulary=MERGED) for one in made]
-    stats = vars(token_stats(together, MERGED))
-    own = [vars(token_stats(rows, MERGED)) for rows in alone]
+    stats = token_stats(together, MERGED, STATISTICS).known()
+    own = [token_stats(rows, MERGED, STATISTICS).known() for rows in alone]
     for name in ("reverse_kl_T", "forward_kl_T", "hellinger_T", "compatibility_T", "teacher_logprob_T"):
         torch.testing.assert_close(stats[name], torch.cat([part[name] for part in own]), rtol=1e-6, atol=1e-7)
     whole = len(RESPONSE) + 3  # a power law through one candidate is not the one through five
@@ -223,6 +225,24 @@ def test_rollouts_side_by_side_have_the_stats_and_buckets_that_each_has_alone():
     buckets = zip(*(support_buckets(rows, "teacher", MERGED) for rows in alone), strict=True)
     for found, expected in zip(support_buckets(together, "teacher", MERGED), buckets, strict=True):
         np.testing.assert_array_equal(found, np.concatenate(expected))
+
+
+def teacher_best(student_NB, teacher_NB):
+    return teacher_NB[:, :-1].amax(1)
+
+
+def student_best_id(student_NB, teacher_NB, *, support_NU):
+    return support_NU.gather(1, student_NB[:, :-1].argmax(1, keepdim=True))[:, 0].double()
+
+
+def test_a_statistic_of_ones_own_sees_the_buckets_and_their_token_ids():
+    student, teacher = distributions(PLAIN)
+    made = make_scored(student, teacher, RESPONSE, num_candidates=VOCAB, top_k=VOCAB, vocabulary=PLAIN)
+    statistics = {"best_T": teacher_best, "id_T": RowFunction(student_best_id, inputs=("support_NU",))}
+    extra = token_stats(rows_of(made, vocabulary=PLAIN), PLAIN, statistics).extra
+    torch.testing.assert_close(extra["best_T"], teacher.amax(1).float(), rtol=1e-5, atol=1e-6)
+    assert extra["id_T"].tolist() == student.argmax(1).tolist()
+    assert token_stats(rows_of(made, vocabulary=PLAIN), PLAIN).extra == {}  # nothing that was not asked for
 
 
 def test_a_union_support_of_rollouts_with_and_without_candidates():

@@ -11,7 +11,8 @@ from opsd.errors import ConfigError
 from opsd.hooks import bind_objective
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, jsd, reverse_kl
-from opsd.ops.losses.objective import Objective
+from opsd.ops.losses.objective import Loss, Objective
+from opsd.ops.losses.terms import pearson
 
 
 def scaled(student_NB, teacher_NB, *, scale_N, exponent=1.0):
@@ -24,11 +25,12 @@ def make_logprobs(seed, rows=7, buckets=5):
 
 def test_the_sum_weighs_each_part_and_gives_it_only_what_it_names():
     student, teacher, scale = make_logprobs(0), make_logprobs(1), torch.arange(7.0)
-    objective = Objective(parts=((1.0, reverse_kl), (0.25, partial(scaled, exponent=2.0))))
+    second = Loss(partial(scaled, exponent=2.0), inputs=("scale_N",))
+    objective = Objective(parts=((1.0, Loss(reverse_kl)), (0.25, second)))
     available = {"scale_N": scale, "support_NU": torch.zeros(7, 4)}
-    assert objective.required_inputs() == {"scale_N"} and set(objective.wanted(available)) == {"scale_N"}
+    assert objective.inputs == {"scale_N"} and set(objective.takes(available)) == {"scale_N"}
     expected = reverse_kl(student, teacher) + 0.25 * scale * (student[:, 0] - teacher[:, 0]) ** 2
-    torch.testing.assert_close(objective(student, teacher, **objective.wanted(available)), expected)
+    torch.testing.assert_close(objective(student, teacher, **available), expected)
 
 
 def test_a_divergence_alone_keeps_its_value_bit_for_bit():
@@ -57,9 +59,9 @@ def test_a_configured_loss_travels_to_the_learner():
     objective = pickle.loads(pickle.dumps(bind_objective(loss)))
     student, teacher = make_logprobs(4), make_logprobs(5)
     plain = jsd(student, teacher, beta=0.3)
-    pearson = 2 * (objective(student, teacher) - plain)
+    term = 2 * (objective(student, teacher) - plain)
     named = [x[:, :-1].exp() for x in (student, teacher)]
-    for row, value in enumerate(pearson.tolist()):
+    for row, value in enumerate(term.tolist()):
         correlation = torch.corrcoef(torch.stack([named[0][row], named[1][row]]))[0, 1]
         assert value == pytest.approx(1 - correlation.item(), abs=1e-6)
 
@@ -74,6 +76,9 @@ def test_a_configured_loss_travels_to_the_learner():
             "loss.options: 'kdrl' takes coefficient, got advantage_N",
         ),
         ({"terms": {"pearsn": {"weight": 1.0}}}, "loss.terms must be one of .*pearson.*, got 'pearsn'"),
+        ({"divergence": "pearson"}, "loss.divergence must be one of .*, got 'pearson'"),
+        ({"divergence": "jsd", "options": {"beta": "a"}}, "loss.options.beta must be a number, got 'a'"),
+        ({"divergence": "akl", "options": {"crossing": 1}}, "loss.options.crossing must be a text, got 1"),
         ({"terms": {"pearson": {}}}, r"loss.terms.pearson must look like \{weight: 0.1\}"),
     ],
 )
@@ -83,11 +88,9 @@ def test_a_wrong_loss_is_refused_in_words(settings, message):
 
 
 def test_empty_slots_and_constant_rows_give_pearson_no_nan():
-    from opsd.ops.losses.terms import TERMS
-
     student = torch.tensor([[-1.0, -torch.inf, -0.4587], [-1.0986, -1.0986, -1.0986]], dtype=torch.float64)
     student.requires_grad_()
-    value = TERMS["pearson"](student, student.detach())
+    value = pearson(student, student.detach())
     value.sum().backward()
     assert value.isfinite().all() and student.grad.isfinite().all()
 

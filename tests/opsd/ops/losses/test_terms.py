@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.ops.losses.terms import TERMS
+from opsd.ops.losses.table import LOSSES
+from opsd.ops.losses.terms import dac_kl, kendall, pearson, sinkhorn
 
 
 def make_rows(seed, rows=6, buckets=6, empty=1):
@@ -22,7 +23,7 @@ def named(logprobs):
 
 def test_kendall_comes_to_the_rank_correlation_as_it_sharpens():
     student, teacher = make_rows(0), make_rows(1)
-    found = TERMS["kendall"](student, teacher, sharpness=1e6)
+    found = kendall(student, teacher, sharpness=1e6)
     for value, p, q in zip(found, named(student), named(teacher), strict=True):
         pairs = list(itertools.combinations(range(len(p)), 2))
         concordant = sum(1 if (p[i] > p[j]) == (q[i] > q[j]) else -1 for i, j in pairs)
@@ -31,14 +32,14 @@ def test_kendall_comes_to_the_rank_correlation_as_it_sharpens():
 
 def test_kendalls_signs_are_soft_on_both_sides():
     student, teacher = make_rows(0), make_rows(1)
-    found = TERMS["kendall"](student, teacher, sharpness=0.7)
+    found = kendall(student, teacher, sharpness=0.7)
     for value, p, q in zip(found, named(student), named(teacher), strict=True):
         pairs = list(itertools.combinations(range(len(p)), 2))
         soft = [torch.tanh(0.7 * (p[i] - p[j])) * torch.tanh(0.7 * (q[i] - q[j])) for i, j in pairs]
         assert value.item() == pytest.approx(1 - sum(soft).item() / len(pairs))
     unsure = torch.zeros(1, 4, dtype=torch.float64).log_softmax(1)  # tells no pair apart, so asks for nothing
     rows = make_rows(0)[1:2, -4:].log_softmax(1).requires_grad_()
-    (grad,) = torch.autograd.grad(TERMS["kendall"](rows, unsure).sum(), rows)
+    (grad,) = torch.autograd.grad(kendall(rows, unsure).sum(), rows)
     assert grad.abs().max() == 0
 
 
@@ -49,13 +50,13 @@ def test_pearson_does_not_see_how_much_mass_the_named_tokens_have(log_mass):
     expected = [1 - np.corrcoef(p.exp(), q.exp())[0, 1] for p, q in zip(named(student), named(teacher), strict=True)]
     small = student.clone()
     small[:, :-1] += log_mass
-    np.testing.assert_allclose(TERMS["pearson"](small, teacher).numpy(), expected, atol=1e-12)
-    np.testing.assert_allclose(TERMS["pearson"](student, teacher + log_mass).numpy(), expected, atol=1e-12)
-    assert TERMS["pearson"](small, student).abs().max() < 1e-12  # one is the other, scaled
+    np.testing.assert_allclose(pearson(small, teacher).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(pearson(student, teacher + log_mass).numpy(), expected, atol=1e-12)
+    assert pearson(small, student).abs().max() < 1e-12  # one is the other, scaled
 
     def slope(rows):
         rows = rows.clone().requires_grad_()
-        return torch.autograd.grad(TERMS["pearson"](rows, teacher).sum(), rows)[0]
+        return torch.autograd.grad(pearson(rows, teacher).sum(), rows)[0]
 
     torch.testing.assert_close(slope(small), slope(student))
 
@@ -66,7 +67,7 @@ def test_pearson_of_a_constant_side_is_one_with_a_finite_gradient():
     lonely = torch.cat([rows[:, :1], torch.full((3, 3), -torch.inf), rows[:, -1:]], dim=1)
     for student, teacher in ((flat, rows), (rows, flat), (lonely, lonely)):
         student = student.clone().requires_grad_()
-        value = TERMS["pearson"](student, teacher)
+        value = pearson(student, teacher)
         assert value.tolist() == [1.0] * 3
         assert torch.autograd.grad(value.sum(), student)[0].abs().max() < 1.0
 
@@ -74,26 +75,26 @@ def test_pearson_of_a_constant_side_is_one_with_a_finite_gradient():
 @pytest.mark.parametrize("name", ["kendall", "pearson", "dac_kl"])
 def test_gradients_are_those_of_finite_differences(name):
     student, teacher = make_rows(2, empty=0), make_rows(3, empty=0)
-    torch.autograd.gradcheck(lambda logits: TERMS[name](logits.log_softmax(1), teacher), student.requires_grad_())
+    torch.autograd.gradcheck(lambda logits: LOSSES[name](logits.log_softmax(1), teacher), student.requires_grad_())
 
 
 @pytest.mark.parametrize("name", ["kendall", "pearson", "dac_kl"])
 def test_empty_slots_change_nothing(name):
     student, teacher = make_rows(4, empty=2), make_rows(5, empty=2)
-    wide = TERMS[name](student, teacher)[0]
+    wide = LOSSES[name](student, teacher)[0]
     own = [torch.cat([rows[0, :3], rows[0, -1:]])[None] for rows in (student, teacher)]
-    assert wide.item() == pytest.approx(TERMS[name](*own).item(), abs=1e-12)
+    assert wide.item() == pytest.approx(LOSSES[name](*own).item(), abs=1e-12)
 
 
 def test_a_model_that_equals_its_teacher_pays_nothing_but_a_soft_rank():
     rows = make_rows(6)
-    assert TERMS["pearson"](rows, rows).abs().max() < 1e-6 and TERMS["dac_kl"](rows, rows).abs().max() < 1e-12
-    assert TERMS["kendall"](rows, rows, sharpness=1e6).abs().max() < 1e-9
+    assert pearson(rows, rows).abs().max() < 1e-6 and dac_kl(rows, rows).abs().max() < 1e-12
+    assert kendall(rows, rows, sharpness=1e6).abs().max() < 1e-9
 
 
 def test_dac_kl_is_a_forward_kl_among_the_likelier_half():
     student, teacher = make_rows(7, empty=0), make_rows(8, empty=0)
-    found = TERMS["dac_kl"](student, teacher, low=0.5, high=1.0)
+    found = dac_kl(student, teacher, low=0.5, high=1.0)
     for value, p, q in zip(found, named(student), named(teacher), strict=True):
         inside = q.exp() >= q.exp().quantile(0.5)
         p, q = p[inside].log_softmax(0), q[inside].log_softmax(0)
@@ -121,11 +122,9 @@ def test_sinkhorn_against_loops_over_tokens():
         both = p.keys() & q.keys()
         cost[i, j] = sum(abs(p[v] - q[v]) for v in both) + abs(sum(p[v] for v in both) - sum(q[v] for v in both))
     expected = rows * (plan_by_hand(cost, 0.1, 20) * cost).sum(1)
-    torch.testing.assert_close(TERMS["sinkhorn"](student, teacher, support_NU=support), expected)
-    apart = [
-        TERMS["sinkhorn"](student[part], teacher[part], support_NU=support[part]) for part in (slice(3), slice(3, 5))
-    ]
-    torch.testing.assert_close(TERMS["sinkhorn"](student, teacher, support_NU=support, group_rows=3), torch.cat(apart))
+    torch.testing.assert_close(sinkhorn(student, teacher, support_NU=support), expected)
+    apart = [sinkhorn(student[part], teacher[part], support_NU=support[part]) for part in (slice(3), slice(3, 5))]
+    torch.testing.assert_close(sinkhorn(student, teacher, support_NU=support, group_rows=3), torch.cat(apart))
 
 
 def test_sinkhorn_is_its_authors_loss_where_every_token_is_named():
@@ -137,7 +136,7 @@ def test_sinkhorn_is_its_authors_loss_where_every_token_is_named():
     theirs = (plan_by_hand(cost, 0.1, 20) * cost).sum()
     no_rest = torch.full((6, 1), -torch.inf, dtype=torch.float64)
     buckets = [torch.cat([rows.log_softmax(1), no_rest], dim=1) for rows in (logits, teacher)]
-    ours = TERMS["sinkhorn"](*buckets, support_NU=torch.arange(8).expand(6, 8)).mean()  # the learner's mean over tokens
+    ours = sinkhorn(*buckets, support_NU=torch.arange(8).expand(6, 8)).mean()  # the learner's mean over tokens
     torch.testing.assert_close(ours, theirs)
     found, expected = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, theirs))
     torch.testing.assert_close(found, expected)
@@ -150,9 +149,9 @@ def test_sinkhorns_options_are_checked():
     rows = make_rows(9, 5, 4, empty=0)
     for option in ("group_rows", "logit_temperature", "epsilon"):
         with pytest.raises(ValueError, match=f"{option} must be > 0, got 0"):
-            TERMS["sinkhorn"](rows, rows, support_NU=torch.arange(3).expand(5, 3), **{option: 0})
+            sinkhorn(rows, rows, support_NU=torch.arange(3).expand(5, 3), **{option: 0})
 
 
 def test_dac_kl_refuses_quantiles_in_the_wrong_order():
     with pytest.raises(ValueError, match="got 0.7 and 0.3"):
-        TERMS["dac_kl"](make_rows(0), make_rows(1), low=0.7, high=0.3)
+        dac_kl(make_rows(0), make_rows(1), low=0.7, high=0.3)
