@@ -95,6 +95,7 @@ def test_actors_that_the_scheduler_ends_too_are_a_stop_and_no_error(monkeypatch)
     monkeypatch.setattr(opsd.run, "_start", start)
     lost = StageError("learn: worker 0 was lost: it received SIGTERM\na trace")
     with pytest.raises(StageError) as raised, started(None, None):
+        assert ended == [], "they work until the block is left"
         raise lost
     assert raised.value is lost and ended == ["actors"]
     with (
