@@ -45,9 +45,9 @@ class RolloutPool:
     def wait_ready(self) -> None:
         self.engines.wait_ready()
 
-    def rest(self) -> None:
-        """Leave the GPUs to the learner until the next call; see placement.mode=colocated."""
-        self.engines.rest()
+    def sleep(self) -> None:
+        """The GPUs are the learner's until the next call; see placement.mode=colocated."""
+        self.engines.sleep()
 
     def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
         """`samples_per_prompt` answers a prompt, in groups as they finish. `step` seeds them (-1: evaluation).

@@ -114,7 +114,7 @@ class Run:
         self.resumed = resume(self)
         self.sync(self.first_step)
         prompt = setup.train_prompts[0]
-        check_agreement(cfg, self.learner, self.rollout_pool, prompt, self.vocabulary, self.rest_engines)
+        check_agreement(cfg, self.learner, self.rollout_pool, prompt, self.vocabulary, self.sleep_engines)
         name = self.folder.path.name
         self.log = MetricsLog(self.folder.path, cfg.log.wandb, cfg.log.project, name, asdict(cfg), RayMetrics(name))
         self._stack.callback(self.log.close)
@@ -192,11 +192,11 @@ class Run:
             assert isinstance(self.teacher_pool, TeacherPool), "teacher.follow_decay has one teacher"
             self.teacher_pool.update_weights(self.learner.mean_weights(self.cfg.teacher.dtype))
 
-    def rest_engines(self) -> None:
+    def sleep_engines(self) -> None:
         """The learner's turn, where it shares its GPUs with the engines."""
         if self.cfg.placement.mode == "colocated":
-            self.rollout_pool.rest()
-            self.teacher_pool.rest()
+            self.rollout_pool.sleep()
+            self.teacher_pool.sleep()
 
     def rewards(self, scored: list[ScoredRollout]) -> Tensor | None:
         """float32 [R]: 1 for an answer that the grader accepts, else 0. None without a grader."""

@@ -35,7 +35,7 @@ def loop(cfg: RunConfig, hooks: TrainHooks, run: Run) -> None:
             queue = queue_lengths(pending)
         with run.timer.phase("score"):
             scored, dropped = run.usable(run.teacher_pool.finish(pending))
-            run.rest_engines()
+            run.sleep_engines()
         with run.timer.phase("select"):
             batch = batch_stats(step, scored, run.token_stats(scored), run.rewards(scored), num_steps=cfg.num_steps)
             selection = checked_select(hooks.select, batch)

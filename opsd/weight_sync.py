@@ -67,19 +67,19 @@ def check_agreement(
     rollout_pool: RolloutPool,
     prompt: Prompt,
     vocabulary: Vocabulary,
-    rest: Callable,
+    sleep_engines: Callable[[], None],
 ) -> None:
     """Raises ConfigError where the rollout engines, on the learner's weights, compute another model than it does.
 
     A short answer of every engine to the beginning of `prompt`, and the learner's log-probabilities of it; nothing of
-    it remains. Not asked of engines that are to compute in other numbers. `rest`: called between the two, where they
-    share their GPUs.
+    it remains. Not asked of engines that are to compute in other numbers. `sleep_engines`: called between the two,
+    where they share their GPUs.
     """
     if not OTHER_NUMBERS.isdisjoint(cfg.rollout.engine_args):
         return
     short = replace(prompt, token_ids=prompt.token_ids[:NUM_PROMPT_TOKENS], teacher_token_ids=None, response_ids=None)
     answers = rollout_pool.short_answers(short, min(NUM_ANSWER_TOKENS, cfg.rollout.max_response_tokens))
-    rest()
+    sleep_engines()
     known = [answer for answer in answers if not has_foreign_ids(answer.response_ids, vocabulary)]
     if not known:
         return

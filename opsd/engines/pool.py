@@ -116,9 +116,9 @@ class EnginePool:
         """Names the weights that came to the engines another way."""
         gather("sync", [worker.received_weights.remote(policy_version) for worker in self.workers])
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Free the engines' GPUs until their next call."""
-        gather(self.role, [worker.rest.remote() for worker in self.workers])
+        gather(self.role, [worker.sleep.remote() for worker in self.workers])
 
 
 def occurrences(prompts: Sequence[Prompt]) -> list[int]:

@@ -62,7 +62,7 @@ class VllmEngine:
     ) -> None:
         """`max_batch_tokens` bounds the tokens whose log-probabilities `score` holds at once; None: no bound.
 
-        `shares_gpu`: the engine can `rest`.
+        `shares_gpu`: the engine can `sleep`.
         """
         from vllm import LLM
 
@@ -165,7 +165,7 @@ class VllmEngine:
             raise StageError("weight update: the engine is at work, so what it knows of prompts cannot be dropped")
         self.policy_version = policy_version
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Give the GPU's memory back until the next call or weight update, see `sleep_level`. Not run on a GPU."""
         if not self.asleep:
             self.llm.sleep(level=self.sleep_level)
@@ -176,7 +176,7 @@ class VllmEngine:
         if not self.asleep:
             return
         if self.sleep_level == 2:
-            raise StageError("the engine dropped its weights to rest, and has had no new ones since")
+            raise StageError("the engine dropped its weights when it went to sleep, and has had no new ones since")
         self.llm.wake_up()
         self.asleep = set()
 

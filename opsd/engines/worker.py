@@ -78,8 +78,8 @@ class EngineWorker:
     def received_weights(self, policy_version: int) -> None:
         self._vllm.received_weights(policy_version)
 
-    def rest(self) -> None:
-        self._vllm.rest()
+    def sleep(self) -> None:
+        self._vllm.sleep()
 
     @property
     def _vllm(self) -> VllmEngine:

@@ -73,10 +73,10 @@ class TeacherPool:
     def wait_ready(self) -> None:
         self.engines.wait_ready()
 
-    def rest(self) -> None:
-        """Leave the GPUs to the learner until the next call; see placement.mode=colocated. Servers have their own."""
+    def sleep(self) -> None:
+        """The GPUs are the learner's until the next call; see placement.mode=colocated. Servers have their own."""
         if isinstance(self.engines, EnginePool):
-            self.engines.rest()
+            self.engines.sleep()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; returns after the last, not its scores.

@@ -35,10 +35,10 @@ class TeacherRouter:
         for pool in self.pools.values():
             pool.wait_ready()
 
-    def rest(self) -> None:
-        """As TeacherPool.rest."""
+    def sleep(self) -> None:
+        """As TeacherPool.sleep."""
         for pool in self.pools.values():
-            pool.rest()
+            pool.sleep()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """As TeacherPool.begin; each group is divided among the teachers."""

@@ -42,7 +42,7 @@ def sleep_and_wake(*, device: str) -> list[Check]:
         engine = start_engine(save_tiny(Path(folder), seed=1), device, shares_gpu=True)
         first = answer(engine)
         awake = used_bytes()
-        engine.rest()
+        engine.sleep()
         asleep = used_bytes()
         second = answer(engine)
     share = (asleep - before) / max(1, awake - before)

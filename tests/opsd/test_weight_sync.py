@@ -47,9 +47,9 @@ def check(engine, *, learner_off_by=0.0, vocabulary=VOCABULARY, **dtypes):
         return replace(stats, student_logprob_T=stats.student_logprob_T + learner_off_by)
 
     check_agreement(
-        cfg, SimpleNamespace(token_stats=token_stats), pool, PROMPT, vocabulary, lambda: order.append("rest")
+        cfg, SimpleNamespace(token_stats=token_stats), pool, PROMPT, vocabulary, lambda: order.append("sleep")
     )
-    assert order in (["rest", "learner"], ["rest"])
+    assert order in (["sleep", "learner"], ["sleep"])
     return [item.rollout for item in asked]
 
 

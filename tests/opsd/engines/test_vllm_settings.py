@@ -160,12 +160,12 @@ def engine_of(monkeypatch):
 def test_a_colocated_student_wakes_for_its_weights_first_then_for_its_cache(engine_of):
     """Weights and cache together would not fit beside what the learner still holds."""
     engine = engine_of("rollout")
-    engine.rest()
-    engine.rest()
+    engine.sleep()
+    engine.sleep()
     engine.update_weights({}, policy_version=1)
     assert engine.llm.calls == ["sleep 2", "wake weights", "replace_weights", "wake kv_cache", "reset"]
     engine.llm.calls.clear()
-    engine.rest()
+    engine.sleep()
     engine.expect_weights()  # as over CUDA IPC
     engine.received_weights(2)
     assert engine.llm.calls == ["sleep 2", "wake weights", "wake kv_cache", "reset"]
@@ -174,21 +174,21 @@ def test_a_colocated_student_wakes_for_its_weights_first_then_for_its_cache(engi
 
 def test_a_student_without_weights_does_not_answer(engine_of):
     engine = engine_of("rollout")
-    engine.rest()
+    engine.sleep()
     prompt = Prompt(index=0, token_ids=np.array([1], np.int32), text="", answer=None, source="")
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=2, num_candidates=1)
-    with pytest.raises(StageError, match="dropped its weights to rest"):
+    with pytest.raises(StageError, match="dropped its weights when it went to sleep"):
         list(engine.generate([prompt], [0], [0], sampling, 0))
-    with pytest.raises(StageError, match="dropped its weights to rest"):
+    with pytest.raises(StageError, match="dropped its weights when it went to sleep"):
         engine.score([], 1)
 
 
 def test_a_colocated_teacher_wakes_as_it_was(engine_of):
     engine = engine_of("teacher")
-    engine.rest()
+    engine.sleep()
     assert engine.score([], 1) == []
     assert engine.llm.calls == ["sleep 1", "wake all"]
-    engine.rest()
+    engine.sleep()
     engine.update_weights({}, policy_version=0)  # one that follows the student
     assert engine.llm.calls[2:] == ["sleep 1", "wake weights", "replace_weights", "wake kv_cache"]
 
