@@ -10,16 +10,16 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.config.support import scores_candidates
 from opsd.engines.events import score_in_groups
+from opsd.engines.logits import draw, event_logprobs, float32_logits, shared_logits, top_events, uniforms
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
-from opsd.ops.head.gradients import product_by_blocks
 from opsd.ops.head.plain import head_difference, require_plain_head
 from opsd.ops.mixing import mixed_embeddings
 from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
@@ -108,7 +108,7 @@ class TransformersEngine:
         """Decode until every sequence has stopped or is full; prompts are padded on the left."""
         prompt_ids = [torch.from_numpy(prompt.token_ids.astype(np.int64)) for prompt, _, _ in requests]
         token_ids_BL, mask_BL = (part.to(self.device) for part in _pad_left(prompt_ids))
-        uniform_BT = torch.stack([_uniforms(seed, sampling.max_tokens) for _, _, seed in requests]).to(self.device)
+        uniform_BT = torch.stack([uniforms(seed, sampling.max_tokens) for _, _, seed in requests]).to(self.device)
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=self.device)
         done_B = torch.zeros(len(requests), dtype=torch.bool, device=self.device)
         cache = None
@@ -130,10 +130,10 @@ class TransformersEngine:
                     "generate with it: set backend=vllm"
                 )
             logits_BV = shared_logits(output.logits[:, -1], self.vocabulary)
-            token_B = _draw(logits_BV, sampling, uniform_BT[:, step])
+            token_B = draw(logits_BV, sampling, uniform_BT[:, step])
             events_BV = event_logprobs(logits_BV, self.vocabulary)
             logprob_B = events_BV.gather(1, self._events(token_B)[:, None])[:, 0]
-            steps.append((token_B, logprob_B, *_top_events(events_BV, sampling.num_candidates)))
+            steps.append((token_B, logprob_B, *top_events(events_BV, sampling.num_candidates)))
             done_B |= torch.isin(token_B, stop_ids)
             if done_B.all():
                 break
@@ -212,11 +212,11 @@ class TransformersEngine:
         for hidden_RD, actual_R, candidates_RC in zip(
             hidden_TD.split(rows), actual_T.split(rows), candidates_TC.split(rows), strict=True
         ):
-            logits_RV = shared_logits(_float32_logits(head, hidden_RD), self.vocabulary)
+            logits_RV = shared_logits(float32_logits(head, hidden_RD), self.vocabulary)
             events_RV = event_logprobs(logits_RV, self.vocabulary)
             candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
             sampled_R = events_RV.gather(1, actual_R[:, None])[:, 0]
-            parts.append((*_top_events(events_RV, top_k), sampled_R, candidate_RC))
+            parts.append((*top_events(events_RV, top_k), sampled_R, candidate_RC))
         top_ids, top_logprobs, actual, candidates = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         return TeacherScores(
             top_ids=top_ids,
@@ -228,14 +228,6 @@ class TransformersEngine:
     def _events(self, token_ids: Tensor) -> Tensor:
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=token_ids.device)
         return token_ids.masked_fill(torch.isin(token_ids, stop_ids), self.vocabulary.stop_event)
-
-
-def _float32_logits(head: nn.Linear, hidden_RD: Tensor) -> Tensor:
-    """[R, V] of the plain head; from bfloat16, whose own logits near 20 are off by 0.06, the sums in float32."""
-    if head.weight.dtype == torch.float32:
-        return head(hidden_RD)
-    logits_RV = product_by_blocks(hidden_RD, head.weight)
-    return logits_RV if head.bias is None else logits_RV.add_(head.bias)
 
 
 def _response_rows(rollout: Rollout) -> np.ndarray:
@@ -259,55 +251,6 @@ def attention_paid(attentions: Sequence[Tensor], lengths: list[int]) -> list[Ten
         mean_LL[:length, :length].sum(0) / torch.arange(length, 0, -1, device=mean_LL.device)
         for mean_LL, length in zip(mean_BLL, lengths, strict=True)
     ]
-
-
-def shared_logits(logits_RH: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """float32 [R, V] of a head's [R, H]: without the padding, and -inf at ids that the models do not share."""
-    logits_RV = logits_RH[:, : vocabulary.size].float()
-    if vocabulary.foreign_ids:
-        logits_RV = logits_RV.index_fill(1, torch.tensor(vocabulary.foreign_ids, device=logits_RV.device), -torch.inf)
-    return logits_RV
-
-
-def event_logprobs(logits_RV: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Log-probabilities of all events, float32 [R, V], from logits of V shared ids; all stop mass is at stop_event."""
-    logprobs_RV = logits_RV.log_softmax(-1)
-    stop_ids = list(vocabulary.stop_ids)
-    merged_R = logprobs_RV[:, stop_ids].logsumexp(-1)
-    logprobs_RV[:, stop_ids] = -torch.inf
-    logprobs_RV[:, vocabulary.stop_event] = merged_R
-    return logprobs_RV
-
-
-def _top_events(events_RV: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
-    """(ids int32 [R, num_kept], log-probabilities float32), likeliest first; -1 and -inf where no event is left."""
-    top_logprobs, top_ids = events_RV.topk(min(num_kept, events_RV.shape[1]), dim=-1)
-    missing = (0, num_kept - top_ids.shape[1])
-    top_ids = top_ids.masked_fill(top_logprobs == -torch.inf, -1).int()
-    pad = torch.nn.functional.pad
-    return pad(top_ids, missing, value=-1), pad(top_logprobs, missing, value=-torch.inf)
-
-
-def _draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
-    """int64 [B]: each row's cumulative distribution inverted at its own uniform, so that no row depends on another."""
-    if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
-    if sampling.top_k:
-        kept_BK = logits_BV.topk(min(sampling.top_k, logits_BV.shape[1]), dim=-1).values
-        logits_BV = logits_BV.masked_fill(logits_BV < kept_BK[:, -1:], -torch.inf)
-    probs_BV = (logits_BV.double() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
-        outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p  # the likeliest token is never outside
-        probs_BV = probs_BV.scatter(1, order_BV, sorted_BV.masked_fill(outside_BV, 0.0))
-    cumulative_BV = probs_BV.cumsum(-1)
-    target_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].clamp(max=logits_BV.shape[1] - 1)
-
-
-def _uniforms(seed: int, num_draws: int) -> Tensor:
-    """float64 [num_draws] in [0, 1), drawn on the CPU: the same on every device."""
-    return torch.rand(num_draws, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _pad_left(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:

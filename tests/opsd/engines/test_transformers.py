@@ -1,4 +1,4 @@
-"""The transformers engine alone: its draws, its batches, its refusals."""
+"""The transformers engine alone: its batches, its refusals."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.engines.events import in_order
-from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine, _draw, _uniforms
+from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.types import Mixture, Prompt, Sampling, Vocabulary
 from tests.opsd.builders import merge_stops
@@ -49,31 +49,6 @@ def generate(engine, num_prompts=10, sampling=SAMPLING, policy_version=0):
     seeds = list(range(100, 100 + num_prompts))
     prompts = make_prompts(num_prompts)
     return in_order(engine.generate(prompts, list(range(num_prompts)), seeds, sampling, policy_version))
-
-
-def test_draws_follow_the_distribution_at_the_temperature():
-    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
-    uniforms = _uniforms(seed=0, num_draws=20_000)
-    sampling = Sampling(temperature=0.5, top_p=1.0, max_tokens=1, num_candidates=1)
-    tokens = _draw(logits.expand(20_000, 4), sampling, uniforms)
-    frequency = torch.bincount(tokens, minlength=4) / 20_000
-    torch.testing.assert_close(frequency, (logits[0] / 0.5).softmax(-1), atol=0.01, rtol=0)
-
-
-def test_top_k_keeps_the_likeliest():
-    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
-    uniforms = _uniforms(seed=0, num_draws=5_000)
-    for top_k, kept in [(1, {0}), (2, {0, 2}), (9, {0, 1, 2, 3}), (0, {0, 1, 2, 3})]:
-        sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=1, num_candidates=1, top_k=top_k)
-        assert set(_draw(logits.expand(5_000, 4), sampling, uniforms).tolist()) == kept
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
-    logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
-    uniforms = _uniforms(seed=0, num_draws=5_000)
-    for top_p, kept in [(0.4, {1}), (0.6, {1, 3}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})]:
-        sampling = Sampling(temperature=1.0, top_p=top_p, max_tokens=1, num_candidates=1)
-        assert set(_draw(logits.expand(5_000, 4), sampling, uniforms).tolist()) == kept
 
 
 def test_a_request_draws_the_same_in_any_batch_size(model_path):
