@@ -9,7 +9,7 @@ from ray import ObjectRef
 from opsd.cluster.placement import Placement
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool, occurrences, request_seed, sample_seed
 from opsd.types import Prompt, Rollout, Sampling, Vocabulary
 

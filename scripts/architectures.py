@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from opsd.config.engine import EngineConfig
 from opsd.config.run import LearnerConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import VllmEngine, engine_environment
 from opsd.errors import ConfigError

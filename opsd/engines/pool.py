@@ -10,8 +10,9 @@ import numpy as np
 import ray
 
 from opsd.cluster.placement import Placement
-from opsd.cluster.ray import gather, split_evenly, start_actor
+from opsd.cluster.ray import gather, start_actor
 from opsd.config.engine import EngineConfig
+from opsd.engines.groups import split_evenly
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.types import Prompt, Rollout, Sampling, TeacherScores, Vocabulary

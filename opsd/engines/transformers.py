@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.config.support import scores_candidates
-from opsd.engines.events import score_in_groups
+from opsd.engines.groups import score_in_groups
 from opsd.engines.logits import draw, event_logprobs, float32_logits, shared_logits, top_events, uniforms
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from opsd.config.engine import EngineConfig
 from opsd.config.support import scores_candidates
-from opsd.engines.events import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
+from opsd.engines.events import EventRows, candidate_events, event_rows, pad_rows
+from opsd.engines.groups import score_in_groups
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError

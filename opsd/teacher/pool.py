@@ -10,7 +10,8 @@ from ray import ObjectRef
 
 from opsd.cluster.placement import Placement
 from opsd.config.engine import TeacherConfig
-from opsd.engines.events import has_foreign_ids, in_order
+from opsd.engines.events import has_foreign_ids
+from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool
 from opsd.errors import StageError
 from opsd.teacher.remote.http import RemoteEngines

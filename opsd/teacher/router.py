@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from opsd.config.engine import TeacherConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.teacher.pool import Answered, PendingScores, TeacherPool
 from opsd.teacher.sources import source_of, teachers_by_source
 from opsd.types import NoScores, Prompt, Rollout, TeacherScores

@@ -21,7 +21,7 @@ from opsd.batch import rollout_stats
 from opsd.cluster.ray import ray_cluster, start_actor
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import RunConfig
-from opsd.engines.events import in_order, score_in_groups
+from opsd.engines.groups import in_order, score_in_groups
 from opsd.engines.pool import request_seed
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker

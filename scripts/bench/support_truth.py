@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from opsd.config.run import RunConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.pool import request_seed
 from opsd.engines.transformers import TransformersEngine
 from opsd.ops.align import predicting_rows

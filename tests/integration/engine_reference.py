@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.types import Prompt, Rollout, Sampling, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 

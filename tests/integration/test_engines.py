@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.config.engine import EngineConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import VllmEngine, engine_environment
 from opsd.errors import StageError

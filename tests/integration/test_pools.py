@@ -8,7 +8,7 @@ import pytest
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.run import StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
 from opsd.types import NoScores, Prompt, Vocabulary

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import LearnerConfig, StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.learner.group import LearnerGroup
 from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.rollout import RolloutPool

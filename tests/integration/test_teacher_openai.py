@@ -11,7 +11,7 @@ import pytest
 from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import engine_environment
 from opsd.errors import ConfigError

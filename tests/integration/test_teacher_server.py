@@ -15,7 +15,7 @@ import torch
 from opsd.config.engine import TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, LossConfig, RunConfig, StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.preflight import check

@@ -16,7 +16,7 @@ from opsd.cluster.placement import Placement
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import RunConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool
 from opsd.engines.vllm import engine_environment
 from opsd.errors import StageError

@@ -9,7 +9,7 @@ import pytest
 from opsd.batch import rollout_stats
 from opsd.config.engine import EngineConfig, RolloutConfig
 from opsd.config.run import RunConfig, StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
 from opsd.rollout import RolloutPool

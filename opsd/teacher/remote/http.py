@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from opsd.cluster.ray import split_evenly
 from opsd.config.engine import TeacherConfig
+from opsd.engines.groups import split_evenly
 from opsd.errors import ConfigError
 from opsd.teacher.remote.frames import MEDIA_TYPE, PROTOCOL
 from opsd.teacher.remote.transport import RequestFailed, Transport, get_when_ready, no_scores

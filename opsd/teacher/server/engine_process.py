@@ -9,7 +9,7 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 
 from opsd.config.engine import TeacherConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.lifetime import end_with_parent
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker

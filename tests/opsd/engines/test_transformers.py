@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from opsd.config.engine import EngineConfig, TeacherConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.types import Mixture, Prompt, Sampling, Vocabulary

@@ -21,7 +21,7 @@ from transformers import (
 
 import opsd.learner.group
 from opsd.config.engine import RolloutConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
 from opsd.learner.group import LearnerGroup
