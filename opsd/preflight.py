@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config.auto import joins_cluster, resolve_device
+from opsd.config.backends import backends_that
 from opsd.config.engine import EngineConfig, TeacherConfig
 from opsd.config.run import RunConfig
 from opsd.config.support import decide_support
@@ -171,7 +172,7 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
         )
     _check_transfer(cfg, device)
     for role in _local_engines(cfg):
-        if role.backend == "vllm":  # refuses what engine_args must not say
+        if role.can.is_vllm:  # refuses what engine_args must not say
             bound = role.max_batch_tokens if isinstance(role, TeacherConfig) else None
             colocated = cfg.placement.mode == "colocated"
             llm_arguments(role, device, max_model_tokens=1, max_batch_tokens=bound, shares_gpu=colocated)
@@ -190,9 +191,10 @@ def _check_transfer(cfg: RunConfig, device: str) -> None:
     way_out = "set rollout.weight_transfer=auto"
     if cfg.rollout.weight_transfer not in ("nccl", "ipc"):
         return
-    if device == "cpu" or cfg.rollout.backend != "vllm":
+    if device == "cpu" or cfg.rollout.weight_transfer not in cfg.rollout.can.weight_transfers:
+        able = backends_that(lambda can: cfg.rollout.weight_transfer in can.weight_transfers)
         raise ConfigError(
-            f"{transfer} needs GPUs and rollout.backend=vllm, this run has {device} and {cfg.rollout.backend}: "
+            f"{transfer} needs GPUs and rollout.backend={able}, this run has {device} and {cfg.rollout.backend}: "
             f"{way_out}"
         )
     if cfg.rollout.weight_transfer == "nccl" and cfg.placement.mode == "colocated":
@@ -218,8 +220,9 @@ def _check_colocated(cfg: RunConfig, device: str) -> None:
                 f"{mode}: an engine has one GPU, so {role.section}.tensor_parallel_size must be 1, "
                 f"got {role.tensor_parallel_size}"
             )
-        if role.backend != "vllm":
-            raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend=vllm, got {role.backend}")
+        if not role.can.sleeps:
+            able = backends_that(lambda can: can.sleeps)
+            raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend={able}, got {role.backend}")
     if cfg.teacher.by_source:
         raise ConfigError(f"{mode} has room for one teacher: teacher.by_source must be empty")
     both = sum(role.gpu_share(colocated=True) for role in roles)

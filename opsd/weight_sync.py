@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from opsd.config.backends import ENGINES
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import RunConfig
 from opsd.engines.events import has_foreign_ids
@@ -31,12 +32,13 @@ def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
     """
     if cfg.rollout.weight_transfer != "auto":
         return cfg.rollout.weight_transfer
-    if device == "cpu" or cfg.rollout.backend != "vllm" or renamed:
+    direct = "nccl" if cfg.placement.mode == "separate" else "ipc"
+    if device == "cpu" or direct not in cfg.rollout.can.weight_transfers or renamed:
         return "object_store"
-    if cfg.placement.mode == "separate":
-        return "nccl"
-    # Each engine takes the weights from the rank that has the same GPU.
-    return "ipc" if cfg.rollout.num_workers <= cfg.learner.num_workers else "object_store"
+    # Over ipc each engine takes the weights from the rank that has the same GPU.
+    if direct == "ipc" and cfg.rollout.num_workers > cfg.learner.num_workers:
+        return "object_store"
+    return direct
 
 
 def weight_sync(cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: RolloutPool) -> Callable[[int], None]:
@@ -93,7 +95,7 @@ def check_agreement(
             f"student.path={cfg.student.path}: the rollout engines (rollout.backend={cfg.rollout.backend}) do not "
             f"compute it as the learner does: on the same weights their log-probabilities of the same answer differ by "
             f"{difference:.3g} nats on average, at most {TOLERANCE[dtype]:g} is rounding: set rollout.backend="
-            f"{'transformers' if cfg.rollout.backend == 'vllm' else 'vllm'}, or take another student"
+            f"{' or '.join(name for name in ENGINES if name != cfg.rollout.backend)}, or take another student"
         )
 
 

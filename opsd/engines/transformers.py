@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from opsd.config.engine import EngineConfig, TeacherConfig
-from opsd.config.support import scores_candidates
+from opsd.config.engine import EngineConfig, TeacherConfig, scores_candidates
 from opsd.engines.groups import score_in_groups
 from opsd.engines.logits import draw, event_logprobs, float32_logits, shared_logits, top_events, uniforms
 from opsd.engines.weights import complete_weights

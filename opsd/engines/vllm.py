@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from opsd.config.engine import EngineConfig
-from opsd.config.support import scores_candidates
+from opsd.config.engine import EngineConfig, scores_candidates
 from opsd.engines.events import EventRows, candidate_events, event_rows, pad_rows
 from opsd.engines.groups import score_in_groups
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
@@ -135,8 +134,8 @@ class VllmEngine:
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """This model's log-probabilities on the response rows, in the order of `rollouts`.
 
-        `candidate_logprobs` is None where the engine does not score them (opsd.config.support). A stop id outside the
-        top-k is not part of the stop event's mass.
+        `candidate_logprobs` is None unless `opsd.config.engine.scores_candidates`. A stop id outside the top-k is not
+        part of the stop event's mass.
         """
         self._wake()
         return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.config.engine import EngineConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.groups import in_order
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import VllmEngine, engine_environment
@@ -61,7 +61,7 @@ def engine_of(models):
             engines[backend, name] = ENGINES[backend](
                 str(models[name]),
                 vocabulary=VOCABULARY,
-                config=EngineConfig(backend=backend, kv_cache_gib=0.03, max_num_seqs=64),
+                config=TeacherConfig(backend=backend, kv_cache_gib=0.03, max_num_seqs=64),
                 device="cpu",
                 max_model_tokens=64,
                 max_batch_tokens=100,

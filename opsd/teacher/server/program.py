@@ -13,10 +13,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config.auto import resolve_device, with_dtypes
+from opsd.config.engine import scores_candidates
 from opsd.config.http import read_token
 from opsd.config.run import compose_config
 from opsd.config.setting_names import refuse_misspelt
-from opsd.config.support import scores_candidates
 from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.models.facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.backends import ENGINES
+from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig, scores_candidates
 from opsd.config.run import LossConfig
-from opsd.config.support import decide_support, scores_candidates
+from opsd.config.support import decide_support
 from opsd.engines import vllm as vllm_engine
 from opsd.errors import ConfigError, StageError
 from opsd.models.facts import ModelFacts
@@ -86,9 +87,10 @@ def test_one_teacher_without_decides_for_all_of_them():
         decide_support("student", scored)
 
 
-@pytest.mark.parametrize("config", [EngineConfig(), RolloutConfig()])
-def test_an_engine_that_only_generates_promises_nothing(config):
-    assert not scores_candidates(config, "cuda")
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("section", [EngineConfig, RolloutConfig])
+def test_an_engine_that_only_generates_promises_nothing(section, backend):
+    assert not scores_candidates(section(backend=backend), "cuda")
 
 
 @pytest.mark.parametrize("runs_v2", [True, False])

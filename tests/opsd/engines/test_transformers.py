@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
-from opsd.config.engine import EngineConfig, TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.groups import in_order
 from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine
 from opsd.errors import ConfigError, StageError
@@ -26,14 +26,14 @@ def model_path(tmp_path_factory):
     return make_tiny_qwen3(tmp_path_factory.mktemp("tiny"), tied=True, seed=0, eos_token_id=0, scale=2.0)
 
 
-def make_engine(path, *, max_num_seqs=256, max_batch_tokens=None, config=None) -> TransformersEngine:
+def make_engine(path, **settings) -> TransformersEngine:
     return TransformersEngine(
         str(path),
         vocabulary=VOCABULARY,
-        config=config or EngineConfig(backend="transformers", max_num_seqs=max_num_seqs),
+        config=TeacherConfig(backend="transformers", **settings),
         device="cpu",
         max_model_tokens=64,
-        max_batch_tokens=max_batch_tokens,
+        max_batch_tokens=settings.get("max_batch_tokens"),
     )
 
 
@@ -88,7 +88,7 @@ def test_scores_in_small_head_chunks_are_the_same(model_path, monkeypatch):
 def test_a_teacher_in_bfloat16_scores_with_logits_in_float32(model_path):
     """With a head that makes logits near 20: those of bfloat16 are off by up to 0.06."""
     rollouts = generate(make_engine(model_path))
-    engine = make_engine(model_path, config=EngineConfig(backend="transformers", dtype="bfloat16"))
+    engine = make_engine(model_path, dtype="bfloat16")
     head = engine.model.get_output_embeddings()
     head.weight.mul_(3.0)
     for rollout in rollouts[:4]:
@@ -114,8 +114,7 @@ def test_an_engine_refuses_to_answer_for_weights_that_it_does_not_hold(model_pat
 
 def test_attention_is_that_paid_by_the_token_and_all_after_it(model_path):
     rollouts = generate(make_engine(model_path))
-    config = TeacherConfig(backend="transformers", attention=True)
-    scores = make_engine(model_path, config=config).score(rollouts, top_k=3)
+    scores = make_engine(model_path, attention=True).score(rollouts, top_k=3)
     plain = make_engine(model_path).score(rollouts, top_k=3)
     model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="eager")
     for rollout, score, other in zip(rollouts, scores, plain, strict=True):
