@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from ray import ObjectRef
 
 from opsd.cluster.placement import Placement
-from opsd.config.engine import RolloutConfig
-from opsd.config.run import StudentConfig
+from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool, occurrences, request_seed, sample_seed
-from opsd.types import Prompt, Rollout, Sampling, Vocabulary
+from opsd.types import Prompt, Rollout, Sampling
 
 
 class RolloutPool:
@@ -19,28 +18,16 @@ class RolloutPool:
 
     def __init__(
         self,
-        student: StudentConfig,
-        cfg: RolloutConfig,
+        spec: EngineSpec[RolloutConfig],
         *,
         seed: int,
-        vocabulary: Vocabulary,
-        device: str,
-        max_model_tokens: int,
         placement: Placement | None = None,
     ) -> None:
-        self.cfg = cfg
+        """`spec.path` is the student's folder; the engines answer once they have had weights."""
+        self.cfg = spec.config
         self.seed = seed
         self.policy_version = -1  # set by the first weight sync
-        self.engines = EnginePool(
-            "rollout",
-            student.path,
-            cfg,
-            vocabulary=vocabulary,
-            device=device,
-            max_model_tokens=max_model_tokens,
-            trust_remote_code=student.trust_remote_code,
-            placement=placement,
-        )
+        self.engines = EnginePool("rollout", spec, placement)
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()

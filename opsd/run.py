@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,16 +41,8 @@ from opsd.run_summary import loaded_models, run_summary
 from opsd.stopping import stop_signals
 from opsd.teacher.pool import Answered, TeacherPool
 from opsd.teacher.router import start_teachers
-from opsd.types import BatchStats, NoScores, ScoredRollout, Selection, StepReport, TokenStats, Vocabulary
+from opsd.types import BatchStats, NoScores, ScoredRollout, Selection, StepReport, TokenStats
 from opsd.weight_sync import check_agreement, weight_sync, weight_transfer
-
-
-class _Shared(TypedDict):
-    """What rollout engines, teacher and learner are all started with."""
-
-    vocabulary: Vocabulary
-    device: str
-    placement: Placement
 
 
 class Run:
@@ -144,12 +136,10 @@ class Run:
             model_without_weights(cfg.student.path, trust_remote_code=cfg.student.trust_remote_code)
         )
         rollout = replace(cfg.rollout, weight_transfer=weight_transfer(cfg, setup.device, renamed=renamed))
-        shared: _Shared = {"vocabulary": setup.vocabulary, "device": setup.device, "placement": placement}
-        self.rollout_pool = RolloutPool(
-            cfg.student, rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared
-        )
+        student = replace(setup.student, config=rollout)
+        self.rollout_pool = RolloutPool(student, seed=cfg.seed, placement=placement)
         placement.settle(self.rollout_pool)
-        self.teacher_pool = start_teachers(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
+        self.teacher_pool = start_teachers(setup.teachers, placement)
         placement.settle(self.teacher_pool)
         self.learner = LearnerGroup(
             cfg.student,
@@ -158,7 +148,9 @@ class Run:
             support=setup.support,
             num_steps=cfg.num_steps,
             mean_decay=cfg.teacher.follow_decay,
-            **shared,
+            vocabulary=setup.vocabulary,
+            device=setup.device,
+            placement=placement,
         )
         sources: dict[str, Callable[[list[ScoredRollout]], TokenStats]] = {
             "rollout": partial(rollout_stats, vocabulary=setup.vocabulary),

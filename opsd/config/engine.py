@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from opsd.config.backends import CAPABILITIES, ENGINES, REMOTE_BACKENDS, Capabilities, backends_that
+from opsd.config.backends import CAPABILITIES, DEVICES, ENGINES, REMOTE_BACKENDS, Capabilities, backends_that
 from opsd.config.checks import at_least, in_range, one_of, positive
 from opsd.config.http import HttpConfig, check_url
 from opsd.errors import ConfigError
+from opsd.types import Vocabulary
 
 DTYPES = ("auto", "float32", "bfloat16")
 TRANSFERS = ("auto", "object_store", "nccl", "ipc")
@@ -59,6 +60,11 @@ class EngineConfig:
     @property
     def can(self) -> Capabilities:
         return CAPABILITIES[self.backend]
+
+    @property
+    def scoring_bound(self) -> int | None:
+        """Prompt and response tokens that an engine scores at once, at most; None: it only generates, no bound."""
+        return None
 
     def gpu_share(self, *, colocated: bool) -> float:
         """The share of a GPU that vLLM fills."""
@@ -141,6 +147,10 @@ class TeacherConfig(EngineConfig):
                 )
 
     @property
+    def scoring_bound(self) -> int:
+        return self.max_batch_tokens
+
+    @property
     def remote(self) -> bool:
         return self.can.remote
 
@@ -148,6 +158,56 @@ class TeacherConfig(EngineConfig):
     def given(self) -> bool:
         """Whether there is a teacher here besides those of by_source."""
         return bool(self.path or self.urls)
+
+
+Section = TypeVar("Section", bound=EngineConfig, covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec(Generic[Section]):
+    """All that the engines of one role are made of: made once, where a program knows it, and passed on whole.
+
+    Raises ConfigError where no such engine can be.
+    """
+
+    path: str  # the model's folder; of a teacher behind HTTP: what teacher.path may be
+    config: Section  # the role's settings; what is auto in them has been decided
+    vocabulary: Vocabulary  # that the run's models share
+    device: str  # cpu | cuda, of this run's own engines
+    max_model_tokens: int  # the longest prompt and response together
+    trust_remote_code: bool = False  # run Python code that lies in the model's folder
+    shares_gpu: bool = False  # with the learner, which has the GPU while the engine sleeps
+
+    def __post_init__(self) -> None:
+        section, can = self.config.section, self.config.can
+        one_of("device", self.device, DEVICES)
+        at_least(f"{section}: max_model_tokens", self.max_model_tokens, 1)
+        if self.shares_gpu and not (can.sleeps or can.remote):
+            raise ConfigError(
+                f"{section}: an engine on the learner's GPU must sleep, so {section}.backend must be "
+                f"{backends_that(lambda each: each.sleeps)}, got {self.config.backend}"
+            )
+        scores_candidates(self.config, self.device)
+
+    @property
+    def scores_candidates(self) -> bool:
+        """Whether `candidate_logprobs` come with the scores."""
+        return scores_candidates(self.config, self.device)
+
+
+def teacher_spec(
+    config: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int, shares_gpu: bool = False
+) -> EngineSpec[TeacherConfig]:
+    """A teacher's section names its model, too."""
+    return EngineSpec(
+        path=config.path,
+        config=config,
+        vocabulary=vocabulary,
+        device=device,
+        max_model_tokens=max_model_tokens,
+        trust_remote_code=config.trust_remote_code,
+        shares_gpu=shares_gpu,
+    )
 
 
 def scores_candidates(config: EngineConfig, device: str) -> bool:

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from opsd.config.engine import EngineConfig, TeacherConfig, scores_candidates
+from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.engines.groups import score_in_groups
 from opsd.engines.logits import draw, event_logprobs, float32_logits, shared_logits, top_events, uniforms
+from opsd.engines.protocols import Request
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
 from opsd.ops.head.plain import head_difference, require_plain_head
 from opsd.ops.mixing import mixed_embeddings
-from opsd.types import Mixture, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import Mixture, Rollout, Sampling, TeacherScores
 
 HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once
 
@@ -29,49 +30,32 @@ HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] 
 class TransformersEngine:
     """One model, in eval mode. Padded ids have no probability and all stop ids are merged, exactly."""
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        vocabulary: Vocabulary,
-        config: EngineConfig,
-        device: str,
-        max_model_tokens: int,
-        trust_remote_code: bool = False,
-        max_batch_tokens: int | None = None,
-    ) -> None:
-        """`max_batch_tokens` bounds the padded tokens of one scoring pass; None: one pass for all.
-
-        Nothing here needs `max_model_tokens`. Raises ConfigError where the model alters its logits after the head.
-        """
-        self.vocabulary = vocabulary
+    def __init__(self, spec: EngineSpec) -> None:
+        """`spec.max_model_tokens` is no matter. Raises ConfigError where the model alters its logits after the head."""
+        config = spec.config
+        self.vocabulary = spec.vocabulary
+        self.policy_version: int | None = None  # None: the weights of `spec.path`
+        self.device = torch.device(spec.device)
         self.max_num_seqs = config.max_num_seqs
-        self.max_batch_tokens = max_batch_tokens or sys.maxsize
-        self.policy_version: int | None = None  # None: the weights of `path`
-        self.device = torch.device(device)
-        self.scores_candidates = scores_candidates(config, device)
-        self.returns_attention = isinstance(config, TeacherConfig) and config.attention  # which eager alone forms
+        self.max_batch_tokens = config.scoring_bound or sys.maxsize  # padding counts
+        self.scores_candidates = spec.scores_candidates
+        self.returns_attention = isinstance(config, TeacherConfig) and config.attention
+        eager = self.returns_attention or caps_attention(spec.path, spec.trust_remote_code)  # what eager alone does
         self.model = AutoModelForCausalLM.from_pretrained(
-            path,
+            spec.path,
             dtype=getattr(torch, config.dtype),
-            trust_remote_code=trust_remote_code,
-            attn_implementation="eager" if self.returns_attention or caps_attention(path, trust_remote_code) else None,
+            trust_remote_code=spec.trust_remote_code,
+            attn_implementation="eager" if eager else None,
         )
         self.model.eval().requires_grad_(False).to(self.device)
         # `score` applies the head by itself, so nothing (a soft cap, a scale) may stand between it and the logits.
         difference = head_difference(self.model, allow_bias=True)
-        require_plain_head(f"{config.section}.backend=transformers, path", path, self.model, difference)
+        require_plain_head(f"{config.section}.backend=transformers, path", spec.path, self.model, difference)
 
     def generate(
-        self,
-        prompts: list[Prompt],
-        samples: list[int],
-        seeds: list[int],
-        sampling: Sampling,
-        policy_version: int,
-        group_size: int | None = None,
+        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
     ) -> Iterator[dict[int, Rollout]]:
-        """One rollout for each (prompt, sample number, seed), by its place.
+        """A rollout for each request, by its place.
 
         A seed draws the same tokens in any batch on the CPU; on a GPU a batch of another size rounds otherwise.
 
@@ -80,7 +64,6 @@ class TransformersEngine:
         """
         if self.policy_version not in (None, policy_version):
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
-        requests = list(zip(prompts, samples, seeds, strict=True))
         for start in range(0, len(requests), self.max_num_seqs):
             batch = requests[start : start + self.max_num_seqs]
             yield dict(enumerate(self._generate_batch(batch, sampling, policy_version), start))
@@ -101,9 +84,7 @@ class TransformersEngine:
         self.policy_version = policy_version
 
     @torch.inference_mode()
-    def _generate_batch(
-        self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
-    ) -> list[Rollout]:
+    def _generate_batch(self, requests: list[Request], sampling: Sampling, policy_version: int) -> list[Rollout]:
         """Decode until every sequence has stopped or is full; prompts are padded on the left."""
         prompt_ids = [torch.from_numpy(prompt.token_ids.astype(np.int64)) for prompt, _, _ in requests]
         token_ids_BL, mask_BL = (part.to(self.device) for part in _pad_left(prompt_ids))
@@ -141,9 +122,7 @@ class TransformersEngine:
         decoded = [torch.stack(part, dim=1) for part in zip(*steps, strict=True)]
         return self._cut_at_stop(requests, decoded, policy_version)
 
-    def _cut_at_stop(
-        self, requests: list[tuple[Prompt, int, int]], decoded: list[Tensor], policy_version: int
-    ) -> list[Rollout]:
+    def _cut_at_stop(self, requests: list[Request], decoded: list[Tensor], policy_version: int) -> list[Rollout]:
         """`decoded`: the steps of `_generate_batch`, [B, steps, ...]; those after a sequence's stop are not its own."""
         tokens, logprobs, candidate_ids, candidate_logprobs = (part.cpu().numpy() for part in decoded)
         rollouts = []

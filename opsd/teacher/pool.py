@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ray import ObjectRef
 
 from opsd.cluster.placement import Placement
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.engines.events import has_foreign_ids
 from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool
+from opsd.engines.protocols import TeacherEngines
 from opsd.errors import StageError
 from opsd.teacher.remote.http import RemoteEngines
 from opsd.teacher.remote.openai import OpenAIEngines
-from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores, Vocabulary
+from opsd.types import NoScores, Prompt, Rollout, Sampling, TeacherScores
 
 Answered = list[tuple[Rollout, TeacherScores | NoScores]]
-SERVERS: dict[str, type[RemoteEngines] | type[OpenAIEngines]] = {"http": RemoteEngines, "openai": OpenAIEngines}
+SERVERS: dict[str, Callable[[EngineSpec[TeacherConfig]], TeacherEngines]] = {
+    "http": RemoteEngines,
+    "openai": OpenAIEngines,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class PendingScores:
     rollouts: dict[int, Rollout]  # by place in the global batch
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores
     parts: list[Any]  # what the engines know their work by
-    engines: EnginePool | RemoteEngines | OpenAIEngines
+    engines: TeacherEngines
     source: str = ""  # the data_source of the teacher that has it, where there are several
 
     def is_scored(self) -> bool:
@@ -44,32 +48,15 @@ class TeacherPool:
     """
 
     def __init__(
-        self,
-        cfg: TeacherConfig,
-        *,
-        vocabulary: Vocabulary,
-        device: str,
-        max_model_tokens: int,
-        role: str = "teacher",
-        placement: Placement | None = None,
+        self, spec: EngineSpec[TeacherConfig], *, role: str = "teacher", placement: Placement | None = None
     ) -> None:
-        self.cfg = cfg
-        self.vocabulary = vocabulary
-        self.engines: EnginePool | RemoteEngines | OpenAIEngines
-        if cfg.remote:
-            self.engines = SERVERS[cfg.backend](cfg, vocabulary)
+        self.cfg = spec.config
+        self.vocabulary = spec.vocabulary
+        self.engines: TeacherEngines
+        if spec.config.remote:
+            self.engines = SERVERS[spec.config.backend](spec)
         else:
-            self.engines = EnginePool(
-                role,
-                cfg.path,
-                cfg,
-                vocabulary=vocabulary,
-                device=device,
-                max_model_tokens=max_model_tokens,
-                trust_remote_code=cfg.trust_remote_code,
-                max_batch_tokens=cfg.max_batch_tokens,
-                placement=placement,
-            )
+            self.engines = EnginePool(role, spec, placement)
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.cluster.ray import ray_cluster
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
 from opsd.ops.losses.divergences import reverse_kl
@@ -68,9 +68,8 @@ def transformers_logprobs(folder, scored):
 
 def vllm_logprobs(folder, scored):
     with ray_cluster(dashboard=False):
-        pool = TeacherPool(
-            TeacherConfig(path=str(folder), top_k=4), vocabulary=VOCABULARY, device="cpu", max_model_tokens=32
-        )
+        cfg = TeacherConfig(path=str(folder), top_k=4)
+        pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=32))
         pool.wait_ready()
         pending = pool.begin([{place: item.rollout for place, item in enumerate(scored)}])
         return np.concatenate([scores.sampled_logprobs for _, scores in pool.finish(pending)])

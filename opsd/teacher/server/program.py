@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config.auto import resolve_device, with_dtypes
-from opsd.config.engine import scores_candidates
+from opsd.config.engine import scores_candidates, teacher_spec
 from opsd.config.http import read_token
 from opsd.config.run import compose_config
 from opsd.config.setting_names import refuse_misspelt
@@ -47,8 +47,9 @@ def serve(cfg: ServerConfig) -> None:
     check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
     check_weights("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
-    scores_candidates(cfg.teacher, device)  # refuses what this device cannot do
-    engine = EngineProcess(cfg.teacher, device)
+    vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(sorted(set(facts.stop_ids))))
+    spec = teacher_spec(cfg.teacher, vocabulary=vocabulary, device=device, max_model_tokens=limits.model_tokens)
+    engine = EngineProcess(spec)
     metrics = ServerMetrics()
     batcher = Batcher(
         engine.score,
@@ -76,9 +77,8 @@ async def run(
     )
 
     async def load_and_work() -> None:
-        vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(sorted(set(facts.stop_ids))))
-        await engine.start(vocabulary, service.limits.model_tokens)
-        service.info = info_of(cfg, facts, service.limits, engine.device)
+        await engine.start()
+        service.info = info_of(cfg, facts, service.limits, engine.spec.device)
         service.metrics.ready.set(1)
         print(f"ready {address(listener)}", file=sys.stderr, flush=True)
         await service.batcher.run()

@@ -6,6 +6,7 @@ from pathlib import Path
 import opsd
 import tip
 from opsd.config.backends import CAPABILITIES, ENGINES, REMOTE_BACKENDS, backends_that
+from opsd.engines.worker import MADE_BY
 from opsd.plan.memory import RUNTIME_CPU, RUNTIME_GPU
 from opsd.teacher.facts import FACTS
 from opsd.teacher.pool import SERVERS
@@ -16,7 +17,7 @@ COMPARISON = re.compile(rf"""backend\s*(==|!=|(not )?in)\s*\(?["']({NAMES})|["']
 
 def test_what_is_chosen_by_a_backends_name_is_there_for_each():
     assert set(FACTS) == {*ENGINES, *REMOTE_BACKENDS} == set(CAPABILITIES)
-    assert set(SERVERS) == set(REMOTE_BACKENDS)
+    assert set(SERVERS) == set(REMOTE_BACKENDS) and set(MADE_BY) == set(ENGINES)
     assert set(ENGINES) <= set(RUNTIME_CPU) & set(RUNTIME_GPU)
 
 

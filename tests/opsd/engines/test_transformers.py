@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.engines.groups import in_order
 from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine
 from opsd.errors import ConfigError, StageError
@@ -27,14 +27,8 @@ def model_path(tmp_path_factory):
 
 
 def make_engine(path, **settings) -> TransformersEngine:
-    return TransformersEngine(
-        str(path),
-        vocabulary=VOCABULARY,
-        config=TeacherConfig(backend="transformers", **settings),
-        device="cpu",
-        max_model_tokens=64,
-        max_batch_tokens=settings.get("max_batch_tokens"),
-    )
+    cfg = TeacherConfig(path=str(path), backend="transformers", **settings)
+    return TransformersEngine(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
 
 
 def make_prompts(num_prompts: int) -> list[Prompt]:
@@ -46,9 +40,8 @@ def make_prompts(num_prompts: int) -> list[Prompt]:
 
 
 def generate(engine, num_prompts=10, sampling=SAMPLING, policy_version=0):
-    seeds = list(range(100, 100 + num_prompts))
-    prompts = make_prompts(num_prompts)
-    return in_order(engine.generate(prompts, list(range(num_prompts)), seeds, sampling, policy_version))
+    requests = [(prompt, number, 100 + number) for number, prompt in enumerate(make_prompts(num_prompts))]
+    return in_order(engine.generate(requests, sampling, policy_version))
 
 
 def test_a_request_draws_the_same_in_any_batch_size(model_path):
@@ -129,7 +122,7 @@ def test_attention_is_that_paid_by_the_token_and_all_after_it(model_path):
 
 def test_no_work_is_no_error(model_path):
     engine = make_engine(model_path)
-    assert list(engine.generate([], [], [], SAMPLING, 0)) == [] and engine.score([], top_k=4) == []
+    assert list(engine.generate([], SAMPLING, 0)) == [] and engine.score([], top_k=4) == []
 
 
 def test_the_driver_imports_the_vllm_engine_without_vllm():

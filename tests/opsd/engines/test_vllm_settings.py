@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig
 from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
 from opsd.engines import vllm as vllm_engine
 from opsd.engines.vllm import engine_environment
@@ -20,9 +20,7 @@ ROLES = {"rollout": RolloutConfig, "teacher": TeacherConfig, "evaluation": Engin
 
 
 def arguments(role, device, *, shares_gpu=False, **settings):
-    bound = 8192 if role == "teacher" else None
-    config = ROLES[role](**settings)
-    return llm_arguments(config, device, max_model_tokens=64, max_batch_tokens=bound, shares_gpu=shares_gpu)
+    return llm_arguments(ROLES[role](**settings), device, max_model_tokens=64, shares_gpu=shares_gpu)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +147,11 @@ def engine_of(monkeypatch):
     monkeypatch.setattr(vllm_engine, "as_stored", lambda _, named: named)
 
     def start(role, device="cuda"):
-        return vllm_engine.VllmEngine(
-            "/m", vocabulary=Vocabulary(size=2, stop_ids=(0,)), config=ROLES[role](), device=device,
+        spec = EngineSpec(
+            path="/m", vocabulary=Vocabulary(size=2, stop_ids=(0,)), config=ROLES[role](), device=device,
             max_model_tokens=8, shares_gpu=device == "cuda",
         )  # fmt: skip
+        return vllm_engine.VllmEngine(spec)
 
     return start
 
@@ -178,7 +177,7 @@ def test_a_student_without_weights_does_not_answer(engine_of):
     prompt = Prompt(index=0, token_ids=np.array([1], np.int32), text="", answer=None, source="")
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=2, num_candidates=1)
     with pytest.raises(StageError, match="dropped its weights when it went to sleep"):
-        list(engine.generate([prompt], [0], [0], sampling, 0))
+        list(engine.generate([(prompt, 0, 0)], sampling, 0))
     with pytest.raises(StageError, match="dropped its weights when it went to sleep"):
         engine.score([], 1)
 
