@@ -16,13 +16,7 @@ from opsd.types import Prompt, Rollout, Sampling
 class RolloutPool:
     """Samples answers of the current student."""
 
-    def __init__(
-        self,
-        spec: EngineSpec[RolloutConfig],
-        *,
-        seed: int,
-        placement: Placement | None = None,
-    ) -> None:
+    def __init__(self, spec: EngineSpec[RolloutConfig], *, seed: int, placement: Placement | None = None) -> None:
         """`spec.path` is the student's folder; the engines answer once they have had weights."""
         self.cfg = spec.config
         self.seed = seed

@@ -47,7 +47,8 @@ def serve(cfg: ServerConfig) -> None:
     check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
     check_weights("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
-    vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(sorted(set(facts.stop_ids))))
+    stop_ids = sorted({index for index in facts.stop_ids if index < facts.vocab_size})
+    vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(stop_ids))  # until a request brings its own
     spec = teacher_spec(cfg.teacher, vocabulary=vocabulary, device=device, max_model_tokens=limits.model_tokens)
     engine = EngineProcess(spec)
     metrics = ServerMetrics()
