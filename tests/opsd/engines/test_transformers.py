@@ -62,7 +62,9 @@ def test_padded_ids_are_never_sampled(model_path):
 def test_scores_do_not_depend_on_the_batch_bound(model_path):
     rollouts = generate(make_engine(model_path))
     all_at_once = make_engine(model_path).score(rollouts, top_k=5)
-    bounded = make_engine(model_path, max_batch_tokens=30).score(rollouts, top_k=5)
+    engine = make_engine(model_path, max_batch_tokens=30)
+    assert engine.max_batch_tokens == 30  # or the two could not differ
+    bounded = engine.score(rollouts, top_k=5)
     for one, other in zip(all_at_once, bounded, strict=True):
         np.testing.assert_array_equal(one.top_ids, other.top_ids)
         np.testing.assert_allclose(one.sampled_logprobs, other.sampled_logprobs, atol=1e-5)
