@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from opsd.cluster.ray import ray_cluster
 from opsd.config.auto import joins_cluster, planned_device, resolve_device, with_dtypes
+from opsd.config.engine import EngineSpec
 from opsd.config.run import compose_config
 from opsd.config.setting_names import refuse_misspelt
 from opsd.data.grading import ready_to_judge
@@ -71,15 +72,15 @@ def evaluate_model(model: EvaluatedModel, cfg: EvaluateConfig, device: str, fold
         num_candidates=1,
         top_k=cfg.top_k,
     )
-    engines = EnginePool(
-        f"evaluate-{model.name}",
-        model.path,
-        cfg.engine,
+    spec = EngineSpec(
+        path=model.path,
+        config=cfg.engine,
         vocabulary=model.vocabulary,
         device=device,
         max_model_tokens=model.max_model_tokens,
         trust_remote_code=cfg.trust_remote_code,
     )
+    engines = EnginePool(f"evaluate-{model.name}", spec)
     try:
         engines.wait_ready()
         answers, speed = answer_problems(

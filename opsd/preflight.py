@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opsd.config.auto import joins_cluster, resolve_device
-from opsd.config.engine import EngineConfig, TeacherConfig
+from opsd.config.backends import backends_that
+from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
 from opsd.config.run import RunConfig
 from opsd.config.support import decide_support
 from opsd.data.prompts import load_prompts
@@ -46,7 +47,17 @@ class Setup:
     eval_prompts: list[Prompt]  # none where the run is not evaluated
     prompt_lines: list[str]  # what was made of the files, and how the first prompts look
     support: str  # teacher | student | union: loss.support, with auto decided
-    max_model_tokens: int  # the longest prompt with the longest response, and one token for the scoring engine
+    student: EngineSpec[RolloutConfig]  # of the rollout engines
+    teachers: dict[str, EngineSpec[TeacherConfig]]  # by the data_source that each scores, see opsd.teacher.sources
+
+
+class _Shared(TypedDict):
+    """What the engines of student and teacher have in common."""
+
+    vocabulary: Vocabulary
+    device: str
+    max_model_tokens: int
+    shares_gpu: bool
 
 
 def check(cfg: RunConfig) -> Setup:
@@ -80,6 +91,13 @@ def check(cfg: RunConfig) -> Setup:
     check_sources([*train_prompts, *eval_prompts], configs)
     check_prompts([*train_prompts, *eval_prompts], vocabulary)
     longest = max(max(len(p.token_ids), len(p.scored_after)) for p in [*train_prompts, *eval_prompts])
+    shared: _Shared = {
+        "vocabulary": vocabulary,
+        "device": device,
+        "max_model_tokens": longest + cfg.rollout.max_response_tokens + 1,  # one more for the scoring engine
+        "shares_gpu": cfg.placement.mode == "colocated",
+    }
+    trusted = cfg.student.trust_remote_code
     return Setup(
         device=device,
         tokenizer=tokenizer,
@@ -88,7 +106,8 @@ def check(cfg: RunConfig) -> Setup:
         eval_prompts=eval_prompts,
         prompt_lines=[line for file in files for line in file.described(tokenizer)],
         support=support,
-        max_model_tokens=longest + cfg.rollout.max_response_tokens + 1,
+        student=EngineSpec(path=cfg.student.path, config=cfg.rollout, trust_remote_code=trusted, **shared),
+        teachers={source: teacher_spec(each, **shared) for source, each in configs.items()},
     )
 
 
@@ -171,10 +190,8 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
         )
     _check_transfer(cfg, device)
     for role in _local_engines(cfg):
-        if role.backend == "vllm":  # refuses what engine_args must not say
-            bound = role.max_batch_tokens if isinstance(role, TeacherConfig) else None
-            colocated = cfg.placement.mode == "colocated"
-            llm_arguments(role, device, max_model_tokens=1, max_batch_tokens=bound, shares_gpu=colocated)
+        if role.can.is_vllm:  # refuses what engine_args must not say
+            llm_arguments(role, device, max_model_tokens=1, shares_gpu=cfg.placement.mode == "colocated")
     if cfg.placement.mode == "colocated":
         _check_colocated(cfg, device)
 
@@ -190,9 +207,10 @@ def _check_transfer(cfg: RunConfig, device: str) -> None:
     way_out = "set rollout.weight_transfer=auto"
     if cfg.rollout.weight_transfer not in ("nccl", "ipc"):
         return
-    if device == "cpu" or cfg.rollout.backend != "vllm":
+    if device == "cpu" or cfg.rollout.weight_transfer not in cfg.rollout.can.weight_transfers:
+        able = backends_that(lambda can: cfg.rollout.weight_transfer in can.weight_transfers)
         raise ConfigError(
-            f"{transfer} needs GPUs and rollout.backend=vllm, this run has {device} and {cfg.rollout.backend}: "
+            f"{transfer} needs GPUs and rollout.backend={able}, this run has {device} and {cfg.rollout.backend}: "
             f"{way_out}"
         )
     if cfg.rollout.weight_transfer == "nccl" and cfg.placement.mode == "colocated":
@@ -218,8 +236,9 @@ def _check_colocated(cfg: RunConfig, device: str) -> None:
                 f"{mode}: an engine has one GPU, so {role.section}.tensor_parallel_size must be 1, "
                 f"got {role.tensor_parallel_size}"
             )
-        if role.backend != "vllm":
-            raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend=vllm, got {role.backend}")
+        if not role.can.sleeps:
+            able = backends_that(lambda can: can.sleeps)
+            raise ConfigError(f"{mode} needs engines that can sleep: {role.section}.backend={able}, got {role.backend}")
     if cfg.teacher.by_source:
         raise ConfigError(f"{mode} has room for one teacher: teacher.by_source must be empty")
     both = sum(role.gpu_share(colocated=True) for role in roles)

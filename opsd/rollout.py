@@ -7,48 +7,29 @@ from collections.abc import Iterator
 from ray import ObjectRef
 
 from opsd.cluster.placement import Placement
-from opsd.config.engine import RolloutConfig
-from opsd.config.run import StudentConfig
-from opsd.engines.events import in_order
+from opsd.config.engine import EngineSpec, RolloutConfig
+from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool, occurrences, request_seed, sample_seed
 from opsd.engines.sampling import Sampling
-from opsd.types import Prompt, Rollout, Vocabulary
+from opsd.types import Prompt, Rollout
 
 
 class RolloutPool:
     """Samples answers of the current student."""
 
-    def __init__(
-        self,
-        student: StudentConfig,
-        cfg: RolloutConfig,
-        *,
-        seed: int,
-        vocabulary: Vocabulary,
-        device: str,
-        max_model_tokens: int,
-        placement: Placement | None = None,
-    ) -> None:
-        self.cfg = cfg
+    def __init__(self, spec: EngineSpec[RolloutConfig], *, seed: int, placement: Placement | None = None) -> None:
+        """`spec.path` is the student's folder; the engines answer once they have had weights."""
+        self.cfg = spec.config
         self.seed = seed
         self.policy_version = -1  # set by the first weight sync
-        self.engines = EnginePool(
-            "rollout",
-            student.path,
-            cfg,
-            vocabulary=vocabulary,
-            device=device,
-            max_model_tokens=max_model_tokens,
-            trust_remote_code=student.trust_remote_code,
-            placement=placement,
-        )
+        self.engines = EnginePool("rollout", spec, placement)
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
 
-    def rest(self) -> None:
-        """Leave the GPUs to the learner until the next call; see placement.mode=colocated."""
-        self.engines.rest()
+    def sleep(self) -> None:
+        """The GPUs are the learner's until the next call; see placement.mode=colocated."""
+        self.engines.sleep()
 
     def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
         """`samples_per_prompt` answers a prompt, in groups as they finish. `step` seeds them (-1: evaluation).

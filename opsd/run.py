@@ -56,7 +56,7 @@ def _start(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack) -> Run:
         parts.rollout_pool,
         parts.setup.train_prompts[0],
         parts.setup.vocabulary,
-        parts.rest_engines,
+        parts.sleep_engines,
     )
     folder = parts.folder.path
     log = MetricsLog(folder, cfg.log.wandb, cfg.log.project, folder.name, asdict(cfg), RayMetrics(folder.name))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,16 +33,8 @@ from opsd.run_folder import RunFolder
 from opsd.teacher.pool import TeacherPool
 from opsd.teacher.router import Teacher, start_teachers
 from opsd.teacher.sources import section_of, teachers_by_source
-from opsd.types import TokenStats, Vocabulary
+from opsd.types import TokenStats
 from opsd.weight_sync import weight_sync, weight_transfer
-
-
-class _Shared(TypedDict):
-    """What rollout engines, teacher and learner are all started with."""
-
-    vocabulary: Vocabulary
-    device: str
-    placement: Placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +69,11 @@ class RunParts:
         reward_R = torch.tensor([float(answer.right) for answer in judged])
         return reward_R, {"grader_timeouts": sum(answer.gave_up for answer in judged)}
 
-    def rest_engines(self) -> None:
+    def sleep_engines(self) -> None:
         """The learner's turn, where it shares its GPUs with the engines."""
         if self.cfg.placement.mode == "colocated":
-            self.rollout_pool.rest()
-            self.teacher_pool.rest()
+            self.rollout_pool.sleep()
+            self.teacher_pool.sleep()
 
     def sync(self, policy_version: int) -> None:
         """The learner's weights into the rollout engines, and their running mean into a teacher that follows it."""
@@ -146,10 +138,9 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
         model_without_weights(cfg.student.path, trust_remote_code=cfg.student.trust_remote_code)
     )
     rollout = replace(cfg.rollout, weight_transfer=weight_transfer(cfg, setup.device, renamed=renamed))
-    shared: _Shared = {"vocabulary": setup.vocabulary, "device": setup.device, "placement": placement}
-    rollout_pool = RolloutPool(cfg.student, rollout, seed=cfg.seed, max_model_tokens=setup.max_model_tokens, **shared)
+    rollout_pool = RolloutPool(replace(setup.student, config=rollout), seed=cfg.seed, placement=placement)
     placement.settle(rollout_pool)
-    teacher_pool = start_teachers(cfg.teacher, max_model_tokens=setup.max_model_tokens, **shared)
+    teacher_pool = start_teachers(setup.teachers, placement)
     placement.settle(teacher_pool)
     learner = LearnerGroup(
         cfg.student,
@@ -159,7 +150,9 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
         support=setup.support,
         num_steps=cfg.num_steps,
         mean_decay=cfg.teacher.follow_decay,
-        **shared,
+        vocabulary=setup.vocabulary,
+        device=setup.device,
+        placement=placement,
     )
     return rollout_pool, teacher_pool, learner
 

@@ -36,7 +36,7 @@ def loop(run: Run) -> None:
             queue = queue_lengths(pending)
         with phase("score"):
             scored = scored_batch(pending)
-            parts.rest_engines()
+            parts.sleep_engines()
         with phase("select"):
             reward_R, graded = parts.rewards(scored)
             batch = batch_stats(step, scored, parts.token_stats(scored), reward_R, num_steps=cfg.num_steps)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from opsd.batch import ScoredBatch
+from opsd.config.backends import ENGINES
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import RunConfig
 from opsd.engines.events import has_foreign_ids
@@ -32,12 +33,13 @@ def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
     """
     if cfg.rollout.weight_transfer != "auto":
         return cfg.rollout.weight_transfer
-    if device == "cpu" or cfg.rollout.backend != "vllm" or renamed:
+    direct = "nccl" if cfg.placement.mode == "separate" else "ipc"
+    if device == "cpu" or direct not in cfg.rollout.can.weight_transfers or renamed:
         return "object_store"
-    if cfg.placement.mode == "separate":
-        return "nccl"
-    # Each engine takes the weights from the rank that has the same GPU.
-    return "ipc" if cfg.rollout.num_workers <= cfg.learner.num_workers else "object_store"
+    # Over ipc each engine takes the weights from the rank that has the same GPU.
+    if direct == "ipc" and cfg.rollout.num_workers > cfg.learner.num_workers:
+        return "object_store"
+    return direct
 
 
 def weight_sync(cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: RolloutPool) -> Callable[[int], None]:
@@ -68,19 +70,19 @@ def check_agreement(
     rollout_pool: RolloutPool,
     prompt: Prompt,
     vocabulary: Vocabulary,
-    rest: Callable,
+    sleep_engines: Callable[[], None],
 ) -> None:
     """Raises ConfigError where the rollout engines, on the learner's weights, compute another model than it does.
 
     A short answer of every engine to the beginning of `prompt`, and the learner's log-probabilities of it; nothing of
-    it remains. Not asked of engines that are to compute in other numbers. `rest`: called between the two, where they
-    share their GPUs.
+    it remains. Not asked of engines that are to compute in other numbers. `sleep_engines`: called between the two,
+    where they share their GPUs.
     """
     if not OTHER_NUMBERS.isdisjoint(cfg.rollout.engine_args):
         return
     short = replace(prompt, token_ids=prompt.token_ids[:NUM_PROMPT_TOKENS], teacher_token_ids=None, response_ids=None)
     answers = rollout_pool.short_answers(short, min(NUM_ANSWER_TOKENS, cfg.rollout.max_response_tokens))
-    rest()
+    sleep_engines()
     known = [answer for answer in answers if not has_foreign_ids(answer.response_ids, vocabulary)]
     if not known:
         return
@@ -95,7 +97,7 @@ def check_agreement(
             f"student.path={cfg.student.path}: the rollout engines (rollout.backend={cfg.rollout.backend}) do not "
             f"compute it as the learner does: on the same weights their log-probabilities of the same answer differ by "
             f"{difference:.3g} nats on average, at most {TOLERANCE[dtype]:g} is rounding: set rollout.backend="
-            f"{'transformers' if cfg.rollout.backend == 'vllm' else 'vllm'}, or take another student"
+            f"{' or '.join(name for name in ENGINES if name != cfg.rollout.backend)}, or take another student"
         )
 
 

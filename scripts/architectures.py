@@ -30,12 +30,13 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from opsd.batch import ScoredBatch
-from opsd.config.engine import EngineConfig
+from opsd.config.engine import EngineConfig, EngineSpec
 from opsd.config.run import LearnerConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
+from opsd.engines.protocols import Engine
 from opsd.engines.sampling import Sampling
-from opsd.engines.transformers import TransformersEngine
-from opsd.engines.vllm import VllmEngine, engine_environment
+from opsd.engines.vllm import engine_environment
+from opsd.engines.worker import MADE_BY
 from opsd.errors import ConfigError
 from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, full_weights, shard, trained_tensors
@@ -151,7 +152,7 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
     cfg = LearnerConfig(learning_rate=0.01, schedule="constant")
     optimizer = build_optimizer(model.parameters(), cfg)
     scheduler = build_scheduler(optimizer, cfg, num_steps)
-    scorer = TransformersEngine(teacher, **engine_settings("transformers"))
+    scorer = start_engine("transformers", teacher)
     engine = start_engine(backend, student)
     packed, difference, moved, first = 0.0, 0.0, 0.0, None
     for step in range(num_steps + 1):
@@ -187,13 +188,10 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
     }
 
 
-def engine_settings(backend: str) -> dict:
+def start_engine(backend: str, folder: str) -> Engine:
     config = EngineConfig(backend=backend, kv_cache_gib=0.03)
-    return {"vocabulary": VOCABULARY, "config": config, "device": "cpu", "max_model_tokens": MAX_TOKENS}
-
-
-def start_engine(backend: str, folder: str) -> TransformersEngine | VllmEngine:
-    return {"transformers": TransformersEngine, "vllm": VllmEngine}[backend](folder, **engine_settings(backend))
+    spec = EngineSpec(path=folder, config=config, vocabulary=VOCABULARY, device="cpu", max_model_tokens=MAX_TOKENS)
+    return MADE_BY[backend](spec)
 
 
 def weights_of(model: DistillationModel) -> dict[str, torch.Tensor]:
@@ -201,14 +199,14 @@ def weights_of(model: DistillationModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in full_weights(trained_tensors(model), torch.float32)}
 
 
-def answers(engine: TransformersEngine | VllmEngine, step: int) -> list[Rollout]:
+def answers(engine: Engine, step: int) -> list[Rollout]:
     rng = np.random.default_rng(step)
     prompts = [
         Prompt(index=i, token_ids=rng.integers(1, VOCAB_SIZE, n).astype(np.int32), text="", answer=None, source="")
         for i, n in enumerate(PROMPT_LENGTHS)
     ]
-    seeds = [100 * step + prompt.index for prompt in prompts]
-    return in_order(engine.generate(prompts, [0] * len(prompts), seeds, SAMPLING, step))
+    requests = [(prompt, 0, 100 * step + prompt.index) for prompt in prompts]
+    return in_order(engine.generate(requests, SAMPLING, step))
 
 
 def micro_batches(scored: ScoredBatch, max_tokens: int) -> list:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.pool import occurrences, sample_seed
 from opsd.errors import ConfigError
 from opsd.hooks import RolloutSource, student_answers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from opsd.config.backends import backends_that
 from opsd.config.checks import one_of
 from opsd.config.run import RunConfig
 from opsd.errors import ConfigError
@@ -51,10 +52,12 @@ class TipRunConfig(RunConfig):
                 if not isinstance(options, dict):
                     raise ConfigError(f"{section}.{name} must hold options, {{}} for none, got {options!r}")
         if self.selector.score == "attention" and not self.teacher.attention:
-            raise ConfigError("selector.score=attention needs teacher.attention=true and teacher.backend=transformers")
-        if self.answers == "mixtures" and self.teacher.backend != "transformers":
+            able = backends_that(lambda can: can.returns_attention)
+            raise ConfigError(f"selector.score=attention needs teacher.attention=true and teacher.backend={able}")
+        if self.answers == "mixtures" and not self.teacher.can.reads_embeddings:
+            able = backends_that(lambda can: can.reads_embeddings)
             raise ConfigError(
-                "answers=mixtures needs teacher.backend=transformers: other teachers read token ids, not embeddings"
+                f"answers=mixtures needs teacher.backend={able}: other teachers read token ids, not embeddings"
             )
         if self.answers != "student" and self.stats != "learner":
             raise ConfigError(

@@ -25,7 +25,7 @@ class Engines(Protocol):
 
     def wait_ready(self) -> None: ...
 
-    def rest(self) -> None: ...
+    def sleep(self) -> None: ...
 
 
 class Placement:
@@ -81,7 +81,7 @@ class Placement:
         """Colocated: a pool starts alone on its GPUs, since vLLM measures their free memory, and then leaves them."""
         if self.shares_gpus:
             engines.wait_ready()
-            engines.rest()
+            engines.sleep()
 
     def _reserve(self, role: str, bundles: list[dict[str, float]], nodes: str) -> PlacementGroup:
         selector = [{LABEL: nodes}] * len(bundles) if nodes else None

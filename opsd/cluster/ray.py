@@ -111,10 +111,3 @@ def gather(stage: str, refs: Sequence[Any]) -> list[Any]:
         except ray.exceptions.RayError as error:
             raise StageError(f"{stage}: worker {index} was lost: {error}") from error
     return results
-
-
-def split_evenly(items: Sequence[Any], num_parts: int) -> list[Sequence[Any]]:
-    """Contiguous parts whose sizes differ by at most one."""
-    size, extra = divmod(len(items), num_parts)
-    bounds = [part * size + min(part, extra) for part in range(num_parts + 1)]
-    return [items[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]

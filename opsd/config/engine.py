@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
+from opsd.config.backends import CAPABILITIES, DEVICES, ENGINES, REMOTE_BACKENDS, Capabilities, backends_that
 from opsd.config.checks import at_least, in_range, one_of, positive
-from opsd.config.http import REMOTE_BACKENDS, HttpConfig, check_url
+from opsd.config.http import HttpConfig, check_url
 from opsd.errors import ConfigError
+from opsd.types import Vocabulary
 
 DTYPES = ("auto", "float32", "bfloat16")
-ENGINES = ("vllm", "transformers")
 TRANSFERS = ("auto", "object_store", "nccl", "ipc")
 GPU_SHARE = 0.9  # of a GPU that an engine has to itself
 COLOCATED_GPU_SHARE = 0.35  # of a GPU that student's engine, teacher's engine and learner share
@@ -48,13 +49,22 @@ class EngineConfig:
         positive(f"{self.section}.kv_cache_gib", self.kv_cache_gib)
         for name in ("num_workers", "tensor_parallel_size", "max_num_seqs", "cpu_threads"):
             at_least(f"{self.section}.{name}", getattr(self, name), 1)
-        if self.backend == "transformers" and self.tensor_parallel_size > 1:
+        if self.tensor_parallel_size > 1 and not (self.can.splits_layers or self.can.remote):
             raise ConfigError(
-                f"{self.section}.tensor_parallel_size={self.tensor_parallel_size} needs {self.section}.backend=vllm: a "
-                "transformers engine is one process"
+                f"{self.section}.tensor_parallel_size={self.tensor_parallel_size} needs {self.section}.backend="
+                f"{backends_that(lambda can: can.splits_layers)}: a {self.backend} engine is one process"
             )
-        if self.engine_args and self.backend != "vllm":
+        if self.engine_args and not self.can.is_vllm:
             raise ConfigError(f"{self.section}.engine_args are vLLM's; {self.section}.backend is {self.backend}")
+
+    @property
+    def can(self) -> Capabilities:
+        return CAPABILITIES[self.backend]
+
+    @property
+    def scoring_bound(self) -> int | None:
+        """Prompt and response tokens that an engine scores at once, at most; None: it only generates, no bound."""
+        return None
 
     def gpu_share(self, *, colocated: bool) -> float:
         """The share of a GPU that vLLM fills."""
@@ -123,24 +133,96 @@ class TeacherConfig(EngineConfig):
                 f"teacher.urls and teacher.backend={' or '.join(REMOTE_BACKENDS)} need each other, "
                 f"got teacher.backend={self.backend} with {len(self.urls)} urls"
             )
-        if self.attention and self.backend != "transformers":
+        if self.attention and not self.can.returns_attention:
             raise ConfigError(
-                "teacher.attention=true needs teacher.backend=transformers: a vLLM engine never forms attention weights"
-                ", and a server sends none"
+                f"teacher.attention=true needs teacher.backend={backends_that(lambda can: can.returns_attention)}: a "
+                "vLLM engine never forms attention weights, and a server sends none"
             )
         if self.follow_decay is not None:
             in_range("teacher.follow_decay", self.follow_decay, 0.0, 1.0)
-            if self.remote or self.by_source:
+            if self.by_source or not self.can.takes_weights:
                 raise ConfigError(
-                    "teacher.follow_decay needs one teacher in this run (backend vllm or transformers, no by_source): "
-                    "a server keeps its weights"
+                    "teacher.follow_decay needs one teacher in this run (backend "
+                    f"{backends_that(lambda can: can.takes_weights)}, no by_source): a server keeps its weights"
                 )
 
     @property
+    def scoring_bound(self) -> int:
+        return self.max_batch_tokens
+
+    @property
     def remote(self) -> bool:
-        return self.backend in REMOTE_BACKENDS
+        return self.can.remote
 
     @property
     def given(self) -> bool:
         """Whether there is a teacher here besides those of by_source."""
         return bool(self.path or self.urls)
+
+
+Section = TypeVar("Section", bound=EngineConfig, covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec(Generic[Section]):
+    """All that the engines of one role are made of: made once, where a program knows it, and passed on whole.
+
+    Raises ConfigError where no such engine can be.
+    """
+
+    path: str  # the model's folder; of a teacher behind HTTP: what teacher.path may be
+    config: Section  # the role's settings; what is auto in them has been decided
+    vocabulary: Vocabulary  # that the run's models share
+    device: str  # cpu | cuda, of this run's own engines
+    max_model_tokens: int  # the longest prompt and response together
+    trust_remote_code: bool = False  # run Python code that lies in the model's folder
+    shares_gpu: bool = False  # with the learner, which has the GPU while the engine sleeps
+
+    def __post_init__(self) -> None:
+        section, can = self.config.section, self.config.can
+        one_of("device", self.device, DEVICES)
+        at_least(f"{section}: max_model_tokens", self.max_model_tokens, 1)
+        if self.shares_gpu and not (can.sleeps or can.remote):
+            raise ConfigError(
+                f"{section}: an engine on the learner's GPU must sleep, so {section}.backend must be "
+                f"{backends_that(lambda each: each.sleeps)}, got {self.config.backend}"
+            )
+        scores_candidates(self.config, self.device)
+
+    @property
+    def scores_candidates(self) -> bool:
+        """Whether `candidate_logprobs` come with the scores."""
+        return scores_candidates(self.config, self.device)
+
+
+def teacher_spec(
+    config: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int, shares_gpu: bool = False
+) -> EngineSpec[TeacherConfig]:
+    """A teacher's section names its model, too."""
+    return EngineSpec(
+        path=config.path,
+        config=config,
+        vocabulary=vocabulary,
+        device=device,
+        max_model_tokens=max_model_tokens,
+        trust_remote_code=config.trust_remote_code,
+        shares_gpu=shares_gpu,
+    )
+
+
+def scores_candidates(config: EngineConfig, device: str) -> bool:
+    """Whether an engine with these settings returns log-probabilities at the student's candidates.
+
+    Only a teacher is asked for them. A vLLM engine that finds itself without the model runner that it takes refuses to
+    start. Of a server (http) this is what the client asks for: the server answers the same question of its own settings
+    and device. Raises ConfigError where the settings ask for what the backend cannot.
+    """
+    if not isinstance(config, TeacherConfig):
+        return False
+    wanted, able = config.score_candidates, device in config.can.scores_candidates_on
+    if wanted and not able:
+        raise ConfigError(
+            f"{config.section}.score_candidates=true is not possible with {config.section}.backend={config.backend} on "
+            f"{device}: a transformers teacher scores them, and a vLLM teacher on a GPU"
+        )
+    return able if wanted is None else wanted

@@ -10,8 +10,6 @@ from urllib.parse import urlsplit
 from opsd.config.checks import at_least, positive
 from opsd.errors import ConfigError
 
-REMOTE_BACKENDS = ("http", "openai")
-
 
 @dataclass
 class HttpConfig:

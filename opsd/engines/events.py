@@ -7,13 +7,13 @@ in arrays of fixed width, with -1 / -inf in an empty slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from opsd.types import Rollout, TeacherScores, Vocabulary
+from opsd.types import Vocabulary
 
 MAX_FOREIGN_MASS = 1.0 - 1e-6  # keeps the renormalisation finite where a model puts all of its mass on padded ids
 
@@ -107,34 +107,6 @@ def candidate_events(
     logprobs_TC = np.where(candidate_ids_TC == vocabulary.stop_event, stop_T1, logprobs_TX[:, :-num_stops])
     logprobs_TC = logprobs_TC - rows.shared_logmass_T[:, None]
     return np.where(candidate_ids_TC >= 0, logprobs_TC, -np.inf).astype(np.float32)
-
-
-def in_order(groups: Iterable[dict[int, Rollout]]) -> list[Rollout]:
-    """All rollouts of the groups (place -> rollout), by place."""
-    found = {place: rollout for group in groups for place, rollout in group.items()}
-    return [found[place] for place in sorted(found)]
-
-
-def score_in_groups(
-    rollouts: list[Rollout], max_tokens: int, score_group: Callable[[list[Rollout]], list[TeacherScores]]
-) -> list[TeacherScores]:
-    """`score_group` on groups of at most `max_tokens` prompt and response tokens; the results in the order given."""
-    lengths = [len(rollout.prompt.scored_after) + len(rollout) for rollout in rollouts]
-    scores: dict[int, TeacherScores] = {}
-    for group in split_by_tokens(lengths, max_tokens):
-        scores.update(zip(group, score_group([rollouts[index] for index in group]), strict=True))
-    return [scores[index] for index in range(len(rollouts))]
-
-
-def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in groups of like lengths, each at most `max_tokens` when padded to its longest; a longer one alone."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def _drop_foreign(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

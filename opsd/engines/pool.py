@@ -5,77 +5,53 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import ray
 
 from opsd.cluster.placement import Placement
-from opsd.cluster.ray import gather, split_evenly, start_actor
-from opsd.config.engine import EngineConfig
+from opsd.cluster.ray import gather, start_actor
+from opsd.config.engine import EngineSpec
+from opsd.engines.groups import split_evenly
+from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
-from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
+from opsd.types import Prompt, Rollout, TeacherScores
 
 
 class EnginePool:
     """Ray actors that hold the same model. `role` names them on the dashboard and in errors."""
 
-    def __init__(
-        self,
-        role: str,
-        path: str,
-        config: EngineConfig,
-        *,
-        vocabulary: Vocabulary,
-        device: str,
-        max_model_tokens: int,
-        trust_remote_code: bool,
-        max_batch_tokens: int | None = None,
-        placement: Placement | None = None,
-    ) -> None:
+    def __init__(self, role: str, spec: EngineSpec, placement: Placement | None = None) -> None:
         """`placement`: which nodes and GPUs the engines get; None: wherever Ray finds some."""
         self.role = role
-        num_gpus = config.tensor_parallel_size if device == "cuda" else 0
+        config = spec.config
+        num_gpus = config.tensor_parallel_size if spec.device == "cuda" else 0
         seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
-        environment = engine_environment(device, config.cpu_threads, config.batch_invariant)
+        environment = engine_environment(spec.device, config.cpu_threads, config.batch_invariant)
         self.workers = [
             start_actor(EngineWorker, f"{role}-{index}", num_gpus=num_gpus, environment=environment, seat=seat)
             for index, seat in enumerate(seats)
         ]
-        self._starting = [
-            worker.start.remote(
-                path=os.path.abspath(path),  # an actor's working folder is its node's
-                config=config,
-                vocabulary=vocabulary,
-                device=device,
-                max_model_tokens=max_model_tokens,
-                trust_remote_code=trust_remote_code,
-                max_batch_tokens=max_batch_tokens,
-                shares_gpu=placement is not None and placement.shares_gpus,
-            )
-            for worker in self.workers
-        ]
+        spec = replace(spec, path=os.path.abspath(spec.path))  # an actor's working folder is its node's
+        self._starting = [worker.start.remote(spec) for worker in self.workers]
 
     def wait_ready(self) -> None:
         gather(f"{self.role} start", self._starting)
 
     def generate(
-        self,
-        requests: list[tuple[Prompt, int, int]],
-        sampling: Sampling,
-        policy_version: int,
-        group_size: int | None = None,
+        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
     ) -> Iterator[dict[int, Rollout]]:
-        """Rollouts by their places in `requests`, each a (prompt, sample number, seed); a group as soon as it is there.
+        """Rollouts by their places in `requests`; a group as soon as it is there.
 
         `group_size`: rollouts that an engine hands over together, at least; None: all of its own.
         """
         first_places, num_given = {}, 0
         for worker, part in zip(self.workers, split_evenly(requests, len(self.workers)), strict=True):
-            prompts, samples, seeds = ([request[i] for request in part] for i in range(3))
             generate = worker.generate.options(num_returns="streaming")
-            stream = generate.remote(prompts, samples, seeds, sampling, policy_version, group_size)
+            stream = generate.remote(part, sampling, policy_version, group_size)
             first_places[stream] = num_given
             num_given += len(part)
         while first_places:
@@ -117,9 +93,9 @@ class EnginePool:
         """Names the weights that came to the engines another way."""
         gather("sync", [worker.received_weights.remote(policy_version) for worker in self.workers])
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Free the engines' GPUs until their next call."""
-        gather(self.role, [worker.rest.remote() for worker in self.workers])
+        gather(self.role, [worker.sleep.remote() for worker in self.workers])
 
 
 def occurrences(prompts: Sequence[Prompt]) -> list[int]:

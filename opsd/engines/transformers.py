@@ -10,20 +10,20 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from opsd.config.engine import EngineConfig, TeacherConfig
-from opsd.config.support import scores_candidates
-from opsd.engines.events import score_in_groups
+from opsd.config.engine import EngineSpec, TeacherConfig
+from opsd.engines.groups import score_in_groups
+from opsd.engines.logits import draw, event_logprobs, float32_logits, shared_logits, top_events, uniforms
+from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
 from opsd.ops.align import predicting_rows
-from opsd.ops.head.gradients import product_by_blocks
 from opsd.ops.head.plain import head_difference, require_plain_head
 from opsd.ops.mixing import mixed_embeddings
-from opsd.types import Mixture, Prompt, Rollout, TeacherScores, Vocabulary
+from opsd.types import Mixture, Rollout, TeacherScores
 
 HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once
 
@@ -31,49 +31,32 @@ HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] 
 class TransformersEngine:
     """One model, in eval mode. Padded ids have no probability and all stop ids are merged, exactly."""
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        vocabulary: Vocabulary,
-        config: EngineConfig,
-        device: str,
-        max_model_tokens: int,
-        trust_remote_code: bool = False,
-        max_batch_tokens: int | None = None,
-    ) -> None:
-        """`max_batch_tokens` bounds the padded tokens of one scoring pass; None: one pass for all.
-
-        Nothing here needs `max_model_tokens`. Raises ConfigError where the model alters its logits after the head.
-        """
-        self.vocabulary = vocabulary
+    def __init__(self, spec: EngineSpec) -> None:
+        """`spec.max_model_tokens` is no matter. Raises ConfigError where the model alters its logits after the head."""
+        config = spec.config
+        self.vocabulary = spec.vocabulary
+        self.policy_version: int | None = None  # None: the weights of `spec.path`
+        self.device = torch.device(spec.device)
         self.max_num_seqs = config.max_num_seqs
-        self.max_batch_tokens = max_batch_tokens or sys.maxsize
-        self.policy_version: int | None = None  # None: the weights of `path`
-        self.device = torch.device(device)
-        self.scores_candidates = scores_candidates(config, device)
-        self.returns_attention = isinstance(config, TeacherConfig) and config.attention  # which eager alone forms
+        self.max_batch_tokens = config.scoring_bound or sys.maxsize  # padding counts
+        self.scores_candidates = spec.scores_candidates
+        self.returns_attention = isinstance(config, TeacherConfig) and config.attention
+        eager = self.returns_attention or caps_attention(spec.path, spec.trust_remote_code)  # what eager alone does
         self.model = AutoModelForCausalLM.from_pretrained(
-            path,
+            spec.path,
             dtype=getattr(torch, config.dtype),
-            trust_remote_code=trust_remote_code,
-            attn_implementation="eager" if self.returns_attention or caps_attention(path, trust_remote_code) else None,
+            trust_remote_code=spec.trust_remote_code,
+            attn_implementation="eager" if eager else None,
         )
         self.model.eval().requires_grad_(False).to(self.device)
         # `score` applies the head by itself, so nothing (a soft cap, a scale) may stand between it and the logits.
         difference = head_difference(self.model, allow_bias=True)
-        require_plain_head(f"{config.section}.backend=transformers, path", path, self.model, difference)
+        require_plain_head(f"{config.section}.backend=transformers, path", spec.path, self.model, difference)
 
     def generate(
-        self,
-        prompts: list[Prompt],
-        samples: list[int],
-        seeds: list[int],
-        sampling: Sampling,
-        policy_version: int,
-        group_size: int | None = None,
+        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
     ) -> Iterator[dict[int, Rollout]]:
-        """One rollout for each (prompt, sample number, seed), by its place.
+        """A rollout for each request, by its place.
 
         A seed draws the same tokens in any batch on the CPU; on a GPU a batch of another size rounds otherwise.
 
@@ -82,7 +65,6 @@ class TransformersEngine:
         """
         if self.policy_version not in (None, policy_version):
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
-        requests = list(zip(prompts, samples, seeds, strict=True))
         for start in range(0, len(requests), self.max_num_seqs):
             batch = requests[start : start + self.max_num_seqs]
             yield dict(enumerate(self._generate_batch(batch, sampling, policy_version), start))
@@ -103,13 +85,11 @@ class TransformersEngine:
         self.policy_version = policy_version
 
     @torch.inference_mode()
-    def _generate_batch(
-        self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
-    ) -> list[Rollout]:
+    def _generate_batch(self, requests: list[Request], sampling: Sampling, policy_version: int) -> list[Rollout]:
         """Decode until every sequence has stopped or is full; prompts are padded on the left."""
         prompt_ids = [torch.from_numpy(prompt.token_ids.astype(np.int64)) for prompt, _, _ in requests]
         token_ids_BL, mask_BL = (part.to(self.device) for part in _pad_left(prompt_ids))
-        uniform_BT = torch.stack([_uniforms(seed, sampling.max_tokens) for _, _, seed in requests]).to(self.device)
+        uniform_BT = torch.stack([uniforms(seed, sampling.max_tokens) for _, _, seed in requests]).to(self.device)
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=self.device)
         done_B = torch.zeros(len(requests), dtype=torch.bool, device=self.device)
         cache = None
@@ -131,10 +111,10 @@ class TransformersEngine:
                     "generate with it: set backend=vllm"
                 )
             logits_BV = shared_logits(output.logits[:, -1], self.vocabulary)
-            token_B = _draw(logits_BV, sampling, uniform_BT[:, step])
+            token_B = draw(logits_BV, sampling, uniform_BT[:, step])
             events_BV = event_logprobs(logits_BV, self.vocabulary)
             logprob_B = events_BV.gather(1, self._events(token_B)[:, None])[:, 0]
-            steps.append((token_B, logprob_B, *_top_events(events_BV, sampling.num_candidates)))
+            steps.append((token_B, logprob_B, *top_events(events_BV, sampling.num_candidates)))
             done_B |= torch.isin(token_B, stop_ids)
             if done_B.all():
                 break
@@ -143,9 +123,7 @@ class TransformersEngine:
         decoded = [torch.stack(part, dim=1) for part in zip(*steps, strict=True)]
         return self._cut_at_stop(requests, decoded, policy_version)
 
-    def _cut_at_stop(
-        self, requests: list[tuple[Prompt, int, int]], decoded: list[Tensor], policy_version: int
-    ) -> list[Rollout]:
+    def _cut_at_stop(self, requests: list[Request], decoded: list[Tensor], policy_version: int) -> list[Rollout]:
         """`decoded`: the steps of `_generate_batch`, [B, steps, ...]; those after a sequence's stop are not its own."""
         tokens, logprobs, candidate_ids, candidate_logprobs = (part.cpu().numpy() for part in decoded)
         rollouts = []
@@ -213,11 +191,11 @@ class TransformersEngine:
         for hidden_RD, event_R, candidates_RC in zip(
             hidden_TD.split(rows), event_T.split(rows), candidates_TC.split(rows), strict=True
         ):
-            logits_RV = shared_logits(_float32_logits(head, hidden_RD), self.vocabulary)
+            logits_RV = shared_logits(float32_logits(head, hidden_RD), self.vocabulary)
             events_RV = event_logprobs(logits_RV, self.vocabulary)
             candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
             sampled_R = events_RV.gather(1, event_R[:, None])[:, 0]
-            parts.append((*_top_events(events_RV, top_k), sampled_R, candidate_RC))
+            parts.append((*top_events(events_RV, top_k), sampled_R, candidate_RC))
         columns = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
         top_ids, top_logprobs, sampled, candidates = columns
         return TeacherScores(
@@ -230,14 +208,6 @@ class TransformersEngine:
     def _events(self, token_ids: Tensor) -> Tensor:
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=token_ids.device)
         return token_ids.masked_fill(torch.isin(token_ids, stop_ids), self.vocabulary.stop_event)
-
-
-def _float32_logits(head: nn.Linear, hidden_RD: Tensor) -> Tensor:
-    """[R, V] of the plain head; from bfloat16, whose own logits near 20 are off by 0.06, the sums in float32."""
-    if head.weight.dtype == torch.float32:
-        return head(hidden_RD)
-    logits_RV = product_by_blocks(hidden_RD, head.weight)
-    return logits_RV if head.bias is None else logits_RV.add_(head.bias)
 
 
 def _response_rows(rollout: Rollout) -> np.ndarray:
@@ -261,55 +231,6 @@ def attention_paid(attentions: Sequence[Tensor], lengths: list[int]) -> list[Ten
         mean_LL[:length, :length].sum(0) / torch.arange(length, 0, -1, device=mean_LL.device)
         for mean_LL, length in zip(mean_BLL, lengths, strict=True)
     ]
-
-
-def shared_logits(logits_RH: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """float32 [R, V] of a head's [R, H]: without the padding, and -inf at ids that the models do not share."""
-    logits_RV = logits_RH[:, : vocabulary.size].float()
-    if vocabulary.foreign_ids:
-        logits_RV = logits_RV.index_fill(1, torch.tensor(vocabulary.foreign_ids, device=logits_RV.device), -torch.inf)
-    return logits_RV
-
-
-def event_logprobs(logits_RV: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Log-probabilities of all events, float32 [R, V], from logits of V shared ids; all stop mass is at stop_event."""
-    logprobs_RV = logits_RV.log_softmax(-1)
-    stop_ids = list(vocabulary.stop_ids)
-    merged_R = logprobs_RV[:, stop_ids].logsumexp(-1)
-    logprobs_RV[:, stop_ids] = -torch.inf
-    logprobs_RV[:, vocabulary.stop_event] = merged_R
-    return logprobs_RV
-
-
-def _top_events(events_RV: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
-    """(ids int32 [R, num_kept], log-probabilities float32), likeliest first; -1 and -inf where no event is left."""
-    top_logprobs, top_ids = events_RV.topk(min(num_kept, events_RV.shape[1]), dim=-1)
-    missing = (0, num_kept - top_ids.shape[1])
-    top_ids = top_ids.masked_fill(top_logprobs == -torch.inf, -1).int()
-    pad = torch.nn.functional.pad
-    return pad(top_ids, missing, value=-1), pad(top_logprobs, missing, value=-torch.inf)
-
-
-def _draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
-    """int64 [B]: each row's cumulative distribution inverted at its own uniform, so that no row depends on another."""
-    if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
-    if sampling.top_k:
-        kept_BK = logits_BV.topk(min(sampling.top_k, logits_BV.shape[1]), dim=-1).values
-        logits_BV = logits_BV.masked_fill(logits_BV < kept_BK[:, -1:], -torch.inf)
-    probs_BV = (logits_BV.double() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
-        outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p  # the likeliest token is never outside
-        probs_BV = probs_BV.scatter(1, order_BV, sorted_BV.masked_fill(outside_BV, 0.0))
-    cumulative_BV = probs_BV.cumsum(-1)
-    target_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].clamp(max=logits_BV.shape[1] - 1)
-
-
-def _uniforms(seed: int, num_draws: int) -> Tensor:
-    """float64 [num_draws] in [0, 1), drawn on the CPU: the same on every device."""
-    return torch.rand(num_draws, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _pad_left(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:

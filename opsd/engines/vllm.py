@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from opsd.config.engine import EngineConfig
-from opsd.config.support import scores_candidates
-from opsd.engines.events import EventRows, candidate_events, event_rows, pad_rows, score_in_groups
+from opsd.config.engine import EngineSpec
+from opsd.engines.events import EventRows, candidate_events, event_rows, pad_rows
+from opsd.engines.groups import score_in_groups
+from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.models.weights import as_stored, model_without_weights, untied_settings
 from opsd.ops.align import predicting_rows
-from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
+from opsd.types import Rollout, TeacherScores, Vocabulary
 
 
 def engine_environment(device: str, cpu_threads: int, batch_invariant: bool = False) -> dict[str, str]:
@@ -49,62 +50,39 @@ def engine_environment(device: str, cpu_threads: int, batch_invariant: bool = Fa
 class VllmEngine:
     """One model under vLLM. The process needs `engine_environment`."""
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        vocabulary: Vocabulary,
-        config: EngineConfig,
-        device: str,
-        max_model_tokens: int,
-        trust_remote_code: bool = False,
-        max_batch_tokens: int | None = None,
-        shares_gpu: bool = False,
-    ) -> None:
-        """`max_batch_tokens` bounds the tokens whose log-probabilities `score` holds at once; None: no bound.
-
-        `shares_gpu`: the engine can `rest`.
-        """
+    def __init__(self, spec: EngineSpec) -> None:
+        """It can `sleep` where `spec.shares_gpu`. Raises ConfigError for what vLLM's LLM would not take."""
         from vllm import LLM
 
+        config = spec.config
         check_engine_args(config)
-        self.skeleton = model_without_weights(path, trust_remote_code=trust_remote_code)
-        self.vocabulary = vocabulary
-        self.max_batch_tokens = max_batch_tokens or sys.maxsize
-        self.policy_version: int | None = None  # None: the weights of `path`
+        self.skeleton = model_without_weights(spec.path, trust_remote_code=spec.trust_remote_code)
+        self.vocabulary = spec.vocabulary
+        self.policy_version: int | None = None  # None: the weights of `spec.path`
+        self.max_batch_tokens = config.scoring_bound or sys.maxsize
+        self.scores_candidates = spec.scores_candidates
         self.sleep_level = sleep_level(config)
-        self.caches_prefixes = caches_prefixes(config, device)
+        self.caches_prefixes = caches_prefixes(config, spec.device)
         self.asleep: set[str] = set()  # of "weights" and "kv_cache"
         arguments = llm_arguments(
-            config,
-            device,
-            max_model_tokens=max_model_tokens,
-            max_batch_tokens=max_batch_tokens,
-            shares_gpu=shares_gpu,
+            config, spec.device, max_model_tokens=spec.max_model_tokens, shares_gpu=spec.shares_gpu
         )
         # vLLM would read `tie_word_embeddings` and pass over a head in the files.
-        untied = untied_settings(path, self.skeleton, trust_remote_code=trust_remote_code)
+        untied = untied_settings(spec.path, self.skeleton, trust_remote_code=spec.trust_remote_code)
         if untied:
             arguments["hf_overrides"] = {**arguments.get("hf_overrides", {}), **untied}
-        self.llm = LLM(model=path, trust_remote_code=trust_remote_code, **arguments)
+        self.llm = LLM(model=spec.path, trust_remote_code=spec.trust_remote_code, **arguments)
         self.vocab_size = self.llm.model_config.get_vocab_size()
-        self.scores_candidates = scores_candidates(config, device)
         if self.scores_candidates and not self.llm.llm_engine.vllm_config.use_v2_model_runner:
             raise StageError(
-                f"{config.section}: vLLM does not run {path} with its V2 model runner, which alone scores the "
+                f"{config.section}: vLLM does not run {spec.path} with its V2 model runner, which alone scores the "
                 f"student's candidates: unset VLLM_USE_V2_MODEL_RUNNER, or set {config.section}.score_candidates=false"
             )
 
     def generate(
-        self,
-        prompts: list[Prompt],
-        samples: list[int],
-        seeds: list[int],
-        sampling: Sampling,
-        policy_version: int,
-        group_size: int | None = None,
+        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
     ) -> Iterator[dict[int, Rollout]]:
-        """One rollout for each (prompt, sample number, seed), by its place.
+        """A rollout for each request, by its place.
 
         A seed draws the same tokens in any batch on the CPU, on a GPU only with `batch_invariant`: its kernels round
         otherwise in a batch of another size.
@@ -117,26 +95,26 @@ class VllmEngine:
         """
         if self.policy_version not in (None, policy_version):
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
-        if not prompts:
+        if not requests:
             return
         self._wake()
-        params = [self._sampling_params(sampling, seed) for seed in seeds]
-        names = self._enqueue([prompt.token_ids for prompt in prompts], params)
-        for outputs in self._finished(names, group_size or len(prompts)):
+        params = [self._sampling_params(sampling, seed) for _, _, seed in requests]
+        names = self._enqueue([prompt.token_ids for prompt, _, _ in requests], params)
+        for outputs in self._finished(names, group_size or len(requests)):
             answers = [output.outputs[0] for output in outputs.values()]
             ids_TM, logprobs_TM = pad_rows([answer.logprobs for answer in answers], [0] * len(answers))
             events = event_rows(ids_TM, logprobs_TM, self.vocabulary, sampling.num_candidates)
             parts = events.split([len(answer.token_ids) for answer in answers])
             yield {
-                place: _rollout(prompts[place], samples[place], answer.token_ids, part, self.vocabulary, policy_version)
+                place: _rollout(requests[place], answer.token_ids, part, self.vocabulary, policy_version)
                 for place, answer, part in zip(outputs, answers, parts, strict=True)
             }
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """This model's log-probabilities on the response rows, in the order of `rollouts`.
 
-        `candidate_logprobs` is None where the engine does not score them (opsd.config.support). A stop id outside the
-        top-k is not part of the stop event's mass.
+        `candidate_logprobs` is None unless `opsd.config.engine.scores_candidates`. A stop id outside the top-k is not
+        part of the stop event's mass.
         """
         self._wake()
         return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))
@@ -166,7 +144,7 @@ class VllmEngine:
             raise StageError("weight update: the engine is at work, so what it knows of prompts cannot be dropped")
         self.policy_version = policy_version
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Give the GPU's memory back until the next call or weight update, see `sleep_level`. Not run on a GPU."""
         if not self.asleep:
             self.llm.sleep(level=self.sleep_level)
@@ -177,7 +155,7 @@ class VllmEngine:
         if not self.asleep:
             return
         if self.sleep_level == 2:
-            raise StageError("the engine dropped its weights to rest, and has had no new ones since")
+            raise StageError("the engine dropped its weights when it went to sleep, and has had no new ones since")
         self.llm.wake_up()
         self.asleep = set()
 
@@ -264,13 +242,9 @@ class VllmEngine:
 
 
 def _rollout(
-    prompt: Prompt,
-    sample: int,
-    token_ids: Sequence[int],
-    events: EventRows,
-    vocabulary: Vocabulary,
-    policy_version: int,
+    request: Request, token_ids: Sequence[int], events: EventRows, vocabulary: Vocabulary, policy_version: int
 ) -> Rollout:
+    prompt, sample, _ = request
     return Rollout(
         prompt=prompt,
         sample=sample,

@@ -13,10 +13,8 @@ from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.errors import ConfigError
 
 
-def llm_arguments(
-    config: EngineConfig, device: str, *, max_model_tokens: int, max_batch_tokens: int | None, shares_gpu: bool
-) -> dict[str, Any]:
-    """Arguments of vllm.LLM, but for the model's path. `device`: cpu or cuda; the others: as in VllmEngine.
+def llm_arguments(config: EngineConfig, device: str, *, max_model_tokens: int, shares_gpu: bool) -> dict[str, Any]:
+    """Arguments of vllm.LLM, but for the model's path and its code. What they follow from: see EngineSpec.
 
     Raises ConfigError for an entry of engine_args that is decided here.
     """
@@ -35,8 +33,8 @@ def llm_arguments(
         **(_cpu_arguments(config) if device == "cpu" else _gpu_arguments(config, shares_gpu)),
         **_parallel_arguments(config),
     }
-    if max_batch_tokens is not None:  # vLLM does not budget for a scoring step's float32 logits [tokens, V]
-        arguments["max_num_batched_tokens"] = max(max_batch_tokens, config.max_num_seqs, max_model_len)
+    if config.scoring_bound is not None:  # vLLM does not budget for a scoring step's float32 logits [tokens, V]
+        arguments["max_num_batched_tokens"] = max(config.scoring_bound, config.max_num_seqs, max_model_len)
     ours = sorted({"model", "trust_remote_code", *arguments} & config.engine_args.keys())
     if ours:
         raise ConfigError(

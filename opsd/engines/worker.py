@@ -2,66 +2,41 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
 from opsd.cluster.ray import require_here
-from opsd.config.engine import EngineConfig
+from opsd.config.engine import EngineSpec
 from opsd.engines.installed import require_vllm
+from opsd.engines.protocols import Engine, Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import VllmEngine
-from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
+from opsd.types import Rollout, TeacherScores
 
-if TYPE_CHECKING:
-    from opsd.engines.transformers import TransformersEngine
+
+def transformers_engine(spec: EngineSpec) -> Engine:
+    from opsd.engines.transformers import TransformersEngine  # a vLLM engine's process does without it
+
+    return TransformersEngine(spec)
+
+
+MADE_BY: dict[str, Callable[[EngineSpec], Engine]] = {"vllm": VllmEngine, "transformers": transformers_engine}
 
 
 class EngineWorker:
     """Owns one engine; its process holds nothing else."""
 
-    def start(
-        self,
-        *,
-        path: str,
-        config: EngineConfig,
-        vocabulary: Vocabulary,
-        device: str,
-        max_model_tokens: int,
-        trust_remote_code: bool,
-        max_batch_tokens: int | None = None,
-        shares_gpu: bool = False,
-    ) -> None:
-        require_here(f"the {config.section} engines' model", path)
-        require_vllm({config.section: config.backend})  # this node may lack what the driver's has
-        Engine: type[VllmEngine] | type[TransformersEngine] = VllmEngine
-        if config.backend != "vllm":
-            from opsd.engines import transformers as transformers_engine
-
-            Engine = transformers_engine.TransformersEngine
-        self.engine = Engine(
-            path,
-            vocabulary=vocabulary,
-            config=config,
-            device=device,
-            max_model_tokens=max_model_tokens,
-            trust_remote_code=trust_remote_code,
-            max_batch_tokens=max_batch_tokens,
-            **({"shares_gpu": True} if shares_gpu else {}),  # vLLM's only, see opsd.preflight
-        )
+    def start(self, spec: EngineSpec) -> None:
+        section, backend = spec.config.section, spec.config.backend
+        require_here(f"the {section} engines' model", spec.path)
+        require_vllm({section: backend})  # this node may lack what the driver's has
+        self.engine: Engine = MADE_BY[backend](spec)
 
     def generate(
-        self,
-        prompts: list[Prompt],
-        samples: list[int],
-        seeds: list[int],
-        sampling: Sampling,
-        policy_version: int,
-        group_size: int | None,
+        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None
     ) -> Iterator[dict[int, Rollout]]:
-        yield from self.engine.generate(prompts, samples, seeds, sampling, policy_version, group_size)
+        yield from self.engine.generate(requests, sampling, policy_version, group_size)
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         return self.engine.score(rollouts, top_k)
@@ -79,14 +54,11 @@ class EngineWorker:
     def received_weights(self, policy_version: int) -> None:
         self._vllm.received_weights(policy_version)
 
-    def rest(self) -> None:
-        self._vllm.rest()
+    def sleep(self) -> None:
+        self._vllm.sleep()
 
     @property
     def _vllm(self) -> VllmEngine:
         """The engine, where something is asked of it that only vLLM's can do: opsd.preflight refuses the other."""
         assert isinstance(self.engine, VllmEngine), f"expected a vLLM engine, got {type(self.engine).__name__}"
         return self.engine
-
-    def process_id(self) -> int:
-        return os.getpid()

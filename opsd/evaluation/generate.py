@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from opsd.data.grading import NOTHING, judge_rollouts
 from opsd.data.math_process import Judgement
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool, request_seed
 from opsd.engines.sampling import Sampling
 from opsd.evaluation.results import Answer, ProblemResult

@@ -102,7 +102,7 @@ def rollout_memory(
     step_tokens = min(VLLM_STEP_TOKENS[device], engine.max_num_seqs * cfg.data.max_prompt_tokens)
     sampling = in_flight * model.vocab_size * (BYTES[engine.dtype] + SAMPLING_BYTES_A_LOGIT)
     arriving = _arriving_bytes(engine, model) if device == "cpu" else 0.0
-    if engine.backend == "transformers":
+    if not engine.can.reserves_cache:
         cache = in_flight * traffic.longest_sequence * model.cache_bytes_a_token(engine.dtype)
         step_tokens = in_flight * cfg.data.max_prompt_tokens
         return _plain_engine(engine, model, device, step_tokens, cache=cache, buffers=sampling + arriving)
@@ -119,7 +119,7 @@ def teacher_memory(
     The logits of a scoring step come on top of vLLM's share: it does not budget for them.
     """
     step_tokens = max(engine.max_batch_tokens, traffic.longest_sequence)
-    if engine.backend == "transformers":
+    if not engine.can.reserves_cache:
         logits = 3 * min(HEAD_CHUNK_BYTES[device], 4 * traffic.longest_sequence * model.vocab_size)
         return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=logits)
     rows = traffic.longest_sequence if device == "cpu" else VLLM_SCORING_ROWS_GPU
@@ -152,9 +152,9 @@ def _vllm_engine(
     weights = _held_weights(engine, model, device)
     activations = _passing_bytes(engine, model, step_tokens, device)
     if device == "cpu":
-        runtime, cache = RUNTIME_CPU["vllm"] * _cpu_processes(engine), engine.kv_cache_gib * GIB
+        runtime, cache = RUNTIME_CPU[engine.backend] * _cpu_processes(engine), engine.kv_cache_gib * GIB
     else:
-        runtime = RUNTIME_GPU["vllm"]
+        runtime = RUNTIME_GPU[engine.backend]
         cache = max(0.0, share - weights - activations - in_share - runtime)
     return Memory(weights=weights, activations=activations, cache=cache, buffers=in_share + beside, runtime=runtime)
 
@@ -168,7 +168,7 @@ def _plain_engine(
         activations=_passing_bytes(engine, model, step_tokens, device),
         cache=cache,
         buffers=buffers,
-        runtime=runtime["transformers"],
+        runtime=runtime[engine.backend],
     )
 
 

@@ -86,9 +86,9 @@ def _with_tensor_parallel(engine: Engine, size: int) -> Engine:
 
 
 def _engine_fits(job: Job, engine: Engine) -> bool:
-    """A vLLM engine also needs a cache that holds one sequence."""
+    """An engine that reserves its cache also needs one that holds a sequence."""
     memory = engine_role(job, engine).memory
-    holds_one = engine.config.backend != "vllm" or memory.cache >= _one_sequence(job, engine)
+    holds_one = not engine.config.can.reserves_cache or memory.cache >= _one_sequence(job, engine)
     return holds_one and memory.total <= job.gpu_bytes
 
 
@@ -100,7 +100,7 @@ def _one_sequence(job: Job, engine: Engine) -> float:
 
 def _memory_sentence(job: Job, engine: Engine, way: str) -> str:
     memory, limit = engine_role(job, engine).memory, f"{job.cluster.gib_per_gpu:g}"
-    if engine.config.backend != "vllm":
+    if not engine.config.can.reserves_cache:
         return f"{engine.section} does not fit: {memory.total / GIB:.1f} GiB of a GPU's {limit}: {way}"
     cache, weights, needed = (x / GIB for x in (memory.cache, memory.weights, _one_sequence(job, engine)))
     used = engine.config.gpu_share(colocated=job.cfg.placement.mode == "colocated")

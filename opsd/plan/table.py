@@ -78,7 +78,7 @@ def _cache(job: Job) -> list[tuple[str, str]]:
     """How many sequences of the longest kind each engine's cache holds."""
     found = []
     for engine in job.engines:
-        if engine.config.backend == "vllm":
+        if engine.config.can.reserves_cache:
             role = engine_role(job, engine)
             shards = min(role.gpus_each or 1, engine.model.num_key_value_heads)
             tokens = role.memory.cache * shards / engine.model.cache_bytes_a_token(engine.config.dtype)

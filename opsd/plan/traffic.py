@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from opsd.config.engine import scores_candidates
 from opsd.config.run import RunConfig
-from opsd.config.support import scores_candidates
 from opsd.plan.models import BYTES, ModelSizes
 from opsd.teacher.sources import section_of, teachers_by_source
 

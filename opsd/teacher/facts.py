@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import httpx
 
-from opsd.config.engine import TeacherConfig
-from opsd.config.support import scores_candidates
+from opsd.config.backends import ENGINES
+from opsd.config.engine import TeacherConfig, scores_candidates
 from opsd.errors import ConfigError
 from opsd.models.facts import ModelFacts, read_facts
 from opsd.teacher.remote.http import served_info
@@ -27,19 +28,26 @@ def teacher_facts(cfg: TeacherConfig, role: str, device: str) -> TeacherFacts:
     `role` is the section's name, `device` that of the run's own engines.
     """
     asked = scores_candidates(cfg, device)
-    if cfg.backend == "http":
-        return _served(cfg, asked)
-    if cfg.backend == "openai" and not cfg.path:
+    return FACTS[cfg.backend](cfg, role, asked)
+
+
+def _facts_of_folder(cfg: TeacherConfig, role: str, asked: bool) -> TeacherFacts:
+    return TeacherFacts(model=read_facts(f"{role}.path", cfg.path, cfg.trust_remote_code), scores_candidates=asked)
+
+
+def _facts_of_openai(cfg: TeacherConfig, role: str, asked: bool) -> TeacherFacts:
+    """The folder's, with no more context than `vllm serve` was started with."""
+    if not cfg.path:
         raise ConfigError(f"{role}.path must name a folder with the served model's config and tokenizer (no weights)")
-    model = read_facts(f"{role}.path", cfg.path, cfg.trust_remote_code)
-    if cfg.backend == "openai":
-        served = served_model(cfg)
-        _check_num_logprobs(cfg, served["id"], model)
-        model = replace(model, max_position_embeddings=min(model.max_position_embeddings, served["max_model_len"]))
-    return TeacherFacts(model=model, scores_candidates=asked)
+    facts = _facts_of_folder(cfg, role, asked)
+    served = served_model(cfg)
+    _check_num_logprobs(cfg, served["id"], facts.model)
+    context = min(facts.model.max_position_embeddings, served["max_model_len"])
+    return replace(facts, model=replace(facts.model, max_position_embeddings=context))
 
 
-def _served(cfg: TeacherConfig, asked: bool) -> TeacherFacts:
+def _facts_of_http(cfg: TeacherConfig, role: str, asked: bool) -> TeacherFacts:
+    """All of it is what the servers say."""
     info = served_info(cfg)
     if cfg.score_candidates and not info["scores_candidates"]:
         raise ConfigError(
@@ -57,6 +65,13 @@ def _served(cfg: TeacherConfig, asked: bool) -> TeacherFacts:
         max_position_embeddings=info["max_model_tokens"],
     )
     return TeacherFacts(model=model, scores_candidates=asked and info["scores_candidates"])
+
+
+FACTS: dict[str, Callable[[TeacherConfig, str, bool], TeacherFacts]] = {
+    **dict.fromkeys(ENGINES, _facts_of_folder),
+    "http": _facts_of_http,
+    "openai": _facts_of_openai,
+}
 
 
 def _check_num_logprobs(cfg: TeacherConfig, name: str, model: ModelFacts) -> None:

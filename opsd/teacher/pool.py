@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ray import ObjectRef
 
 from opsd.batch import PendingScores
 from opsd.cluster.placement import Placement
-from opsd.config.engine import TeacherConfig
-from opsd.engines.events import has_foreign_ids, in_order
+from opsd.config.engine import EngineSpec, TeacherConfig
+from opsd.engines.events import has_foreign_ids
+from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool
+from opsd.engines.protocols import TeacherEngines
 from opsd.engines.sampling import Sampling
 from opsd.errors import StageError
 from opsd.teacher.remote.http import RemoteEngines
 from opsd.teacher.remote.openai import OpenAIEngines
-from opsd.types import Prompt, Rollout, Vocabulary
+from opsd.types import Prompt, Rollout
 
-SERVERS: dict[str, type[RemoteEngines] | type[OpenAIEngines]] = {"http": RemoteEngines, "openai": OpenAIEngines}
+SERVERS: dict[str, Callable[[EngineSpec[TeacherConfig]], TeacherEngines]] = {
+    "http": RemoteEngines,
+    "openai": OpenAIEngines,
+}
 
 
 class TeacherPool:
@@ -27,40 +32,23 @@ class TeacherPool:
     """
 
     def __init__(
-        self,
-        cfg: TeacherConfig,
-        *,
-        vocabulary: Vocabulary,
-        device: str,
-        max_model_tokens: int,
-        role: str = "teacher",
-        placement: Placement | None = None,
+        self, spec: EngineSpec[TeacherConfig], *, role: str = "teacher", placement: Placement | None = None
     ) -> None:
-        self.cfg = cfg
-        self.vocabulary = vocabulary
-        self.engines: EnginePool | RemoteEngines | OpenAIEngines
-        if cfg.remote:
-            self.engines = SERVERS[cfg.backend](cfg, vocabulary)
+        self.cfg = spec.config
+        self.vocabulary = spec.vocabulary
+        self.engines: TeacherEngines
+        if spec.config.remote:
+            self.engines = SERVERS[spec.config.backend](spec)
         else:
-            self.engines = EnginePool(
-                role,
-                cfg.path,
-                cfg,
-                vocabulary=vocabulary,
-                device=device,
-                max_model_tokens=max_model_tokens,
-                trust_remote_code=cfg.trust_remote_code,
-                max_batch_tokens=cfg.max_batch_tokens,
-                placement=placement,
-            )
+            self.engines = EnginePool(role, spec, placement)
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
 
-    def rest(self) -> None:
-        """Leave the GPUs to the learner until the next call; see placement.mode=colocated. Servers have their own."""
+    def sleep(self) -> None:
+        """The GPUs are the learner's until the next call; see placement.mode=colocated. Servers have their own."""
         if isinstance(self.engines, EnginePool):
-            self.engines.rest()
+            self.engines.sleep()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; does not wait for their scores.
@@ -70,7 +58,7 @@ class TeacherPool:
         pending = []
         for group in groups:
             known = {place: r for place, r in group.items() if not has_foreign_ids(r.response_ids, self.vocabulary)}
-            if self.cfg.backend != "transformers" and any(r.mixture is not None for r in known.values()):
+            if not self.cfg.can.reads_embeddings and any(r.mixture is not None for r in known.values()):
                 raise StageError(f"score: backend={self.cfg.backend} reads token ids, not mixed embeddings")
             parts = self.engines.score(list(known.values()), self.cfg.top_k)
             pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts, engines=self.engines))

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from opsd.batch import PendingScores
-from opsd.config.engine import TeacherConfig
-from opsd.engines.events import in_order
-from opsd.teacher.pool import TeacherPool
-from opsd.teacher.sources import source_of, teachers_by_source
+from opsd.cluster.placement import Placement
+from opsd.config.engine import EngineSpec, TeacherConfig
+from opsd.engines.groups import in_order
+from opsd.teacher.pool import PendingScores, TeacherPool
+from opsd.teacher.sources import DEFAULT, source_of
 from opsd.types import Prompt, Rollout
 
 
-def start_teachers(cfg: TeacherConfig, **settings: Any) -> Teacher:
-    """The teacher of a run, or its teachers behind one object that is used alike. `settings` are a TeacherPool's."""
-    if not cfg.by_source:
-        return TeacherPool(cfg, **settings)
+def start_teachers(specs: dict[str, EngineSpec[TeacherConfig]], placement: Placement | None = None) -> Teacher:
+    """The teacher of a run, or its teachers behind one object that is used alike. `specs`: by data_source."""
     pools = {
-        source: TeacherPool(teacher, role=f"teacher-{source}".rstrip("-"), **settings)
-        for source, teacher in teachers_by_source(cfg).items()
+        source: TeacherPool(spec, role=f"teacher-{source}".rstrip("-"), placement=placement)
+        for source, spec in specs.items()
     }
-    return TeacherRouter(pools)
+    return pools[DEFAULT] if list(pools) == [DEFAULT] else TeacherRouter(pools)
 
 
 class TeacherRouter:
@@ -35,10 +32,10 @@ class TeacherRouter:
         for pool in self.pools.values():
             pool.wait_ready()
 
-    def rest(self) -> None:
-        """As TeacherPool.rest."""
+    def sleep(self) -> None:
+        """As TeacherPool.sleep."""
         for pool in self.pools.values():
-            pool.rest()
+            pool.sleep()
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """As TeacherPool.begin; each group is divided among the teachers."""

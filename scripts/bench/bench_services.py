@@ -19,9 +19,9 @@ import ray
 from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import ScoredBatch, rollout_stats, scored_batch
 from opsd.cluster.ray import ray_cluster, start_actor
-from opsd.config.engine import RolloutConfig
+from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.config.run import RunConfig
-from opsd.engines.events import in_order, score_in_groups
+from opsd.engines.groups import in_order, score_in_groups
 from opsd.engines.pool import request_seed
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
@@ -29,6 +29,7 @@ from opsd.engines.worker import EngineWorker
 from opsd.preflight import Setup
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
+from opsd.teacher.sources import DEFAULT
 from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 
 
@@ -91,8 +92,8 @@ def main() -> None:
     cfg, setup = load_setup(args, rollout, teacher_top_k=args.top_k)
     prompts = setup.train_prompts[: args.num_rollouts]
     with ray_cluster(dashboard=False):
-        rollout_pool = RolloutPool(cfg.student, cfg.rollout, seed=cfg.seed, **engine_settings(setup))
-        teacher_pool = TeacherPool(cfg.teacher, **engine_settings(setup))
+        rollout_pool = RolloutPool(setup.student, seed=cfg.seed)
+        teacher_pool = TeacherPool(setup.teachers[DEFAULT])
         rollout_pool.wait_ready()
         teacher_pool.wait_ready()
         rows, rollouts = rollout_rows(rollout_pool, cfg, setup, prompts, args.repeats)
@@ -109,7 +110,7 @@ def main() -> None:
 def rollout_rows(
     pool: RolloutPool, cfg: RunConfig, setup: Setup, prompts: list[Prompt], repeats: int
 ) -> tuple[list[list[str]], list[Rollout]]:
-    bare = bare_worker(cfg.student.path, cfg.rollout, None, setup)
+    bare = bare_worker(setup.student)
     sampling = Sampling(
         temperature=cfg.rollout.temperature,
         top_p=cfg.rollout.top_p,
@@ -138,7 +139,7 @@ def teacher_rows(
     pool: TeacherPool, cfg: RunConfig, setup: Setup, rollouts: list[Rollout], repeats: int
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Rows on throughput, and rows on bytes."""
-    bare = bare_worker(cfg.teacher.path, cfg.teacher, cfg.teacher.max_batch_tokens, setup)
+    bare = bare_worker(setup.teachers[DEFAULT])
     num_tokens = sum(len(rollout.prompt.token_ids) + len(rollout) for rollout in rollouts)
     ours, flat = [], []
     for repeat in range(-1, repeats):
@@ -227,26 +228,14 @@ def ratio_row(stage: str, against: str, ours: list[float], bare: list[float]) ->
     return [stage, against, *speeds, f"{statistics.median(ratios):.2f}", shown]
 
 
-def engine_settings(setup: Setup) -> dict:
-    return {"vocabulary": setup.vocabulary, "device": setup.device, "max_model_tokens": setup.max_model_tokens}
-
-
-def bare_worker(path: str, config, max_batch_tokens: int | None, setup: Setup):
+def bare_worker(spec: EngineSpec):
     worker = start_actor(
         BareWorker,
         "bare",
-        num_gpus=int(setup.device == "cuda"),
-        environment=engine_environment(setup.device, config.cpu_threads),
+        num_gpus=int(spec.device == "cuda"),
+        environment=engine_environment(spec.device, spec.config.cpu_threads),
     )
-    ray.get(
-        worker.start.remote(
-            path=path,
-            config=config,
-            trust_remote_code=False,
-            max_batch_tokens=max_batch_tokens,
-            **engine_settings(setup),
-        )
-    )
+    ray.get(worker.start.remote(spec))
     return worker
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from gpu_errors import Check
 from gpu_training import TINY, TINY_VOCABULARY
-from opsd.config.engine import RolloutConfig
+from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.engines.sampling import Sampling
 from opsd.types import Prompt, Rollout
 
@@ -43,7 +43,7 @@ def sleep_and_wake(*, device: str) -> list[Check]:
         engine = start_engine(save_tiny(Path(folder), seed=1), device, shares_gpu=True)
         first = answer(engine)
         awake = used_bytes()
-        engine.rest()
+        engine.sleep()
         asleep = used_bytes()
         second = answer(engine)
     share = (asleep - before) / max(1, awake - before)
@@ -68,10 +68,15 @@ def nccl_transfer(*, device: str) -> list[Check]:
     config = replace(CONFIG, weight_transfer="nccl", max_response_tokens=SAMPLING.max_tokens, num_candidates=4)
     with TemporaryDirectory() as folder, ray_cluster(dashboard=False):
         trained, other = (save_tiny(Path(folder) / name, seed=i) for i, name in enumerate(("trained", "other")))
-        on = {"vocabulary": TINY_VOCABULARY, "device": device}
-        pool = RolloutPool(StudentConfig(path=other), config, seed=0, max_model_tokens=MODEL_TOKENS, **on)
+        pool = RolloutPool(spec_of(other, device, config), seed=0)
         learner = LearnerGroup(
-            StudentConfig(path=trained), LearnerConfig(), divergence=reverse_kl, support="teacher", num_steps=1, **on
+            StudentConfig(path=trained),
+            LearnerConfig(),
+            divergence=reverse_kl,
+            support="teacher",
+            num_steps=1,
+            vocabulary=TINY_VOCABULARY,
+            device=device,
         )
         for part in (pool, learner):
             part.wait_ready()
@@ -86,13 +91,13 @@ def start_engine(path: str, device: str, *, shares_gpu: bool = False, tensor_par
     from opsd.engines.vllm import VllmEngine, engine_environment
 
     os.environ.update(engine_environment(device, 1))  # before vLLM is imported
-    return VllmEngine(
-        path,
-        vocabulary=TINY_VOCABULARY,
-        config=replace(CONFIG, tensor_parallel_size=tensor_parallel_size),
-        device=device,
-        max_model_tokens=MODEL_TOKENS,
-        shares_gpu=shares_gpu,
+    spec = spec_of(path, device, replace(CONFIG, tensor_parallel_size=tensor_parallel_size))
+    return VllmEngine(replace(spec, shares_gpu=shares_gpu))
+
+
+def spec_of(path: str, device: str, config: RolloutConfig) -> EngineSpec[RolloutConfig]:
+    return EngineSpec(
+        path=path, config=config, vocabulary=TINY_VOCABULARY, device=device, max_model_tokens=MODEL_TOKENS
     )
 
 
@@ -107,7 +112,7 @@ def prompt() -> Prompt:
 
 
 def answer(engine) -> Rollout:
-    [group] = engine.generate([prompt()], [0], [0], SAMPLING, 0)
+    [group] = engine.generate([(prompt(), 0, 0)], SAMPLING, 0)
     return group[0]
 
 

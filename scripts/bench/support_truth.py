@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from opsd.config.run import RunConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.pool import request_seed
 from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.ops.align import predicting_rows
 from opsd.ops.losses.divergences import forward_kl, reverse_kl
 from opsd.preflight import Setup
+from opsd.teacher.sources import DEFAULT
 from opsd.types import Rollout, ScoredRollout, TokenStats, Vocabulary
 
 
@@ -36,14 +37,14 @@ class Dense(NamedTuple):
 
 def make_scored(cfg: RunConfig, setup: Setup, num_rollouts: int) -> list[ScoredRollout]:
     """Answers of the student with the teacher's scores; each side names as many tokens as any row of a table wants."""
-    shared = {"vocabulary": setup.vocabulary, "device": setup.device, "max_model_tokens": setup.max_model_tokens}
     num_tokens, num_candidates = cfg.rollout.max_response_tokens, cfg.rollout.num_candidates
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=num_tokens, num_candidates=num_candidates)
     prompts = setup.train_prompts[:num_rollouts]
-    student = TransformersEngine(cfg.student.path, config=cfg.rollout, **shared)
-    seeds = [request_seed(cfg.seed, 0, prompt.index, 0) for prompt in prompts]
-    rollouts = in_order(student.generate(prompts, [0] * len(prompts), seeds, sampling, policy_version=0))
-    teacher = TransformersEngine(cfg.teacher.path, config=cfg.teacher, max_batch_tokens=1024, **shared)
+    student = TransformersEngine(setup.student)
+    requests = [(prompt, 0, request_seed(cfg.seed, 0, prompt.index, 0)) for prompt in prompts]
+    rollouts = in_order(student.generate(requests, sampling, policy_version=0))
+    scoring = dataclasses.replace(cfg.teacher, backend="transformers", max_batch_tokens=1024)
+    teacher = TransformersEngine(dataclasses.replace(setup.teachers[DEFAULT], config=scoring))
     scores = teacher.score(rollouts, cfg.teacher.top_k)
     return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
 

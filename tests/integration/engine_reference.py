@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
 from opsd.types import Prompt, Rollout, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
@@ -50,9 +50,8 @@ def make_prompts(num_prompts: int) -> list[Prompt]:
 
 
 def generate(engine, sampling: Sampling = SAMPLING, num_prompts: int = 20, policy_version: int = 0) -> list[Rollout]:
-    seeds = list(range(1000, 1000 + num_prompts))
-    prompts = make_prompts(num_prompts)
-    return in_order(engine.generate(prompts, [0] * num_prompts, seeds, sampling, policy_version))
+    requests = [(prompt, 0, 1000 + prompt.index) for prompt in make_prompts(num_prompts)]
+    return in_order(engine.generate(requests, sampling, policy_version))
 
 
 def reference_events(path, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.config.engine import EngineConfig
-from opsd.engines.events import in_order
-from opsd.engines.transformers import TransformersEngine
-from opsd.engines.vllm import VllmEngine, engine_environment
+from opsd.config.backends import ENGINES
+from opsd.config.engine import TeacherConfig, teacher_spec
+from opsd.engines.groups import in_order
+from opsd.engines.vllm import engine_environment
+from opsd.engines.worker import MADE_BY
 from opsd.errors import StageError
 from opsd.types import Prompt, Rollout
 from tests.integration.engine_reference import (
@@ -29,7 +30,6 @@ from tests.integration.engine_reference import (
     reference_events,
 )
 
-ENGINES = {"vllm": VllmEngine, "transformers": TransformersEngine}
 ALL_IDS = replace(SAMPLING, num_candidates=NUM_IDS + 6)  # more candidates than there are events
 
 
@@ -58,14 +58,11 @@ def engine_of(models):
 
     def get(backend: str, name: str):
         if (backend, name) not in engines:
-            engines[backend, name] = ENGINES[backend](
-                str(models[name]),
-                vocabulary=VOCABULARY,
-                config=EngineConfig(backend=backend, kv_cache_gib=0.03, max_num_seqs=64),
-                device="cpu",
-                max_model_tokens=64,
-                max_batch_tokens=100,
+            cfg = TeacherConfig(
+                path=str(models[name]), backend=backend, kv_cache_gib=0.03, max_num_seqs=64, max_batch_tokens=100
             )
+            spec = teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+            engines[backend, name] = MADE_BY[backend](spec)
         return engines[backend, name]
 
     return get
@@ -107,11 +104,11 @@ def test_logprobs_are_at_temperature_1_whatever_the_sampling(engine_of, models, 
 def test_vllm_hands_over_rollouts_in_groups_before_all_are_finished(engine_of):
     engine = engine_of("vllm", "tied")
     prompts = make_prompts(20)
-    arguments = (prompts, [0] * 20, list(range(1000, 1020)), SAMPLING, 0)
-    groups = list(engine.generate(*arguments, group_size=4))
+    requests = [(prompt, 0, 1000 + prompt.index) for prompt in prompts]
+    groups = list(engine.generate(requests, SAMPLING, 0, group_size=4))
     assert len(groups) > 2 and min(len(group) for group in groups[:-1]) >= 4
     assert max(len(rollout) for rollout in groups[0].values()) < SAMPLING.max_tokens
-    [whole] = engine.generate(*arguments)
+    [whole] = engine.generate(requests, SAMPLING, 0)
     assert {place for group in groups for place in group} == set(range(20))
     for place, rollout in enumerate(in_order(groups)):
         assert rollout.prompt is prompts[place]
@@ -134,13 +131,12 @@ def test_a_seed_draws_the_same_tokens_in_another_batch(engine_of, backend):
     engine = engine_of(backend, "tied")
     full = generate(engine)
     chosen = [17, 3, 4, 11]
-    prompts = [full[i].prompt for i in chosen]
-    again = in_order(engine.generate(prompts, [5] * len(chosen), [1000 + i for i in chosen], SAMPLING, 0))
+    again = in_order(engine.generate([(full[i].prompt, 5, 1000 + i) for i in chosen], SAMPLING, 0))
     for i, rollout in zip(chosen, again, strict=True):
         assert rollout.response_ids.tolist() == full[i].response_ids.tolist()
         np.testing.assert_allclose(rollout.sampled_logprobs, full[i].sampled_logprobs, **CLOSE)
         assert rollout.sample == 5 and rollout.prompt is full[i].prompt
-    reseeded = in_order(engine.generate(prompts, [0] * len(chosen), [7, 8, 9, 10], SAMPLING, 0))
+    reseeded = in_order(engine.generate([(full[i].prompt, 0, 7 + i) for i in chosen], SAMPLING, 0))
     assert any(a.response_ids.tolist() != b.response_ids.tolist() for a, b in zip(again, reseeded, strict=True))
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from opsd.batch import scored_batch
 from opsd.cluster.ray import ray_cluster
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
 from opsd.ops.losses.divergences import reverse_kl
@@ -69,9 +69,8 @@ def transformers_logprobs(folder, scored):
 
 def vllm_logprobs(folder, scored):
     with ray_cluster(dashboard=False):
-        pool = TeacherPool(
-            TeacherConfig(path=str(folder), top_k=4), vocabulary=VOCABULARY, device="cpu", max_model_tokens=32
-        )
+        cfg = TeacherConfig(path=str(folder), top_k=4)
+        pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=32))
         pool.wait_ready()
         again = scored_batch(pool.begin([dict(enumerate(scored.rollouts))]))
         return np.concatenate([item.scores.sampled_logprobs for item in again.items])

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from opsd.cluster.ray import ray_cluster
-from opsd.config.engine import RolloutConfig, TeacherConfig
-from opsd.config.run import StudentConfig
-from opsd.engines.events import in_order
+from opsd.config.engine import EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
+from opsd.engines.groups import in_order
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
 from opsd.types import NoScores, Prompt, Vocabulary
@@ -29,8 +28,8 @@ def pools(tmp_path_factory):
     )
     teacher = TeacherConfig(path=path, backend="transformers", num_workers=2, top_k=4)
     with ray_cluster(dashboard=False):
-        rollout_pool = RolloutPool(StudentConfig(path=path), rollout, seed=0, **shared)
-        teacher_pool = TeacherPool(teacher, **shared)
+        rollout_pool = RolloutPool(EngineSpec(path=path, config=rollout, **shared), seed=0)
+        teacher_pool = TeacherPool(teacher_spec(teacher, **shared))
         rollout_pool.wait_ready()
         teacher_pool.wait_ready()
         yield rollout_pool, teacher_pool

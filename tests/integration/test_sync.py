@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.cluster.ray import ray_cluster
-from opsd.config.engine import RolloutConfig
+from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.config.run import LearnerConfig, StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.learner.group import LearnerGroup
 from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.rollout import RolloutPool
@@ -37,9 +37,8 @@ def test_engine_equals_learner_after_every_sync(tied, tmp_path):
     make_char_tokenizer(tmp_path / "student", eos_token_id=0)
     common = {"vocabulary": VOCABULARY, "device": "cpu"}
     with ray_cluster(dashboard=False):
-        rollouts = RolloutPool(
-            student, RolloutConfig(max_response_tokens=12, num_candidates=4), seed=0, max_model_tokens=32, **common
-        )
+        config = RolloutConfig(max_response_tokens=12, num_candidates=4)
+        rollouts = RolloutPool(EngineSpec(path=student.path, config=config, max_model_tokens=32, **common), seed=0)
         learner = LearnerGroup(
             student, LearnerConfig(learning_rate=0.05), divergence=DIVERGENCES["reverse_kl"], support="teacher",
             num_steps=10, **common,

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.engine import RolloutConfig, TeacherConfig, teacher_spec
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.vllm import engine_environment
@@ -66,7 +66,7 @@ def vllm_server(model):
 @pytest.fixture(scope="module")
 def pool(vllm_server, model):
     cfg = TeacherConfig(backend="openai", urls=[vllm_server.url], path=str(model), top_k=NUM_IDS)
-    pool = TeacherPool(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+    pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
     pool.wait_ready()
     return pool
 
@@ -74,7 +74,7 @@ def pool(vllm_server, model):
 @pytest.fixture(scope="module")
 def engine(model):
     cfg = TeacherConfig(path=str(model), backend="transformers")
-    return TransformersEngine(str(model), vocabulary=VOCABULARY, config=cfg, device="cpu", max_model_tokens=64)
+    return TransformersEngine(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
 
 
 def test_scores_are_the_models(pool, engine):
@@ -90,7 +90,7 @@ def test_scores_are_the_models(pool, engine):
 def test_answers_are_the_models(pool, engine):
     prompts = [replace(rollout.prompt, index=place) for place, rollout in enumerate(ROLLOUTS)]
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=12, num_candidates=1)
-    wanted = in_order(engine.generate(prompts, [0] * 7, [0] * 7, sampling, 0))
+    wanted = in_order(engine.generate([(prompt, 0, 0) for prompt in prompts], sampling, 0))
     for answer, reference in zip(pool.greedy(prompts, 12), wanted, strict=True):
         assert answer.response_ids.tolist() == reference.response_ids.tolist()
         assert answer.stopped == reference.stopped

@@ -12,16 +12,17 @@ import psutil
 import pytest
 import torch
 
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, LossConfig, RunConfig, StudentConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.preflight import check
 from opsd.teacher.remote.wire import pack_score_request
 from opsd.teacher.router import start_teachers
+from opsd.teacher.sources import teachers_by_source
 from opsd.types import NoScores, Vocabulary
 from tests.opsd.builders import answered, scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server
@@ -69,14 +70,15 @@ def remote(*urls: str, **settings) -> TeacherConfig:
 
 
 def started(cfg: TeacherConfig):
-    pool = start_teachers(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+    made = {"vocabulary": VOCABULARY, "device": "cpu", "max_model_tokens": 64}
+    pool = start_teachers({name: teacher_spec(each, **made) for name, each in teachers_by_source(cfg).items()})
     pool.wait_ready()
     return pool
 
 
 def in_process(path, vocabulary=VOCABULARY) -> TransformersEngine:
     cfg = TeacherConfig(path=str(path), backend="transformers", top_k=TOP_K)
-    return TransformersEngine(str(path), vocabulary=vocabulary, config=cfg, device="cpu", max_model_tokens=64)
+    return TransformersEngine(teacher_spec(cfg, vocabulary=vocabulary, device="cpu", max_model_tokens=64))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_the_teacher_answers_prompts_as_in_process(servers, models):
     engine = in_process(models / "teacher")
     for answers, temperature in ((pool.greedy(prompts, 9), 0.0), (in_order(pool.sample(prompts, [5] * 7, 9)), 1.0)):
         sampling = replace(SAMPLING, temperature=temperature)
-        wanted = in_order(engine.generate(prompts, [0] * 7, [5] * 7, sampling, 0))
+        wanted = in_order(engine.generate([(prompt, 0, 5) for prompt in prompts], sampling, 0))
         for prompt, answer, reference in zip(prompts, answers, wanted, strict=True):
             assert answer.prompt is prompt
             assert answer.response_ids.tolist() == reference.response_ids.tolist()

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import ray_cluster
-from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
 from opsd.config.run import RunConfig
-from opsd.engines.events import in_order
+from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
@@ -37,10 +37,8 @@ ENDS_WITHIN_S = 120.0
 
 
 def started(role, path, config, placement):
-    return EnginePool(
-        role, str(path), config, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64, trust_remote_code=False,
-        max_batch_tokens=100, placement=placement,
-    )  # fmt: skip
+    spec = EngineSpec(path=str(path), config=config, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+    return EnginePool(role, spec, placement)
 
 
 def answers(pool, version):
@@ -121,7 +119,7 @@ def test_two_processes_answer_as_one_also_with_new_weights_and_end_with_their_ac
         moved = [np.abs(reference(old, rollout) - rollout.sampled_logprobs).max() for rollout in of_two[0]]
         assert min(moved) > 0.1, "equal weights would hide a lost update"
 
-        pid = ray.get(two.workers[0].process_id.remote())
+        pid = ray.get(two.workers[0].__ray_call__.remote(lambda _: os.getpid()))
         started_by_it = children(pid)
         ranks = [child for child in started_by_it if b"Worker" in command_of(child)]
         assert len(ranks) == 2
@@ -138,10 +136,11 @@ def test_a_servers_engine_of_two_processes_scores_and_leaves_none_behind(tmp_pat
         monkeypatch.setenv(name, value)  # the engine sets them in this process, for its child
     path = make_tiny_qwen3(tmp_path, tied=True, seed=1, eos_token_id=0, scale=2.0)
     cfg = TeacherConfig(path=str(path), kv_cache_gib=0.03, max_num_seqs=64, tensor_parallel_size=2)
-    engine, others = EngineProcess(cfg, "cpu"), children(os.getpid())
+    spec = teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+    engine, others = EngineProcess(spec), children(os.getpid())
 
     async def use():
-        await engine.start(VOCABULARY, 64)
+        await engine.start()
         asked = GenerateRequest(prompts=PROMPTS, seeds=[0] * len(PROMPTS), sampling=GREEDY, vocabulary=VOCABULARY)
         rollouts = await engine.generate(asked)
         request = ScoreRequest(rollouts=rollouts, top_k=8, vocabulary=VOCABULARY, with_candidates=False)

@@ -46,7 +46,7 @@ def test_a_sound_configuration_passes(models, tmp_path):
     setup = check(config(models, tmp_path))
     assert setup.vocabulary.size == 64
     assert setup.vocabulary.stop_ids == (0,)
-    assert setup.max_model_tokens == 4 + 512 + 1
+    assert setup.student.max_model_tokens == 4 + 512 + 1
 
 
 def test_a_padded_vocabulary_is_legal_and_cut_to_the_shared_one(models, tmp_path):

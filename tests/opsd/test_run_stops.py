@@ -11,7 +11,7 @@ import pytest
 import opsd.run
 import opsd.run_parts
 from opsd.batch import PendingScores
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import EngineSpec, RolloutConfig, TeacherConfig
 from opsd.config.run import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RunConfig, StudentConfig
 from opsd.errors import reported
 from opsd.evaluation.held_out import Evaluation
@@ -75,7 +75,10 @@ def stand_ins(monkeypatch):
     tokenizer = SimpleNamespace(decode=lambda ids, **_: "?")
     setup = SimpleNamespace(
         tokenizer=tokenizer, vocabulary=VOCABULARY, train_prompts=prompts, eval_prompts=prompts, device="cpu",
-        support="teacher", max_model_tokens=64, prompt_lines=[],
+        support="teacher", prompt_lines=[], teachers={},
+        student=EngineSpec(
+            path="s", config=RolloutConfig(), vocabulary=VOCABULARY, device="cpu", max_model_tokens=64
+        ),
     )  # fmt: skip
 
     @contextmanager

@@ -11,14 +11,15 @@ from typing import Any
 import httpx
 import numpy as np
 
-from opsd.cluster.ray import split_evenly
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import EngineSpec, TeacherConfig
+from opsd.engines.groups import split_evenly
+from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
 from opsd.teacher.remote.frames import MEDIA_TYPE, PROTOCOL
 from opsd.teacher.remote.transport import RequestFailed, Transport, get_when_ready, no_scores
 from opsd.teacher.remote.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores
-from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
+from opsd.types import NoScores, Prompt, Rollout, TeacherScores
 
 HEADERS = {"Content-Type": MEDIA_TYPE}
 FRAME_OVERHEAD_BYTES = 4096  # more than a frame's header has
@@ -35,9 +36,10 @@ class PendingPart:
 class RemoteEngines:
     """Takes an EnginePool's place in a TeacherPool."""
 
-    def __init__(self, cfg: TeacherConfig, vocabulary: Vocabulary) -> None:
-        self.cfg = cfg
-        self.vocabulary = vocabulary
+    def __init__(self, spec: EngineSpec[TeacherConfig]) -> None:
+        cfg = self.cfg = spec.config
+        self.vocabulary = spec.vocabulary
+        self.scores_candidates = spec.scores_candidates  # as far as this run wants them
         self.info: dict[str, Any] = {}  # what every server says of itself, from wait_ready on
         self.transport = Transport(cfg.urls, cfg.http)
 
@@ -71,7 +73,7 @@ class RemoteEngines:
         return pending
 
     def _post_score(self, rollouts: Sequence[Rollout], top_k: int) -> PendingPart:
-        with_candidates = self.info["scores_candidates"] and self.cfg.score_candidates is not False
+        with_candidates = self.info["scores_candidates"] and self.scores_candidates
         body = pack_score_request(rollouts, top_k, self.vocabulary, with_candidates=with_candidates)
         read = partial(_unpacked_scores, lengths=[len(rollout) for rollout in rollouts])
         scores = self.transport.post("/score", read, content=body, headers=HEADERS)
@@ -99,7 +101,7 @@ class RemoteEngines:
         return found
 
     def generate(
-        self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
+        self, requests: list[Request], sampling: Sampling, policy_version: int
     ) -> Iterator[dict[int, Rollout]]:
         """As EnginePool.generate. A teacher's answers have no policy version."""
         under_way = {}

@@ -22,8 +22,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.engines.events import event_rows
+from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
 from opsd.teacher.remote.transport import Transport, get_when_ready, result_of
@@ -41,9 +42,9 @@ class PendingRollout:
 class OpenAIEngines:
     """Takes an EnginePool's place in a TeacherPool. A rollout a request: the server batches them itself."""
 
-    def __init__(self, cfg: TeacherConfig, vocabulary: Vocabulary) -> None:
-        self.cfg = cfg
-        self.vocabulary = vocabulary
+    def __init__(self, spec: EngineSpec[TeacherConfig]) -> None:
+        cfg = self.cfg = spec.config
+        self.vocabulary = spec.vocabulary
         self.model = ""  # the name under which the servers have it, from wait_ready on
         self.transport = Transport(cfg.urls, cfg.http)
 
@@ -73,7 +74,7 @@ class OpenAIEngines:
         return [result_of(each.scores) for each in pending]
 
     def generate(
-        self, requests: list[tuple[Prompt, int, int]], sampling: Sampling, policy_version: int
+        self, requests: list[Request], sampling: Sampling, policy_version: int
     ) -> Iterator[dict[int, Rollout]]:
         """As EnginePool.generate, without candidates: one empty slot a token."""
         under_way = {}

@@ -43,17 +43,17 @@ class Server:
     url: str
     in_flight: int = 0  # requests
     failures: int = 0  # in a row
-    rests_until: float = 0.0  # time.monotonic() before which it is not asked
+    paused_until: float = 0.0  # time.monotonic() before which it is not asked
     reason: str = ""  # of the last failure
 
     def failed(self, reason: str, cfg: HttpConfig) -> None:
-        """Longer rests with every failure; requests that were under way together count as one."""
+        """A longer pause with every failure; requests that were under way together count as one."""
         self.reason = reason
         now = time.monotonic()
-        if now < self.rests_until:
+        if now < self.paused_until:
             return
-        rest_s = min(cfg.max_backoff_s, cfg.backoff_s * 2**self.failures)
-        self.rests_until = now + rest_s * random.SystemRandom().uniform(0.5, 1.0)  # clients do not come back in step
+        pause_s = min(cfg.max_backoff_s, cfg.backoff_s * 2**self.failures)
+        self.paused_until = now + pause_s * random.SystemRandom().uniform(0.5, 1.0)  # clients do not come back in step
         self.failures += 1
         if self.failures == 1:
             logger.warning("teacher server %s: %s; its requests go elsewhere or wait", self.url, reason)
@@ -61,7 +61,7 @@ class Server:
     def answered(self) -> None:
         if self.failures:
             logger.warning("teacher server %s answers again", self.url)
-        self.failures, self.rests_until = 0, 0.0
+        self.failures, self.paused_until = 0, 0.0
 
 
 class RequestFailed(StageError):
@@ -132,14 +132,14 @@ class Transport:
         return not reason
 
     async def _next_server(self, give_up_at: float | None, failed_on: list[Server]) -> Server:
-        """The least busy of those that do not rest; where all rest, the first to wake, or the one due at the end.
+        """The least busy server that is not paused; where all are, the first to come back, or the one due at the end.
 
-        One of `failed_on` only where all others rest.
+        One of `failed_on` only where all others are paused.
         """
-        wakes_at = min(server.rests_until for server in self.servers)
-        await asyncio.sleep(max(0.0, min(wakes_at, give_up_at or wakes_at) - time.monotonic()))
-        awake = [server for server in self.servers if server.rests_until <= time.monotonic()]
-        return min(awake or self.servers, key=lambda server: (server in failed_on, server.in_flight, server.failures))
+        due_at = min(server.paused_until for server in self.servers)
+        await asyncio.sleep(max(0.0, min(due_at, give_up_at or due_at) - time.monotonic()))
+        ready = [server for server in self.servers if server.paused_until <= time.monotonic()]
+        return min(ready or self.servers, key=lambda server: (server in failed_on, server.in_flight, server.failures))
 
     async def _try(self, server: Server, path: str, read: Callable, body: dict) -> tuple[Any, str, bool]:
         """(answer, "", False), or (None, why there is none, whether the request may be the cause).

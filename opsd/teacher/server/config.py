@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from opsd.config.backends import ENGINES
 from opsd.config.checks import at_least, one_of
-from opsd.config.engine import ENGINES, TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

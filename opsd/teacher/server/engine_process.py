@@ -8,28 +8,28 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 
-from opsd.config.engine import TeacherConfig
-from opsd.engines.events import in_order
+from opsd.config.engine import EngineSpec
+from opsd.engines.groups import in_order
 from opsd.engines.lifetime import end_with_parent
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
 from opsd.teacher.remote.wire import GenerateRequest, ScoreRequest
-from opsd.types import Rollout, TeacherScores, Vocabulary
+from opsd.types import Rollout, TeacherScores
 
 
 class EngineProcess:
     """The engine that a TeacherPool's worker holds, behind three coroutines. Its errors come out of them."""
 
-    def __init__(self, cfg: TeacherConfig, device: str) -> None:
-        self.cfg = cfg
-        self.device = device
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
         self._executor = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
-    async def start(self, vocabulary: Vocabulary, max_model_tokens: int) -> None:
+    async def start(self) -> None:
         """Loads the model."""
+        config = self.spec.config
         # The child's, before it imports torch.
-        os.environ.update(engine_environment(self.device, self.cfg.cpu_threads, self.cfg.batch_invariant))
-        await self._run(_start, self.cfg, self.device, vocabulary, max_model_tokens)
+        os.environ.update(engine_environment(self.spec.device, config.cpu_threads, config.batch_invariant))
+        await self._run(_start, self.spec)
 
     async def score(self, request: ScoreRequest) -> list[TeacherScores]:
         return await self._run(_score, request)
@@ -50,18 +50,10 @@ class EngineProcess:
 _worker = EngineWorker()  # the child's; the server's own stays empty
 
 
-def _start(cfg: TeacherConfig, device: str, vocabulary: Vocabulary, max_model_tokens: int) -> None:
+def _start(spec: EngineSpec) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     end_with_parent()
-    _worker.start(
-        path=cfg.path,
-        config=cfg,
-        vocabulary=vocabulary,
-        device=device,
-        max_model_tokens=max_model_tokens,
-        trust_remote_code=cfg.trust_remote_code,
-        max_batch_tokens=cfg.max_batch_tokens,
-    )
+    _worker.start(spec)
 
 
 def _score(request: ScoreRequest) -> list[TeacherScores]:
@@ -71,5 +63,5 @@ def _score(request: ScoreRequest) -> list[TeacherScores]:
 
 def _generate(request: GenerateRequest) -> list[Rollout]:
     _worker.engine.vocabulary = request.vocabulary
-    samples = [0] * len(request.prompts)
-    return in_order(_worker.generate(request.prompts, samples, request.seeds, request.sampling, 0, None))
+    requests = [(prompt, 0, seed) for prompt, seed in zip(request.prompts, request.seeds, strict=True)]
+    return in_order(_worker.generate(requests, request.sampling, 0, None))

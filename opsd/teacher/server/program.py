@@ -13,10 +13,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config.auto import resolve_device, with_dtypes
+from opsd.config.engine import scores_candidates, teacher_spec
 from opsd.config.http import read_token
 from opsd.config.run import compose_config
 from opsd.config.setting_names import refuse_misspelt
-from opsd.config.support import scores_candidates
 from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.models.facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
@@ -47,8 +47,10 @@ def serve(cfg: ServerConfig) -> None:
     check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
     check_weights("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     limits = limits_of(cfg, facts)
-    scores_candidates(cfg.teacher, device)  # refuses what this device cannot do
-    engine = EngineProcess(cfg.teacher, device)
+    stop_ids = sorted({index for index in facts.stop_ids if index < facts.vocab_size})
+    vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(stop_ids))  # until a request brings its own
+    spec = teacher_spec(cfg.teacher, vocabulary=vocabulary, device=device, max_model_tokens=limits.model_tokens)
+    engine = EngineProcess(spec)
     metrics = ServerMetrics()
     batcher = Batcher(
         engine.score,
@@ -76,9 +78,8 @@ async def run(
     )
 
     async def load_and_work() -> None:
-        vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(sorted(set(facts.stop_ids))))
-        await engine.start(vocabulary, service.limits.model_tokens)
-        service.info = info_of(cfg, facts, service.limits, engine.device)
+        await engine.start()
+        service.info = info_of(cfg, facts, service.limits, engine.spec.device)
         service.metrics.ready.set(1)
         print(f"ready {address(listener)}", file=sys.stderr, flush=True)
         await service.batcher.run()

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.backends import ENGINES
+from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig, scores_candidates, teacher_spec
 from opsd.config.run import LossConfig
-from opsd.config.support import decide_support, scores_candidates
+from opsd.config.support import decide_support
 from opsd.engines import vllm as vllm_engine
 from opsd.errors import ConfigError, StageError
 from opsd.models.facts import ModelFacts
@@ -86,9 +87,10 @@ def test_one_teacher_without_decides_for_all_of_them():
         decide_support("student", scored)
 
 
-@pytest.mark.parametrize("config", [EngineConfig(), RolloutConfig()])
-def test_an_engine_that_only_generates_promises_nothing(config):
-    assert not scores_candidates(config, "cuda")
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("section", [EngineConfig, RolloutConfig])
+def test_an_engine_that_only_generates_promises_nothing(section, backend):
+    assert not scores_candidates(section(backend=backend), "cuda")
 
 
 @pytest.mark.parametrize("runs_v2", [True, False])
@@ -105,10 +107,9 @@ def test_an_engine_that_cannot_keep_the_promise_does_not_start(monkeypatch, runs
     monkeypatch.setattr(vllm_engine, "untied_settings", lambda *_, **__: {})
 
     def start(**settings):
-        return vllm_engine.VllmEngine(
-            "/m", vocabulary=Vocabulary(size=2, stop_ids=(0,)), config=TeacherConfig(path="/m", **settings),
-            device="cuda", max_model_tokens=8,
-        )  # fmt: skip
+        cfg, vocabulary = TeacherConfig(path="/m", **settings), Vocabulary(size=2, stop_ids=(0,))
+        spec = teacher_spec(cfg, vocabulary=vocabulary, device="cuda", max_model_tokens=8)
+        return vllm_engine.VllmEngine(spec)
 
     assert not start(score_candidates=False).scores_candidates
     if runs_v2:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opsd.engines.events import candidate_events, event_rows, has_foreign_ids, pad_rows, split_by_tokens
+from opsd.engines.events import candidate_events, event_rows, has_foreign_ids, pad_rows
 from opsd.types import Vocabulary
 
 MODEL_IDS = 14  # ids of the model: 2 more than are shared
@@ -99,16 +99,6 @@ def test_candidate_events_equal_the_dense_distribution():
         expected = slow_events(ids[row], logprobs[row])
         np.testing.assert_allclose(values[row, :3], [expected[int(event)] for event in candidates[row, :3]], atol=1e-5)
     assert np.all(values[:, 3] == -np.inf)
-
-
-def test_split_by_tokens_bounds_the_padded_size_and_loses_nothing():
-    lengths = [3, 50, 7, 7, 2, 9, 12, 1]
-    groups = split_by_tokens(lengths, max_tokens=20)
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= 20
-    assert [1] in groups  # longer than the bound: alone
-    assert len(groups) < len(lengths)
 
 
 def test_has_foreign_ids():

@@ -1,4 +1,4 @@
-"""The transformers engine alone: its draws, its batches, its refusals."""
+"""The transformers engine alone: its batches, its refusals."""
 
 import subprocess
 import sys
@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
-from opsd.config.engine import EngineConfig, TeacherConfig
-from opsd.engines.events import in_order
+from opsd.config.engine import TeacherConfig, teacher_spec
+from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
-from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine, _draw, _uniforms
+from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.types import Mixture, Prompt, Vocabulary
 from tests.opsd.builders import merge_stops
@@ -27,15 +27,9 @@ def model_path(tmp_path_factory):
     return make_tiny_qwen3(tmp_path_factory.mktemp("tiny"), tied=True, seed=0, eos_token_id=0, scale=2.0)
 
 
-def make_engine(path, *, max_num_seqs=256, max_batch_tokens=None, config=None) -> TransformersEngine:
-    return TransformersEngine(
-        str(path),
-        vocabulary=VOCABULARY,
-        config=config or EngineConfig(backend="transformers", max_num_seqs=max_num_seqs),
-        device="cpu",
-        max_model_tokens=64,
-        max_batch_tokens=max_batch_tokens,
-    )
+def make_engine(path, **settings) -> TransformersEngine:
+    cfg = TeacherConfig(path=str(path), backend="transformers", **settings)
+    return TransformersEngine(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
 
 
 def make_prompts(num_prompts: int) -> list[Prompt]:
@@ -47,34 +41,8 @@ def make_prompts(num_prompts: int) -> list[Prompt]:
 
 
 def generate(engine, num_prompts=10, sampling=SAMPLING, policy_version=0):
-    seeds = list(range(100, 100 + num_prompts))
-    prompts = make_prompts(num_prompts)
-    return in_order(engine.generate(prompts, list(range(num_prompts)), seeds, sampling, policy_version))
-
-
-def test_draws_follow_the_distribution_at_the_temperature():
-    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
-    uniforms = _uniforms(seed=0, num_draws=20_000)
-    sampling = Sampling(temperature=0.5, top_p=1.0, max_tokens=1, num_candidates=1)
-    tokens = _draw(logits.expand(20_000, 4), sampling, uniforms)
-    frequency = torch.bincount(tokens, minlength=4) / 20_000
-    torch.testing.assert_close(frequency, (logits[0] / 0.5).softmax(-1), atol=0.01, rtol=0)
-
-
-def test_top_k_keeps_the_likeliest():
-    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
-    uniforms = _uniforms(seed=0, num_draws=5_000)
-    for top_k, kept in [(1, {0}), (2, {0, 2}), (9, {0, 1, 2, 3}), (0, {0, 1, 2, 3})]:
-        sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=1, num_candidates=1, top_k=top_k)
-        assert set(_draw(logits.expand(5_000, 4), sampling, uniforms).tolist()) == kept
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
-    logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
-    uniforms = _uniforms(seed=0, num_draws=5_000)
-    for top_p, kept in [(0.4, {1}), (0.6, {1, 3}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})]:
-        sampling = Sampling(temperature=1.0, top_p=top_p, max_tokens=1, num_candidates=1)
-        assert set(_draw(logits.expand(5_000, 4), sampling, uniforms).tolist()) == kept
+    requests = [(prompt, number, 100 + number) for number, prompt in enumerate(make_prompts(num_prompts))]
+    return in_order(engine.generate(requests, sampling, policy_version))
 
 
 def test_a_request_draws_the_same_in_any_batch_size(model_path):
@@ -95,7 +63,9 @@ def test_padded_ids_are_never_sampled(model_path):
 def test_scores_do_not_depend_on_the_batch_bound(model_path):
     rollouts = generate(make_engine(model_path))
     all_at_once = make_engine(model_path).score(rollouts, top_k=5)
-    bounded = make_engine(model_path, max_batch_tokens=30).score(rollouts, top_k=5)
+    engine = make_engine(model_path, max_batch_tokens=30)
+    assert engine.max_batch_tokens == 30  # or the two could not differ
+    bounded = engine.score(rollouts, top_k=5)
     for one, other in zip(all_at_once, bounded, strict=True):
         np.testing.assert_array_equal(one.top_ids, other.top_ids)
         np.testing.assert_allclose(one.sampled_logprobs, other.sampled_logprobs, atol=1e-5)
@@ -114,7 +84,7 @@ def test_scores_in_small_head_chunks_are_the_same(model_path, monkeypatch):
 def test_a_teacher_in_bfloat16_scores_with_logits_in_float32(model_path):
     """With a head that makes logits near 20: those of bfloat16 are off by up to 0.06."""
     rollouts = generate(make_engine(model_path))
-    engine = make_engine(model_path, config=EngineConfig(backend="transformers", dtype="bfloat16"))
+    engine = make_engine(model_path, dtype="bfloat16")
     head = engine.model.get_output_embeddings()
     head.weight.mul_(3.0)
     for rollout in rollouts[:4]:
@@ -140,8 +110,7 @@ def test_an_engine_refuses_to_answer_for_weights_that_it_does_not_hold(model_pat
 
 def test_attention_is_that_paid_by_the_token_and_all_after_it(model_path):
     rollouts = generate(make_engine(model_path))
-    config = TeacherConfig(backend="transformers", attention=True)
-    scores = make_engine(model_path, config=config).score(rollouts, top_k=3)
+    scores = make_engine(model_path, attention=True).score(rollouts, top_k=3)
     plain = make_engine(model_path).score(rollouts, top_k=3)
     model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="eager")
     for rollout, score, other in zip(rollouts, scores, plain, strict=True):
@@ -156,7 +125,7 @@ def test_attention_is_that_paid_by_the_token_and_all_after_it(model_path):
 
 def test_no_work_is_no_error(model_path):
     engine = make_engine(model_path)
-    assert list(engine.generate([], [], [], SAMPLING, 0)) == [] and engine.score([], top_k=4) == []
+    assert list(engine.generate([], SAMPLING, 0)) == [] and engine.score([], top_k=4) == []
 
 
 def test_the_driver_imports_the_vllm_engine_without_vllm():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
+from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig
 from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
 from opsd.engines import vllm as vllm_engine
 from opsd.engines.sampling import Sampling
@@ -21,9 +21,7 @@ ROLES = {"rollout": RolloutConfig, "teacher": TeacherConfig, "evaluation": Engin
 
 
 def arguments(role, device, *, shares_gpu=False, **settings):
-    bound = 8192 if role == "teacher" else None
-    config = ROLES[role](**settings)
-    return llm_arguments(config, device, max_model_tokens=64, max_batch_tokens=bound, shares_gpu=shares_gpu)
+    return llm_arguments(ROLES[role](**settings), device, max_model_tokens=64, shares_gpu=shares_gpu)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +148,11 @@ def engine_of(monkeypatch):
     monkeypatch.setattr(vllm_engine, "as_stored", lambda _, named: named)
 
     def start(role, device="cuda"):
-        return vllm_engine.VllmEngine(
-            "/m", vocabulary=Vocabulary(size=2, stop_ids=(0,)), config=ROLES[role](), device=device,
+        spec = EngineSpec(
+            path="/m", vocabulary=Vocabulary(size=2, stop_ids=(0,)), config=ROLES[role](), device=device,
             max_model_tokens=8, shares_gpu=device == "cuda",
         )  # fmt: skip
+        return vllm_engine.VllmEngine(spec)
 
     return start
 
@@ -161,12 +160,12 @@ def engine_of(monkeypatch):
 def test_a_colocated_student_wakes_for_its_weights_first_then_for_its_cache(engine_of):
     """Weights and cache together would not fit beside what the learner still holds."""
     engine = engine_of("rollout")
-    engine.rest()
-    engine.rest()
+    engine.sleep()
+    engine.sleep()
     engine.update_weights({}, policy_version=1)
     assert engine.llm.calls == ["sleep 2", "wake weights", "replace_weights", "wake kv_cache", "reset"]
     engine.llm.calls.clear()
-    engine.rest()
+    engine.sleep()
     engine.expect_weights()  # as over CUDA IPC
     engine.received_weights(2)
     assert engine.llm.calls == ["sleep 2", "wake weights", "wake kv_cache", "reset"]
@@ -175,21 +174,21 @@ def test_a_colocated_student_wakes_for_its_weights_first_then_for_its_cache(engi
 
 def test_a_student_without_weights_does_not_answer(engine_of):
     engine = engine_of("rollout")
-    engine.rest()
+    engine.sleep()
     prompt = Prompt(index=0, token_ids=np.array([1], np.int32), text="", answer=None, source="")
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=2, num_candidates=1)
-    with pytest.raises(StageError, match="dropped its weights to rest"):
-        list(engine.generate([prompt], [0], [0], sampling, 0))
-    with pytest.raises(StageError, match="dropped its weights to rest"):
+    with pytest.raises(StageError, match="dropped its weights when it went to sleep"):
+        list(engine.generate([(prompt, 0, 0)], sampling, 0))
+    with pytest.raises(StageError, match="dropped its weights when it went to sleep"):
         engine.score([], 1)
 
 
 def test_a_colocated_teacher_wakes_as_it_was(engine_of):
     engine = engine_of("teacher")
-    engine.rest()
+    engine.sleep()
     assert engine.score([], 1) == []
     assert engine.llm.calls == ["sleep 1", "wake all"]
-    engine.rest()
+    engine.sleep()
     engine.update_weights({}, policy_version=0)  # one that follows the student
     assert engine.llm.calls[2:] == ["sleep 1", "wake weights", "replace_weights", "wake kv_cache"]
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 import opsd.learner.group
-from opsd.config.engine import RolloutConfig
-from opsd.engines.events import in_order
+from opsd.config.engine import EngineSpec, RolloutConfig
+from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError
@@ -114,14 +114,16 @@ def test_chunks_by_place_in_the_row_are_too_long_for_the_measurement_and_known_b
 
 def scored_by_itself(path):
     """Sampled answers with the engine's own log-probabilities, and the same engine's scores of them."""
-    engine = TransformersEngine(path, vocabulary=VOCABULARY, config=RolloutConfig(), device="cpu", max_model_tokens=64)
+    config = RolloutConfig(backend="transformers")
+    spec = EngineSpec(path=path, vocabulary=VOCABULARY, config=config, device="cpu", max_model_tokens=64)
+    engine = TransformersEngine(spec)
     rng = np.random.default_rng(0)
     prompts = [
         Prompt(index=i, token_ids=rng.integers(3, 60, n).astype(np.int32), text="", answer=None, source="test")
         for i, n in enumerate([3, 9, 5, 4])
     ]
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=8, num_candidates=4)
-    rollouts = in_order(engine.generate(prompts, [0] * 4, [1, 2, 3, 4], sampling, policy_version=0))
+    rollouts = in_order(engine.generate([(prompt, 0, 1 + prompt.index) for prompt in prompts], sampling, 0))
     return [
         ScoredRollout(rollout=rollout, scores=scores)
         for rollout, scores in zip(rollouts, engine.score(rollouts, 8), strict=True)

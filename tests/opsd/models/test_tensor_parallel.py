@@ -41,7 +41,7 @@ def test_a_transformers_engine_is_one_process():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_vllm_starts_its_own_processes_whatever_placement_its_actor_has(device):
     """Its choice in a placement group would be Ray's executor."""
-    sizes = {"max_model_tokens": 64, "max_batch_tokens": None, "shares_gpu": False}
+    sizes = {"max_model_tokens": 64, "shares_gpu": False}
     one, two = (llm_arguments(EngineConfig(tensor_parallel_size=n), device, **sizes) for n in (1, 2))
     assert "distributed_executor_backend" not in one
     assert (two["tensor_parallel_size"], two["distributed_executor_backend"]) == (2, "mp")

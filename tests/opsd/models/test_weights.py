@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from opsd.config.engine import EngineConfig
+from opsd.config.engine import EngineConfig, EngineSpec
 from opsd.engines.transformers import TransformersEngine
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError
@@ -50,9 +50,9 @@ def skeleton(path):
 
 def score(path, weights=None):
     """The transformers engine's log-probabilities [8] of one answer, after an update with `weights`."""
-    engine = TransformersEngine(
-        str(path), vocabulary=VOCABULARY, config=EngineConfig(), device="cpu", max_model_tokens=32
-    )
+    config = EngineConfig(backend="transformers")
+    spec = EngineSpec(path=str(path), vocabulary=VOCABULARY, config=config, device="cpu", max_model_tokens=32)
+    engine = TransformersEngine(spec)
     if weights is not None:
         engine.update_weights(weights, 1)
     return engine.score([answer()], top_k=4)[0].sampled_logprobs

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.errors import StageError
 from opsd.monitor.step import queue_lengths
 from opsd.teacher.pool import PendingScores, TeacherPool
@@ -24,7 +24,7 @@ def test_mixed_embeddings_are_not_sent_as_if_they_were_tokens(backend):
     other_ids = np.concatenate([item.rollout.prompt.token_ids, item.rollout.response_ids])
     mixed = replace(item.rollout, mixture=Mixture(other_ids=other_ids, own_share=0.5))
     cfg = TeacherConfig(backend=backend, urls=["http://127.0.0.1:1"])
-    pool = TeacherPool(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+    pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
     with pytest.raises(StageError, match=f"backend={backend} reads token ids, not mixed embeddings"):
         pool.begin([{0: mixed}])
 
@@ -33,7 +33,7 @@ def test_mixed_embeddings_are_not_sent_as_if_they_were_tokens(backend):
 def test_a_group_waits_until_the_last_of_its_requests_is_answered(backend):
     rollouts = [item.rollout for item in scored_rollouts([4, 3, 2], VOCABULARY)]
     cfg = TeacherConfig(backend=backend, urls=["http://127.0.0.1:1"])
-    pool = TeacherPool(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+    pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
     responses = [Future() for _ in rollouts]
     parts = [
         PendingPart(rollouts=[rollout], scores=response)

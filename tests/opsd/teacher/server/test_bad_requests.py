@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from opsd.batch import scored_batch
-from opsd.config.engine import TeacherConfig
+from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.config.http import HttpConfig
 from opsd.errors import StageError
 from opsd.teacher.pool import TeacherPool
@@ -115,7 +115,7 @@ def frame_server(bad):
 
 def pool_of(backend, urls, http=QUICK):
     cfg = TeacherConfig(backend=backend, urls=urls, http=http, top_k=TOP_K)
-    pool = TeacherPool(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
+    pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
     pool.wait_ready()
     return pool
 

@@ -1,0 +1,56 @@
+"""What the engines behind each value of `backend` can do: one table, which every question about a backend reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """Of one backend. A new question is a field here and its answer in the table, never a comparison of names."""
+
+    remote: bool = False  # servers elsewhere, at teacher.urls: settings of a run's own engines mean nothing to them
+    is_vllm: bool = False  # vLLM in processes of the run: it must be installed there, and takes engine_args
+    # Devices on which a teacher returns log-probabilities at the student's candidates. A server answers for itself.
+    scores_candidates_on: tuple[str, ...] = ()
+    reads_embeddings: bool = False  # scores inputs between two sequences (Rollout.mixture), not token ids only
+    returns_attention: bool = False  # the attention paid to each token (TeacherScores.attention)
+    splits_layers: bool = False  # one engine over several GPUs, tensor_parallel_size
+    reserves_cache: bool = False  # keys and values get a fixed room when the engine starts, in gpu_memory_utilization
+    sleeps: bool = False  # gives its GPU's memory back between two calls, as placement.mode=colocated needs
+    weight_transfers: tuple[str, ...] = ()  # ways in which new weights can reach it while it runs
+
+    @property
+    def takes_weights(self) -> bool:
+        return bool(self.weight_transfers)
+
+
+CAPABILITIES = {
+    "vllm": Capabilities(
+        is_vllm=True,
+        scores_candidates_on=("cuda",),  # by the V2 model runner, vLLM's default there and on no other device
+        splits_layers=True,
+        reserves_cache=True,
+        sleeps=True,
+        weight_transfers=("object_store", "nccl", "ipc"),
+    ),
+    "transformers": Capabilities(
+        scores_candidates_on=DEVICES,
+        reads_embeddings=True,
+        returns_attention=True,
+        weight_transfers=("object_store",),
+    ),
+    "http": Capabilities(remote=True, scores_candidates_on=DEVICES),
+    "openai": Capabilities(remote=True),  # `vllm serve` names its own top-k and nothing else
+}
+
+ENGINES = tuple(name for name, can in CAPABILITIES.items() if not can.remote)
+REMOTE_BACKENDS = tuple(name for name, can in CAPABILITIES.items() if can.remote)
+
+
+def backends_that(can: Callable[[Capabilities], object]) -> str:
+    """The names of the backends of which this is true, for messages: "vllm or transformers"."""
+    return " or ".join(name for name, capabilities in CAPABILITIES.items() if can(capabilities))

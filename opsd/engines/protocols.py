@@ -1,0 +1,63 @@
+"""What an engine is, and what a teacher's engines are together, whoever made them: nothing here loads vLLM or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor
+
+from opsd.engines.sampling import Sampling
+from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
+
+Request: TypeAlias = tuple[Prompt, int, int]  # a prompt, the sample's number and its seed
+
+
+class Engine(Protocol):
+    """One model in one process, made of an EngineSpec: vLLM's or transformers'."""
+
+    vocabulary: Vocabulary  # may be replaced between two calls, by one with other shared ids
+
+    def generate(
+        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
+    ) -> Iterator[dict[int, Rollout]]:
+        """A rollout for each request, by its place, in groups as they finish.
+
+        `group_size`: rollouts in a group, at least, but for the last one; None: as the engine has them. Raises
+        StageError where the engine holds the weights of another policy version.
+        """
+        ...
+
+    def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
+        """This model's log-probabilities on the response rows, in the order of `rollouts`."""
+        ...
+
+    def update_weights(self, named: dict[str, Tensor], policy_version: int) -> None:
+        """A full Hugging Face state dict into the running model. Raises StageError where its names are others."""
+        ...
+
+
+class TeacherEngines(Protocol):
+    """All engines of one teacher, which a TeacherPool asks: an EnginePool, or the client of servers elsewhere."""
+
+    def wait_ready(self) -> None:
+        """Raises ConfigError or StageError where they do not start."""
+        ...
+
+    def generate(
+        self, requests: list[Request], sampling: Sampling, policy_version: int
+    ) -> Iterator[dict[int, Rollout]]:
+        """A rollout for each request, by its place, as they finish."""
+        ...
+
+    def score(self, rollouts: list[Rollout], top_k: int) -> list[Any]:
+        """Parts of the work, for the next two calls. Does not wait."""
+        ...
+
+    def are_scored(self, parts: list[Any]) -> bool:
+        """Whether all of these are done, or have failed. Does not wait."""
+        ...
+
+    def scores(self, parts: list[Any]) -> Sequence[TeacherScores | NoScores]:
+        """What came of them, one after another in the order of the rollouts. Waits; raises StageError."""
+        ...
