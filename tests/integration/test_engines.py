@@ -19,6 +19,7 @@ from opsd.errors import StageError
 from opsd.types import Prompt, Rollout, Sampling, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
+pytestmark = pytest.mark.slow
 ENGINES = {"vllm": VllmEngine, "transformers": TransformersEngine}
 NUM_IDS = 64
 OWN_EOS = 5  # what the model's own config names as its end; no stop id of the run
