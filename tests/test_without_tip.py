@@ -39,6 +39,7 @@ def run(tree, code, *arguments):
     return subprocess.run(command, cwd=tree, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_every_module_of_opsd_is_imported_where_tip_is_not(only_opsd):
     process = run(only_opsd, IMPORT_ALL, str(only_opsd))
     assert process.returncode == 0, process.stderr[-2000:]
@@ -77,7 +78,7 @@ def is_there(tree, module):
 
 @pytest.mark.long
 def test_opsd_passes_its_tests_without_tip(only_opsd):
-    tests = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "tests/opsd"]
+    tests = ["-q", "-m", "not slow and not long", "-p", "no:cacheprovider", "tests/opsd"]
     process = run(only_opsd, "import pytest; sys.exit(pytest.main(sys.argv[1:]))", *tests)
     assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-2000:]
     assert " passed" in process.stdout

@@ -1,5 +1,6 @@
 """The kept numbers of small seeded runs are those of the code as it is: see runs.py, which rewrites them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,18 @@ TOLERANCE = 3e-5
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
+def outputs(request, ray_node, tmp_path_factory):
+    """Of the runs that are selected: -k "plain or tip" waits for no other."""
     folder = tmp_path_factory.mktemp("golden")
-    command = [sys.executable, "-m", "tests.golden.runs", "--outputs", folder]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    compared = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    names = [item.callspec.params["name"] for item in compared]
+    command = [sys.executable, "-m", "tests.golden.runs", *names, "--outputs", folder]
+    process = subprocess.run(command, cwd=ROOT, env=os.environ | ray_node, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-4000:]
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_run_is_the_one_that_was_kept(outputs, name):
     found, kept = record_of(outputs / name), written(name)

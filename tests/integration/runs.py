@@ -1,4 +1,4 @@
-"""Whole runs of the tiny pair (the fixture `pair`), each in a process of its own, and what they leave."""
+"""Whole runs of the tiny pair (the fixture `pair`), and what they leave."""
 
 import json
 import os
@@ -8,12 +8,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from tests.command_line import command_line
+
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 6
+TRANSFORMERS = ("rollout.backend=transformers", "teacher.backend=transformers")  # vLLM takes longest to start
 
 
-def train(pair, output_dir, *overrides, program="tip.train"):
-    """One run in a process of its own, as a user starts it; returns the finished process."""
+def arguments(pair, output_dir, *overrides):
     settings = {
         "student.path": pair / "student",
         "teacher.path": pair / "teacher",
@@ -33,14 +35,24 @@ def train(pair, output_dir, *overrides, program="tip.train"):
         "log.wandb": "off",
         "log.dashboard": "false",
     }
-    command = [sys.executable, "-m", program, *(f"{name}={value}" for name, value in settings.items()), *overrides]
+    return [*(f"{name}={value}" for name, value in settings.items()), *overrides]
+
+
+def train(pair, output_dir, *overrides, program="tip.train"):
+    """One run, whose driver is this process."""
+    return command_line(program, arguments(pair, output_dir, *overrides))
+
+
+def train_as_a_user(pair, output_dir, *overrides, program="tip.train"):
+    """One run in a process of its own, which may be sent signals; returns the finished process."""
+    command = [sys.executable, "-m", program, *arguments(pair, output_dir, *overrides)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def finished(pair, output_dir, *overrides, program="tip.train"):
-    process = train(pair, output_dir, *overrides, program=program)
-    assert process.returncode == 0, process.stderr[-4000:]
+    run = train(pair, output_dir, *overrides, program=program)
+    assert run.returncode == 0, run.stderr[-4000:]
     return output_dir
 
 

@@ -11,18 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.runs import finished, losses, train, weights
+from tests.integration.runs import TRANSFORMERS, finished, losses, train_as_a_user, weights
+from tests.ray_node import FREE_PORTS, PATH, ROOT, SMALL
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 SCRIPT = ROOT / "scripts" / "ray_cluster.sh"
-FREE_PORTS = [
-    "--node-manager-port=0",
-    "--object-manager-port=0",
-    "--dashboard-agent-listen-port=0",
-    "--min-worker-port=0",
-    "--max-worker-port=0",
-]
-SMALL = ["--num-cpus=1", f"--object-store-memory={200 << 20}"]
 
 
 class Node:
@@ -32,7 +25,7 @@ class Node:
         self.folder = Path(tempfile.mkdtemp(prefix="ray"))
         self.environment = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": PATH,
             "RAY_CLUSTER_DIR": str(self.folder),
             "RAY_AUTH_TOKEN_PATH": str(token),
         }
@@ -81,8 +74,8 @@ def nodes(tmp_path_factory):
 
 
 @pytest.fixture
-def joined(nodes, monkeypatch):
-    """The environment in which a run joins the cluster."""
+def in_the_cluster(nodes, monkeypatch):
+    """The environment in which a run joins it. The run is a process of its own: Ray reads its token once."""
     head, _, address = nodes
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -101,36 +94,40 @@ def nodes_of_actors(address):
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_engines_on_one_node_and_the_learner_on_the_other_train_as_on_one_machine(pair, tmp_path, nodes, joined):
-    on_two = finished(
-        pair, tmp_path / "two", "num_steps=3", "placement.learner_nodes=train", "placement.rollout_nodes=engines",
+def test_engines_on_one_node_and_the_learner_on_the_other_train_as_on_one_machine(
+    pair, tmp_path, nodes, in_the_cluster
+):
+    on_two = tmp_path / "two"
+    process = train_as_a_user(
+        pair, on_two, "num_steps=3", *TRANSFORMERS, "placement.learner_nodes=train", "placement.rollout_nodes=engines",
         "placement.teacher_nodes=engines",
     )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-4000:]
     where = nodes_of_actors(nodes[2])
     assert where == {"rollout-0": "engines", "teacher-0": "engines", "learner-0": "train"}
     with pytest.MonkeyPatch.context() as alone:
-        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
             alone.delenv(name)
-        on_one = finished(pair, tmp_path / "one", "num_steps=3")
+        on_one = finished(pair, tmp_path / "one", "num_steps=3", *TRANSFORMERS)
     assert losses(on_two) == losses(on_one)
     two, one = weights(on_two), weights(on_one)
     assert all(torch.equal(two[name], one[name]) for name in one)
 
 
-def test_a_label_that_no_node_has_is_refused(pair, tmp_path, joined):
-    process = train(pair, tmp_path / "run", "placement.rollout_nodes=nowhere", "placement.wait_s=1")
+def test_a_label_that_no_node_has_is_refused(pair, tmp_path, in_the_cluster):
+    process = train_as_a_user(pair, tmp_path / "run", "placement.rollout_nodes=nowhere", "placement.wait_s=1")
     assert process.returncode == 2
     assert "error: placement: no room for rollout: 1 x a process on nodes labelled nodes=nowhere" in process.stderr
     assert "(nodes=train): 0 GPUs" in process.stderr and "(nodes=engines): 0 GPUs" in process.stderr
     assert "Traceback" not in process.stderr
 
 
-def test_a_driver_without_the_token_is_turned_away(pair, tmp_path, joined, monkeypatch):
+def test_a_driver_without_the_token_is_turned_away(pair, tmp_path, in_the_cluster, monkeypatch):
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))
     monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "1")  # Ray asks once, not 20 times
-    process = train(pair, tmp_path / "run")
+    process = train_as_a_user(pair, tmp_path / "run")
     assert process.returncode == 2
     assert "its token is another than that of RAY_AUTH_TOKEN_PATH" in process.stderr
     assert "Traceback" not in process.stderr

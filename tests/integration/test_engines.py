@@ -30,6 +30,7 @@ from tests.integration.engine_reference import (
     reference_events,
 )
 
+pytestmark = pytest.mark.slow
 ALL_IDS = replace(SAMPLING, num_candidates=NUM_IDS + 6)  # more candidates than there are events
 
 

@@ -1,10 +1,6 @@
-"""`python -m opsd.evaluate` with real vLLM engines on Ray: its figures against its own answers, and against greedy."""
+"""`python -m opsd.evaluate` with real engines on Ray: its figures against its own answers, and against greedy."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,9 +8,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opsd.data.grading import GRADERS
 from opsd.evaluation.results import read_results
+from tests.command_line import command_line
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 QUESTIONS = ["1+2=", "3+4=", "(7-2)*2=", "9-8="]
 MAX_TOKENS = 10
 
@@ -58,15 +55,7 @@ def evaluate(folder, *overrides):
         "engine.kv_cache_gib": 0.03,
         "dashboard": "false",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "opsd.evaluate",
-        *(f"{key}={value}" for key, value in settings.items()),
-        *overrides,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    return command_line("opsd.evaluate", [*(f"{key}={value}" for key, value in settings.items()), *overrides])
 
 
 def test_figures_files_and_table_of_sampled_answers(folder, tmp_path):
@@ -102,10 +91,13 @@ def test_figures_files_and_table_of_sampled_answers(folder, tmp_path):
 
 
 def test_greedy_answers_of_a_runs_models_are_those_of_transformers_and_graded_as_in_training(folder, tmp_path):
-    """The run's teacher and its student before are one model, whose own answers are the references."""
+    """The run's teacher and its student before are one model, whose own answers are the references.
+
+    In engines that start sooner than vLLM's, which `test_engines.py` compares with them on greedy answers.
+    """
     process = evaluate(
         folder, f"output_dir={tmp_path}/out", f"run={folder}/run", "samples_per_problem=1", "temperature=0",
-        "latency_problems=0",
+        "latency_problems=0", "engine.backend=transformers",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-4000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -21,6 +21,7 @@ from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import batch_of, scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = Vocabulary(size=64, stop_ids=(0,))
 LENGTHS = [12, 5, 9, 1]

@@ -11,16 +11,17 @@ from transformers import AutoTokenizer
 from opsd.config.run import DataConfig
 from opsd.data.grading import judge_all
 from opsd.data.prompts import load_prompts
-from tests.integration.runs import finished, train, training_lines
+from tests.integration.runs import TRANSFORMERS, finished, train, training_lines
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("joined")
 def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
     """The machine without vLLM; the teacher scores the student's own candidates, the learner makes the statistics."""
     folder = finished(
-        pair, tmp_path / "run", "rollout.backend=transformers", "teacher.backend=transformers", "loss.support=union",
-        "loss.divergence=jsd", "+loss.options={beta: 0.3}", "selector=q3", "selector.ratio=0.25",
-        "selector.scope=batch", "stats=learner",
+        pair, tmp_path / "run", *TRANSFORMERS, "loss.support=union", "loss.divergence=jsd", "+loss.options={beta: 0.3}",
+        "selector=q3", "selector.ratio=0.25", "selector.scope=batch", "stats=learner",
     )  # fmt: skip
     lines = training_lines(folder)
     assert all(0 < line["loss"] < 0.6931 for line in lines)  # a Jensen-Shannon divergence is at most log 2
@@ -28,6 +29,8 @@ def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
     assert all(line["kept_ratio"] == pytest.approx(0.25, abs=0.01) for line in lines)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("joined")
 def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
     """As `datasets` writes it, and no setting says how it is made, but for the template that the tiny model lacks."""
     rows = [
@@ -44,7 +47,7 @@ def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
     Dataset.from_list(rows).to_parquet(tmp_path / "sums.parquet")
     folder = finished(
         pair, tmp_path / "run", f"data.train_path={tmp_path}/sums.parquet", f"data.eval_path={tmp_path}/sums.parquet",
-        "num_steps=2", "data.grader=math", "eval.num_problems=4", "data.chat_template=false",
+        "num_steps=2", "data.grader=math", "eval.num_problems=4", "data.chat_template=false", *TRANSFORMERS,
     )  # fmt: skip
     assert [0 <= line["accuracy_train"] <= 1 for line in training_lines(folder)] == [True, True]
     assert 0 <= json.loads((folder / "summary.json").read_text())["accuracy_after"] <= 1
@@ -57,6 +60,8 @@ def test_a_verl_parquet_file_trains_and_is_graded_as_it_is(pair, tmp_path):
             assert judgement.right is (off_by == 0)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("joined")
 def test_conversations_train_without_evaluation_in_batches_larger_than_the_file(pair, tmp_path):
     """Three prompts for batches of five, through the chat template; one reference that no parser gets to the end of."""
     student = shutil.copytree(pair / "student", tmp_path / "student")
@@ -67,7 +72,7 @@ def test_conversations_train_without_evaluation_in_batches_larger_than_the_file(
     process = train(
         pair, tmp_path / "run", f"student.path={student}", f"data.train_path={tmp_path}/rows.jsonl", "data.eval_path=",
         "data.prompt_key=messages", "data.prompts_per_step=5", "data.grader=math", "num_steps=2",
-        "rollout.backend=transformers", "teacher.backend=transformers", "log.token_view_rollouts=5",
+        *TRANSFORMERS, "log.token_view_rollouts=5",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-4000:]
     assert "rows.jsonl: 3 prompts, all through the chat template\n        the first: '1+0='" in process.stderr
@@ -79,6 +84,8 @@ def test_conversations_train_without_evaluation_in_batches_larger_than_the_file(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("joined")
 def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
     """Every logit is NaN: one message, no step taken."""
     broken = tmp_path / "broken"
@@ -87,9 +94,7 @@ def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
     state = load_file(broken / "model.safetensors")
     state["model.norm.weight"][:] = float("nan")
     save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
-    process = train(
-        pair, tmp_path / "run", f"teacher.path={broken}", "teacher.backend=transformers", "rollout.backend=transformers"
-    )
+    process = train(pair, tmp_path / "run", f"teacher.path={broken}", *TRANSFORMERS)
     assert process.returncode != 0
     assert "Qwen3ForCausalLM has logits that are no numbers (NaN)" in process.stderr
     assert "Traceback" not in process.stderr

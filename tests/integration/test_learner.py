@@ -18,6 +18,7 @@ from opsd.types import ScoredRollout, Selection, Vocabulary
 from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logprobs, scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
+pytestmark = pytest.mark.slow
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))  # the model has 64 rows: four of them are padding
 LENGTHS = [5, 1, 9, 4, 7, 12]
 TIMEOUT_S = 240  # a collective that one rank skips would wait for ever
@@ -39,7 +40,7 @@ class GradientWorker(LearnerWorker):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(joined):
     with ray_cluster(dashboard=False):
         yield
 

@@ -1,4 +1,4 @@
-"""A run, ended and resumed and longer, with real vLLM engines, Ray actors and FSDP2 ranks."""
+"""A run, ended and resumed and longer, with students in real vLLM engines, Ray actors and FSDP2 ranks."""
 
 import dataclasses
 import json
@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 import tip.plugin
-from tests.integration.runs import NUM_STEPS, finished, losses, train, training_lines, weights
+from tests.integration.runs import NUM_STEPS, finished, losses, train, train_as_a_user, training_lines, weights
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
+TEACHER = "teacher.backend=transformers"
 
 
 @pytest.fixture(scope="module")
-def unbroken(pair, tmp_path_factory):
-    return finished(pair, tmp_path_factory.mktemp("runs") / "unbroken")
+def unbroken(pair, joined, tmp_path_factory):
+    return finished(pair, tmp_path_factory.mktemp("runs") / "unbroken", TEACHER)
 
 
 def test_a_run_leaves_what_a_user_needs(unbroken, pair):
@@ -73,11 +76,14 @@ def hooks_of_a_run_that_is_ended(cfg):
 def test_ended_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
     """Losses and weights, bit for bit; the first part is also the same run again with the same seed.
 
-    checkpoint.every is 0, as by default: what there is to go on from was saved when the run was told to stop.
+    It is a process with a Ray of its own, as a user starts it. checkpoint.every is 0, as by default: what there is to
+    go on from was saved when the run was told to stop.
     """
     folder = tmp_path / "stopped"
-    again = ["hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended"]
-    process = train(pair, folder, *again)
+    again = [TEACHER, "hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended"]
+    with pytest.MonkeyPatch.context() as alone:
+        alone.delenv("RAY_ADDRESS")
+        process = train_as_a_user(pair, folder, *again)
     assert process.returncode == 130
     assert process.stderr.splitlines()[-1] == (
         f"stopped after step 4 of {NUM_STEPS}: {folder} has a checkpoint after step 4, from which resume=auto goes on"
@@ -97,13 +103,12 @@ def test_ended_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
     }
 
 
-@pytest.mark.slow
 def test_a_finished_run_goes_on_for_longer_on_two_ranks(pair, unbroken, tmp_path):
     """The steps that are there stay; the next ones have the learning rates of a run of eight steps from the start."""
     folder = tmp_path / "longer"
     shutil.copytree(unbroken, folder)
-    wider = ["learner.num_workers=2", "rollout.num_workers=2", "rollout.group_size=2", "learner.micro_batch_tokens=96"]
-    process = train(pair, folder, "num_steps=8", "resume=auto", *wider)
+    wider = ["learner.num_workers=2", "rollout.group_size=2", "learner.micro_batch_tokens=96"]
+    process = train(pair, folder, TEACHER, "num_steps=8", "resume=auto", *wider)
     assert process.returncode == 0, process.stderr[-4000:]
     assert losses(folder)[:NUM_STEPS] == losses(unbroken) and len(losses(folder)) == 8
     rates = [line["learning_rate"] for line in training_lines(folder)[NUM_STEPS:]]

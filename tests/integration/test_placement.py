@@ -11,10 +11,7 @@ from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
 from opsd.errors import ConfigError
 
-
-class Sitter:
-    def gpus(self):
-        return os.environ["CUDA_VISIBLE_DEVICES"]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,6 +38,11 @@ def take():
 
 def gpus_of(seats):
     """The GPUs that an actor on each seat sees."""
+
+    class Sitter:  # it travels as it is: were it found by its module's name, each actor would import this file
+        def gpus(self):
+            return os.environ["CUDA_VISIBLE_DEVICES"]
+
     actors = [start_actor(Sitter, f"sitter-{i}", num_gpus=0, environment={}, seat=s) for i, s in enumerate(seats)]
     found = ray.get([actor.gpus.remote() for actor in actors], timeout=120)
     for actor in actors:

@@ -14,12 +14,13 @@ from opsd.types import NoScores, Prompt, Vocabulary
 from tests.opsd.builders import answered
 from tests.tiny_models import make_tiny_qwen3
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 VOCABULARY = Vocabulary(size=60, stop_ids=(0,))  # the models have 64 ids
 NUM_PROMPTS = 7
 
 
 @pytest.fixture(scope="module")
-def pools(tmp_path_factory):
+def pools(joined, tmp_path_factory):
     """(rollout pool of two engines that finish two rollouts at a time, teacher pool of two engines)."""
     path = str(make_tiny_qwen3(tmp_path_factory.mktemp("model"), tied=True, seed=0, eos_token_id=0, scale=2.0))
     shared = {"vocabulary": VOCABULARY, "device": "cpu", "max_model_tokens": 32}

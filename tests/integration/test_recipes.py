@@ -9,6 +9,7 @@ import pytest
 from tests.recipes.recipe import DISTILLING, start
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
+pytestmark = pytest.mark.slow
 VOCAB_SIZE = len(string.printable) + 1
 
 

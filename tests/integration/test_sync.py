@@ -16,6 +16,7 @@ from opsd.types import Prompt, Selection, Vocabulary
 from tests.opsd.builders import batch_of, scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 VOCABULARY = Vocabulary(size=64, stop_ids=(0,))
 PROMPT = Prompt(index=0, token_ids=np.array([7, 9, 11, 4], np.int32), text="", answer=None, source="test")
 
@@ -30,7 +31,7 @@ def model_logprobs(path, rollout):
     return logprobs[start - 1 : -1].gather(1, ids[start:, None])[:, 0].numpy()
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"])
 def test_engine_equals_learner_after_every_sync(tied, tmp_path):
     make_tiny_qwen3(tmp_path / "student", tied=tied, seed=4, eos_token_id=0, scale=2.0)
     student = StudentConfig(path=str(tmp_path / "student"))

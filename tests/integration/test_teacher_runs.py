@@ -1,17 +1,24 @@
 """Whole runs with the teacher behind HTTP: the same losses as with the teacher in the run, whatever dies meanwhile."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
+from threading import Thread
 
 import pytest
 
-from tests.teacher_servers import ROOT, TOKEN, make_models, teacher_server
+from tests.integration import runs
+from tests.integration.runs import training_lines
+from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 NUM_STEPS = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def token():
+    with client_token():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -27,75 +34,67 @@ def pair(tmp_path_factory):
     return root
 
 
-def start_run(pair, output_dir, backend, *overrides) -> subprocess.Popen:
-    settings = {
-        "student.path": pair / "student",
-        "data.train_path": pair / "prompts.jsonl",
-        "data.eval_path": pair / "prompts.jsonl",
-        "data.grader": "final_hash",
-        "output_dir": output_dir,
-        "num_steps": NUM_STEPS,
-        "data.prompts_per_step": 12,
-        "rollout.backend": backend,
-        "rollout.max_num_seqs": 6,
-        "rollout.max_response_tokens": 12,
-        "rollout.num_candidates": 8,
-        "teacher.top_k": 8,
-        "learner.learning_rate": 1e-3,
-        "learner.micro_batch_tokens": 64,
-        "eval.num_problems": 4,
-        "eval.num_kl_prompts": 8,
-        "log.wandb": "off",
-        "log.dashboard": "false",
-    }
-    command = [sys.executable, "-m", "opsd.train", *(f"{name}={value}" for name, value in settings.items()), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "OPSD_TEACHER_TOKEN": TOKEN}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)  # fmt: skip
+@pytest.fixture(scope="module")
+def servers_of(pair):
+    """servers_of(backend): two servers of "teacher", started at first use. The first test ends the first of them."""
+    with ExitStack() as stack:
+        found = {}
+
+        def get(backend):
+            if backend not in found:
+                found[backend] = [
+                    stack.enter_context(teacher_server(pair / "teacher", token=TOKEN, backend=backend))
+                    for _ in range(2)
+                ]
+            return found[backend]
+
+        yield get
 
 
-def training_lines(output_dir):
-    file = output_dir / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [line for line in lines if "loss" in line]
-
-
-def finished(process, output_dir):
+def finished(pair, output_dir, backend, *overrides):
     """(the training lines without what depends on the clock, the summary's figures, what was printed)."""
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output[-4000:]
+    run = runs.train(
+        pair, output_dir, f"num_steps={NUM_STEPS}", "data.grader=final_hash", f"rollout.backend={backend}",
+        "rollout.max_num_seqs=6", "rollout.group_size=32", "eval.num_problems=4", *overrides, program="opsd.train",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
     lines = [
         {name: value for name, value in line.items() if not name.startswith(("phase_s", "tokens_per_s", "queue"))}
         for line in training_lines(output_dir)
     ]
     summary = json.loads((output_dir / "summary.json").read_text())
-    return lines, {name: summary[name] for name in ("reverse_kl_after", "teacher_accuracy", "tokens_scored")}, output
+    figures = {name: summary[name] for name in ("reverse_kl_after", "teacher_accuracy", "tokens_scored")}
+    return lines, figures, run.stderr
+
+
+def end_after_two_steps(server, output_dir):
+    """A thread that ends this server while the run is under way."""
+
+    def wait_and_end():
+        while not (output_dir / "metrics.jsonl").exists() or len(training_lines(output_dir)) < 2:
+            time.sleep(0.01)
+        server.end()
+
+    Thread(target=wait_and_end, daemon=True).start()
 
 
 @pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.long)])
-def test_a_run_over_http_loses_a_server_and_nothing_else(pair, tmp_path, backend):
-    """In process with two engines; then with two servers, one of which is killed after the second step."""
-    local = [f"teacher.backend={backend}", f"teacher.path={pair / 'teacher'}", "teacher.num_workers=2"]
-    wanted = finished(start_run(pair, tmp_path / "local", backend, *local), tmp_path / "local")
-    with ExitStack() as stack:
-        servers = [
-            stack.enter_context(teacher_server(pair / "teacher", token=TOKEN, backend=backend)) for _ in range(2)
-        ]
-        urls = ",".join(server.url for server in servers)
-        run = start_run(pair, tmp_path / "http", backend, "teacher.backend=http", f"teacher.urls=[{urls}]")
-        while len(training_lines(tmp_path / "http")) < 2 and run.poll() is None:
-            time.sleep(0.01)
-        servers[0].end()
-        lines, figures, output = finished(run, tmp_path / "http")
+def test_a_run_over_http_loses_a_server_and_nothing_else(pair, servers_of, tmp_path, backend):
+    """In process; then with two servers, one of which is killed after the second step."""
+    wanted = finished(pair, tmp_path / "local", backend, f"teacher.backend={backend}")
+    servers = servers_of(backend)
+    urls = ",".join(server.url for server in servers)
+    end_after_two_steps(servers[0], tmp_path / "http")
+    over_http = ["teacher.path=", "teacher.backend=http", f"teacher.urls=[{urls}]"]
+    lines, figures, output = finished(pair, tmp_path / "http", backend, *over_http)
     assert f"teacher server {servers[0].url}: " in output
     assert [line["dropped"] for line in lines] == [0] * NUM_STEPS
     assert lines == wanted[0]  # losses, gradients, lengths, shares: bit for bit
     assert figures == wanted[1]
 
 
-def test_a_run_with_two_teachers_one_of_them_behind_http(pair, tmp_path):
-    with teacher_server(pair / "other", token=TOKEN) as server:
-        local = [f"teacher.path={pair / 'teacher'}", "teacher.backend=transformers", "num_steps=2"]
-        run = start_run(pair, tmp_path / "run", "transformers", *local, f"+teacher.by_source={{odd: '{server.url}'}}")
-        lines, figures, _ = finished(run, tmp_path / "run")
-        assert len(lines) == 2 and figures["teacher_accuracy"] is not None
+def test_a_run_with_two_teachers_one_of_them_behind_http(pair, servers_of, tmp_path):
+    server = servers_of("transformers")[1]
+    local = [f"teacher.path={pair / 'other'}", "teacher.backend=transformers", "num_steps=2"]
+    run = finished(pair, tmp_path / "run", "transformers", *local, f"+teacher.by_source={{odd: '{server.url}'}}")
+    assert len(run[0]) == 2 and run[1]["teacher_accuracy"] is not None

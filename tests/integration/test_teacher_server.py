@@ -28,6 +28,7 @@ from tests.opsd.builders import answered, scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
+pytestmark = pytest.mark.slow
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 3))  # the models have 64 ids and stop with 0
 TOP_K = 6
 ROLLOUTS = [item.rollout for item in scored_rollouts([4, 9, 1, 17, 6, 3, 12], VOCABULARY, top_k=5)]
@@ -241,12 +242,14 @@ def test_preflight_refuses_what_a_server_cannot_do(servers, models, tmp_path):
             check(run_config(models, tmp_path, teacher))
 
 
-def test_a_server_that_dies_with_requests_under_way_costs_no_rollout(models, expected):
-    """It is stopped before the requests are sent, so that it has some of them, and then killed."""
+def test_servers_that_die_cost_no_rollout_leave_no_engine_and_say_why(models, expected):
+    """One is killed with requests under way: it is stopped before they are sent. The other loses its engine."""
     with ExitStack() as stack:
         pair = [stack.enter_context(teacher_server(models / "teacher", token=TOKEN)) for _ in range(2)]
         pool = started(remote(*(server.url for server in pair)))
         expect_equal(scored(pool), expected["teacher"])
+        children = psutil.Process(pair[0].process.pid).children(recursive=True)
+        assert children
         pair[0].process.send_signal(signal.SIGSTOP)
         pending = pool.begin([{place: rollout} for place, rollout in enumerate(ROLLOUTS)])
         parts = [part for group in pending for part in group.parts]
@@ -258,29 +261,17 @@ def test_a_server_that_dies_with_requests_under_way_costs_no_rollout(models, exp
         pair[0].end()
         expect_equal(answered(pending), expected["teacher"])
         assert all(group.is_scored() for group in pending)
-        pair[1].end()
+        assert not psutil.wait_procs(children, timeout=60)[1], "a killed server leaves its engine behind"
+
+        [engine] = [c for c in psutil.Process(pair[1].process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+        engine.kill()
+        body = pack_score_request(ROLLOUTS[:1], TOP_K, VOCABULARY, with_candidates=False)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        answer = httpx.post(f"{pair[1].url}/score", content=body, headers=headers, timeout=60)
+        assert (answer.status_code, "engine's process has ended" in answer.text) == (503, True)
+        assert pair[1].process.wait(timeout=60) == 2
         with pytest.raises(StageError, match="no teacher server has answered for 2 s") as caught:
             scored(pool)
         assert all(server.url in str(caught.value) for server in pair)
-
-
-def test_a_killed_server_leaves_no_engine_behind(models):
-    with teacher_server(models / "teacher") as server:
-        children = psutil.Process(server.process.pid).children(recursive=True)
-        assert children
-        server.end()
-        _, alive = psutil.wait_procs(children, timeout=60)
-        assert not alive
-
-
-def test_a_server_that_loses_its_engine_says_so_and_ends(models):
-    with teacher_server(models / "teacher") as server:
-        children = psutil.Process(server.process.pid).children()
-        [engine] = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-        engine.kill()
-        body = pack_score_request(ROLLOUTS[:1], TOP_K, VOCABULARY, with_candidates=False)
-        answer = httpx.post(f"{server.url}/score", content=body, timeout=60)
-        assert (answer.status_code, "engine's process has ended" in answer.text) == (503, True)
-        assert server.process.wait(timeout=60) == 2
-    output = "".join(server.output)
+    output = "".join(pair[1].output)
     assert "error: the teacher's engine failed" in output and "Traceback" not in output, output

@@ -1,4 +1,4 @@
-"""Engines of two processes, on Ray actors with a placement or in a server: they answer as an engine of one does."""
+"""vLLM engines of two processes, on Ray actors with a placement or in a server: they answer as one of one does."""
 
 import asyncio
 import os
@@ -26,6 +26,7 @@ from opsd.teacher.server.engine_process import EngineProcess
 from opsd.types import Prompt, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 VOCABULARY = Vocabulary(size=64, stop_ids=(0,))
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=12, num_candidates=8)
 PROMPTS = [
@@ -94,9 +95,7 @@ def equal(one, other):
             np.testing.assert_allclose(getattr(first_scores, name), getattr(second_scores, name), **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "tied", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_two_processes_answer_as_one_also_with_new_weights_and_end_with_their_actor(tied, tmp_path):
     make = {"tied": tied, "eos_token_id": 0, "scale": 2.0}
     old, new = (make_tiny_qwen3(tmp_path / str(seed), seed=seed, **make) for seed in (1, 2))
@@ -104,7 +103,7 @@ def test_two_processes_answer_as_one_also_with_new_weights_and_end_with_their_ac
     with ray_cluster(dashboard=False):
         placement = Placement(cfg, "cpu")
         two = started("rollout", old, cfg.rollout, placement)
-        one = started("one", old, EngineConfig(kv_cache_gib=0.03, max_num_seqs=64), None)
+        one = started("one", old, EngineConfig(backend="transformers"), None)
         two.wait_ready()
         one.wait_ready()
         for version, path in ((0, old), (1, new)):
@@ -130,7 +129,6 @@ def test_two_processes_answer_as_one_also_with_new_weights_and_end_with_their_ac
         assert all_end(started_by_it)
 
 
-@pytest.mark.slow
 def test_a_servers_engine_of_two_processes_scores_and_leaves_none_behind(tmp_path, monkeypatch):
     for name, value in engine_environment("cpu", 1).items():
         monkeypatch.setenv(name, value)  # the engine sets them in this process, for its child

@@ -3,7 +3,13 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.command_line import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = ["qwen3_8b_to_4b.sh", "llama3_70b_to_8b.sh", "qwen2_5_14b_to_1_5b.sh"]
@@ -23,3 +29,19 @@ def start(recipe, *settings, cwd=ROOT, timeout=300, **variables):
     }
     command = ["bash", str(ROOT / "recipes" / recipe), *settings]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def start_here(recipe, *settings, cwd=ROOT, **variables):
+    """As `start`, but the program that the recipe starts runs in this process: it is a second, not ten."""
+    with tempfile.TemporaryDirectory() as folder:
+        printer = Path(folder) / "python"
+        printer.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+        printer.chmod(0o755)
+        process = start(recipe, *settings, cwd=cwd, **variables, OPSD_PYTHON=printer)
+    if process.returncode:
+        return process
+    _, _, program, *arguments = process.stdout.splitlines()  # after -P -m
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        run = command_line(program, arguments)
+    return SimpleNamespace(returncode=run.returncode, stdout=run.stdout, stderr=process.stderr + run.stderr)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.recipes.recipe import start
+from tests.recipes.recipe import start, start_here
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 def evaluate(folder, *settings, **variables):
     """Started from `folder`, so that paths are relative to it."""
-    return start("eval.sh", *settings, cwd=folder, **variables)
+    return start_here("eval.sh", *settings, cwd=folder, **variables)
 
 
 def test_the_plan_names_every_model_and_counts_the_answers(folder):
@@ -38,8 +38,10 @@ def test_the_plan_names_every_model_and_counts_the_answers(folder):
     assert not (folder / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_model_no_data_and_no_network(folder):
-    process = evaluate(folder, PLAN_ONLY=1)
+    """In a process of its own, as a user starts it."""
+    process = start("eval.sh", cwd=folder, PLAN_ONLY=1)
     assert process.returncode == 0, process.stderr
     assert "Qwen/Qwen3-8B | 8,190.7 M |" in process.stdout and "Qwen/Qwen3-4B | 4,022.5 M |" in process.stdout
     process = evaluate(folder, "max_response_tokens=50000", PLAN_ONLY=1)

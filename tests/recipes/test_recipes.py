@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
 from opsd.config.run import compose_config
-from tests.recipes.recipe import DISTILLING, PAPERS, start
+from tests.recipes.recipe import DISTILLING, PAPERS, start, start_here
 from tip.config import SelectorConfig, TipRunConfig
 
 
@@ -188,7 +188,7 @@ def test_a_variable_that_changes_nothing_is_named(printer, places):
 
 @pytest.mark.parametrize("recipe", [*DISTILLING, "quickstart.sh", "smollm2.sh"])
 def test_plan_only_prints_a_table_without_models_data_or_network(recipe):
-    process = start(recipe, PLAN_ONLY=1)
+    process = start_here(recipe, PLAN_ONLY=1)
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     rows = [line.split() for line in process.stdout.splitlines()]
@@ -199,15 +199,16 @@ def test_plan_only_prints_a_table_without_models_data_or_network(recipe):
         assert sum(parts) == pytest.approx(total, abs=0.05) and total > 0
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("recipe", [*DISTILLING, "quickstart.sh", "smollm2.sh"])
 def test_plan_only_of_every_recipe_refuses_more_log_probabilities_than_tokens(recipe):
-    process = start(recipe, "teacher.top_k=1000000", PLAN_ONLY=1)
+    process = start_here(recipe, "teacher.top_k=1000000", PLAN_ONLY=1)
     assert process.returncode == 1
     assert process.stderr.startswith("error: teacher.top_k must be at most the shared vocabulary's")
 
 
+@pytest.mark.slow
 def test_plan_only_with_an_impossible_field_is_one_sentence():
+    """In a process of its own, as a user starts it."""
     process = start("llama3_70b_to_8b.sh", "teacher.tensor_parallel_size=3", "learner.num_workers=4", PLAN_ONLY=1)
     assert process.returncode == 1
     assert len(process.stderr.splitlines()) == 1
@@ -215,5 +216,5 @@ def test_plan_only_with_an_impossible_field_is_one_sentence():
 
 
 def test_plan_only_names_a_misspelt_field():
-    process = start("quickstart.sh", "teacher.topk=3", PLAN_ONLY=1)
+    process = start_here("quickstart.sh", "teacher.topk=3", PLAN_ONLY=1)
     assert process.returncode == 1 and "topk" in process.stderr and "Traceback" not in process.stderr

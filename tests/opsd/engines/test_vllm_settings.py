@@ -102,6 +102,7 @@ def test_arguments_for_vllm_are_passed_on_and_ours_are_refused_before_a_start():
         TeacherConfig(backend="transformers", engine_args={"quantization": "fp8"})
 
 
+@pytest.mark.slow  # it imports vLLM
 def test_an_argument_that_vllm_does_not_have_is_named_with_the_nearest():
     check_engine_args(RolloutConfig(engine_args={"quantization": "fp8"}))
     with pytest.raises(ConfigError, match=r"rollout\.engine_args\.quantisation: vLLM has no .* mean quantization\?"):

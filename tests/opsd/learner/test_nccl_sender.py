@@ -14,6 +14,8 @@ from opsd.types import Vocabulary
 from tests.opsd.process_group import one_rank
 from tests.tiny_models import make_tiny_qwen3
 
+pytestmark = pytest.mark.slow  # they import vLLM
+
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_what_is_sent_is_announced_and_is_the_whole_model(tied, tmp_path):
