@@ -1,4 +1,6 @@
-"""The trained student as a Hugging Face folder with a model card: opsd-export outputs/run my-model
+"""`opsd-export RUN FOLDER`: the trained student as a Hugging Face folder with a model card.
+
+    opsd-export outputs/run my-model
 
 RUN is a run's folder (its newest checkpoint is taken, or student/ where it has none) or one of its checkpoints, made by
 any number of ranks. Neither Ray nor a GPU is needed. transformers and vLLM load what comes out.

@@ -1,4 +1,4 @@
-"""The files of conf/method: each composes from its name alone into hooks that can select, and the README lists it."""
+"""The files of conf/method: each composes from its name alone into hooks that can select, and tip's page lists it."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ FACTS = {
     "reward_R": torch.tensor([1.0, 0.0, 0.0, 1.0]),
     "on_policy_R": torch.tensor([False, True, False, True]),
 }
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "tip" / "README.md"
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +83,6 @@ def test_dpkd_is_its_preference_alone():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_readme_lists_the_method(name):
-    rows = [line.split("|")[1] for line in README.read_text().splitlines() if line.startswith("| `")]
+def test_the_page_of_tip_lists_the_method(name):
+    rows = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     assert any(f"`{name}`" in row for row in rows)

@@ -1,0 +1,90 @@
+"""What may import what: the arrows between folders run down only, and what a laptop uses loads no Ray."""
+
+import ast
+import json
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# From the top; a folder, or a module beside the folders. Whoever stands in one line may know the lines below it.
+LAYERS = [
+    {"train"},
+    {"run", "evaluate"},
+    {"run_parts", "run_state", "run_summary"},
+    {"evaluation", "plan", "report", "export", "stopping"},
+    {"hooks", "hook_checks", "preflight", "weight_sync"},
+    {"teacher", "rollout"},
+    {"engines", "learner"},
+    {"data", "cluster", "monitor", "run_folder", "batch"},
+    {"ops", "config", "models"},
+    {"types", "errors"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+WITHOUT_RAY = ("report", "plan", "models", "config", "ops", "teacher.remote")
+IMPORT = """
+import importlib, json, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+for module in pkgutil.walk_packages(package.__path__, sys.argv[1] + "."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(json.dumps([name for name in sys.argv[2:] if name in sys.modules]))
+"""
+
+
+def imports():
+    """(file, room of the importing module, room of the imported one), within opsd."""
+    for path in sorted((ROOT / "opsd").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                continue
+            own = path.relative_to(ROOT / "opsd").parts[0].removesuffix(".py")
+            for module in modules:
+                if module.startswith("opsd."):
+                    yield str(path.relative_to(ROOT)), own, module.split(".")[1]
+
+
+def test_every_room_has_its_layer():
+    rooms = {path.name.removesuffix(".py") for path in (ROOT / "opsd").iterdir() if not path.name.startswith("_")}
+    assert rooms - {"conf"} == set(LEVEL)
+
+
+def test_imports_run_down():
+    up = [f"{file} imports opsd.{to}" for file, own, to in imports() if own in LEVEL and LEVEL[own] > LEVEL[to]]
+    assert not up
+
+
+def test_no_two_rooms_import_each_other():
+    known: dict[str, set[str]] = {}
+    for _, own, to in imports():
+        if own != to:
+            known.setdefault(own, set()).add(to)
+    try:
+        TopologicalSorter(known).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("package", WITHOUT_RAY)
+def test_what_needs_no_cluster_loads_no_ray(package):
+    assert loaded(f"opsd.{package}", "ray", "vllm", "tip") == []
+
+
+def test_the_evaluation_does_not_load_the_training_run():
+    assert loaded("opsd.evaluation", "opsd.run", "tip") == []
+    assert "opsd.run" not in ast.dump(ast.parse((ROOT / "opsd" / "evaluate.py").read_text()))
+
+
+def loaded(package, *names):
+    """Which of the modules `names` a fresh process has after all of `package` was imported."""
+    command = [sys.executable, "-c", IMPORT, package, *names]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return json.loads(process.stdout.splitlines()[-1])
