@@ -112,7 +112,7 @@ def check_selection(where: str, selection: Any, num_tokens: int) -> None:
 
 
 def check_tokens(where: str, values: Any, num_tokens: int, *, dtype: torch.dtype | None = None) -> None:
-    """One value a token: a tensor [T], real, of `dtype` where one is given. Raises HookError."""
+    """One value per token: a tensor [T], real, of `dtype` where one is given. Raises HookError."""
     wanted = f"{where} must return a tensor of shape ({num_tokens},), one value per token"
     if not isinstance(values, Tensor):
         raise HookError(f"{wanted}, got {type(values).__name__}")

@@ -32,7 +32,7 @@ class RolloutPool:
         self.engines.sleep()
 
     def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
-        """`samples_per_prompt` answers a prompt, in groups as they finish. `step` seeds them (-1: evaluation).
+        """`samples_per_prompt` answers per prompt, in groups as they finish. `step` seeds them (-1: evaluation).
 
         The key is the rollout's place: prompts in the order given, a prompt's answers side by side. A prompt that is
         there several times gets other answers each time, numbered on.

@@ -154,7 +154,7 @@ class Run:
             self.save()
 
     def save(self) -> None:
-        """A checkpoint of the steps that are done, from which resume=auto goes on exactly."""
+        """A checkpoint of the steps that are done, from which resume=auto continues exactly."""
         folder, ledger = self.parts.folder, self.ledger
         unfinished = folder.begin_checkpoint(ledger.done)
         self.parts.learner.save(unfinished / "learner")

@@ -48,7 +48,7 @@ class RunFolder:
     def claim(self, cfg: RunConfig) -> dict[str, tuple[Any, Any]]:
         """Make the folder this run's. Raises ConfigError rather than touch another run's files unasked.
 
-        Returns the settings with which a run goes on otherwise than it began: by dotted name, before and now.
+        Returns the settings with which a run continues otherwise than it began: by dotted name, before and now.
         """
         changed = {}
         config_file = self.path / "config.yaml"
@@ -59,7 +59,7 @@ class RunFolder:
                 shutil.rmtree(self.path)
             elif cfg.resume == "never":
                 raise ConfigError(
-                    f"output_dir={self.path} holds another run: choose another folder, or set resume=auto to go on "
+                    f"output_dir={self.path} holds another run: choose another folder, or set resume=auto to continue "
                     "with it, or overwrite=true to delete it"
                 )
             else:
@@ -101,7 +101,7 @@ class RunFolder:
         (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     def remove_summary(self) -> None:
-        """The figures of an earlier end are not those of a run that goes on."""
+        """The figures of an earlier end are not those of a run that continues."""
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def _finished(self) -> list[Path]:

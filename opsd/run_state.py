@@ -58,7 +58,7 @@ class Ledger:
 
 
 def state_of(parts: RunParts, ledger: Ledger) -> dict[str, Any]:
-    """What the driver must know to go on after the run's newest step, as JSON."""
+    """What the driver must know to continue after the run's newest step, as JSON."""
     return {
         "step": ledger.done,
         "prompt_position": parts.prompt_source.position,
@@ -74,7 +74,7 @@ def state_of(parts: RunParts, ledger: Ledger) -> dict[str, Any]:
 
 
 def resume(parts: RunParts, ledger: Ledger) -> bool:
-    """With resume=auto, go on from the newest checkpoint where there is one; says what it does, and whether it did."""
+    """With resume=auto, continue from the newest checkpoint, if there is one; says what it does, and whether it did."""
     if parts.cfg.resume != "auto":
         return False
     checkpoint = parts.folder.newest_checkpoint()

@@ -50,7 +50,7 @@ def stop_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def says_what_is_left(output_dir: str) -> Iterator[None]:
-    """A run that is stopped inside says what its folder holds to go on from."""
+    """A run that is stopped inside says what its folder holds to continue from."""
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -61,4 +61,4 @@ def what_is_left(folder: RunFolder) -> str:
     step = folder.newest_step()
     if step is None:
         return f"there is no checkpoint in {folder.path}, so resume=auto starts again at step 0"
-    return f"{folder.path} has a checkpoint after step {step}, from which resume=auto goes on"
+    return f"{folder.path} has a checkpoint after step {step}, from which resume=auto continues"

@@ -1,4 +1,4 @@
-"""`python -m opsd.train`: on-policy distillation, one statement a stage, in the order in which the data flows."""
+"""`python -m opsd.train`: on-policy distillation, one statement per stage, in the order in which the data flows."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class TokenStats:
 
     @classmethod
     def _of(cls, known: dict[str, Tensor]) -> TokenStats:
-        """From what `known` gives."""
+        """The statistics made of what `known` gives."""
         own = {each.name for each in fields(cls)}
         extra = {name: value_T for name, value_T in known.items() if name not in own}
         of_fields: dict[str, Any] = {name: value_T for name, value_T in known.items() if name in own}

@@ -6,7 +6,7 @@
 # Of a recipe that trains on DATA_DIR:
 #   MODEL_PATH TEACHER_MODEL_PATH DATA_DIR   folders; DATA_DIR holds train and test (or val_NAME), .parquet or .jsonl
 #   OUTPUT_ROOT RUN_ID                       the run's folder is OUTPUT_ROOT/RUN_ID
-#   TRAIN_BATCH_SIZE ROLLOUT_N               prompts a step, answers a prompt
+#   TRAIN_BATCH_SIZE ROLLOUT_N               prompts per step, answers per prompt
 #   MAX_PROMPT_LENGTH MAX_RESPONSE_LENGTH TEMPERATURE TOP_P ENABLE_THINKING
 #   LEARNING_RATE TOTAL_EPOCHS TOTAL_TRAINING_STEPS (in place of epochs) SAVE_FREQ TEST_FREQ
 #   OPD_LOSS_TYPE OPD_REWARD_BETA TP_SIZE GPU_MEMORY_UTIL
@@ -66,7 +66,7 @@ make_pair() { only_looks || "$python" "$root/scripts/make_pair.py" "$@"; }
 
 # distil SETTING...: starts a recipe that trains on DATA_DIR; the settings come after those of the environment.
 distil() {
-    name_the_meaningless
+    warn_unsupported
     local arm=() settings=()
     if [[ -n ${ARM:-} ]]; then read_arm "$ARM"; fi
     if ! only_looks; then
@@ -121,7 +121,7 @@ read_environment() {
         "student.path='$MODEL_PATH'" student.dtype=bfloat16
         "teacher.path='$TEACHER_MODEL_PATH'" teacher.dtype=bfloat16
         "data.train_path='$train'" "data.eval_path='$test'" data.chat_template=true data.grader=math
-        # 256 answers a step, as upstream's 256 prompts with one answer each; the paper has 16 answers a prompt.
+        # 256 answers per step, as upstream's 256 prompts with one answer each; the paper has 16 answers per prompt.
         "data.prompts_per_step=${TRAIN_BATCH_SIZE:-16}" "data.samples_per_prompt=${ROLLOUT_N:-16}"
         "data.max_prompt_tokens=${MAX_PROMPT_LENGTH:-2048}"
         "rollout.max_response_tokens=${MAX_RESPONSE_LENGTH:-8192}" rollout.dtype=bfloat16
@@ -146,7 +146,7 @@ read_environment() {
 }
 
 # Upstream's variables that nothing here can follow: said, not ignored.
-name_the_meaningless() {
+warn_unsupported() {
     local name
     for name in PPO_MINI_BATCH_SIZE PPO_MICRO_BATCH_SIZE_PER_GPU OPD_CHUNK_SIZE OPD_MAX_LENGTH TOP_K VAL_BEFORE_TRAIN \
         VAL_TEMPERATURE VAL_TOP_P VAL_TOP_K VAL_N MODEL_NAME INSTRUCTION_VARIANT REWARD_FUNCTION ENABLE_TOOLS \

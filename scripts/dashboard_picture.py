@@ -1,4 +1,4 @@
-"""A picture of the Ray dashboard's actors while a run goes on: python scripts/dashboard_picture.py URL OUT.png
+"""A picture of the Ray dashboard's actors while a run is under way: python scripts/dashboard_picture.py URL OUT.png
 
 URL is what the run prints after "ray", such as http://127.0.0.1:8265. Needs a Chromium and Playwright, which are no
 part of the set-up: apt install chromium; pip install playwright

@@ -1,4 +1,4 @@
-"""One line a run, as a Markdown table: python scripts/summary_table.py outputs/seed0 outputs/seed1 ..."""
+"""One line per run, as a Markdown table: python scripts/summary_table.py outputs/seed0 outputs/seed1 ..."""
 
 from __future__ import annotations
 

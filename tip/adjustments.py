@@ -107,7 +107,7 @@ def preference(batch: BatchStats, selection: Selection, *, beta: float = 0.1) ->
     is_pair_G = count_G == 2
     if (count_G > 2).any() or balance_G[is_pair_G].any() or not is_pair_G.any():
         raise ConfigError(
-            "adjust.preference needs one answer of the teacher and one of the student a prompt: set "
+            "adjust.preference needs one answer of the teacher and one of the student per prompt: set "
             "answers=teacher_pairs and data.samples_per_prompt=1"
         )
     margin_G = beta * torch.zeros(len(pairs), dtype=torch.float64).index_add(0, group_R, sign_R * mean_R)

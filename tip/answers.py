@@ -1,4 +1,4 @@
-"""Whose answers a step trains on.
+"""Whose answers per step trains on.
 
     ANSWERS[name](rollout_pool, teacher_pool, *, seed, max_tokens, **options) -> RolloutSource
 

@@ -19,7 +19,7 @@ from tip.scores import known
 
 
 def fire(batch: BatchStats, *, drop: float = 0.2) -> Tensor:
-    """Without the rollouts below the `drop` quantile of the mean log-probability that the teacher gives their tokens.
+    """Leaves out rollouts below the `drop` quantile of the mean log-probability that the teacher gives their tokens.
 
     Of the whole batch, and linear between two rollouts, so that of R rollouts ceil(drop (R - 1)) go: one of two to six
     at 0.2, none of one. Rollouts at the quantile stay. Source: FiRe, arXiv 2606.02684, YuYingLi0/FiRe-OPD,

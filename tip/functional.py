@@ -168,7 +168,7 @@ class _WeightedSum(torch.autograd.Function):
 def _row_divergence(
     student_NV: Tensor, teacher_NV: Tensor, *, temperature: float, divergence: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """From logits to [N] nats."""
+    """The divergence of logits, [N] nats."""
     value_N = divergence(_logprobs(student_NV, temperature), _logprobs(teacher_NV, temperature))
     if value_N.shape != (len(student_NV),):
         raise ValueError(f"divergence must return shape ({len(student_NV)},), got {tuple(value_N.shape)}")

@@ -17,7 +17,7 @@ def group_advantage(reward_R: Tensor, group_R: Tensor, *, unbiased: bool = False
 
     The deviation is the population's: the squares' sum divided by the group's size G. `unbiased`: by G - 1, as
     torch.std does in verl (trainer/ppo/core_algos.py) and TRL (GRPOTrainer), which makes the advantages smaller by the
-    factor sqrt((G - 1) / G), 0.87 at 4 answers a prompt. Neither adds an epsilon. KDRL's own code is not public.
+    factor sqrt((G - 1) / G), 0.87 at 4 answers per prompt. Neither adds an epsilon. KDRL's own code is not public.
     """
     reward_R, place_R, size_G = _grouped(reward_R, group_R)
     low_G, high_G = (_reduce(reward_R, place_R, size_G, how) for how in ("amin", "amax"))

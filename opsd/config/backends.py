@@ -10,7 +10,7 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """Of one backend. A new question is a field here and its answer in the table, never a comparison of names."""
+    """What one backend can do. A new question is a field here and an answer in the table, never a name compared."""
 
     remote: bool = False  # servers elsewhere, at teacher.urls: settings of a run's own engines mean nothing to them
     is_vllm: bool = False  # vLLM in processes of the run: it must be installed there, and takes engine_args

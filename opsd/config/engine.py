@@ -113,7 +113,7 @@ class TeacherConfig(EngineConfig):
     ignore_tokens: list[Any] = field(default_factory=list)
     trust_remote_code: bool = False  # run Python code that lies in the model's folder
     attention: bool = False  # also return the attention paid to each token; transformers only, slow, much memory
-    follow_decay: float | None = None  # d: the teacher is a running mean of the student, d old + (1 - d) new a step
+    follow_decay: float | None = None  # d: the teacher is a running mean of the student, d old + (1 - d) new per step
     max_batch_tokens: int = 8192  # prompt and response tokens scored in one engine step; bounds its memory
 
     section = "teacher"

@@ -64,7 +64,7 @@ class PromptConfig:
 
 @dataclass
 class DataConfig(PromptConfig):
-    train_path: str = MISSING  # JSONL or parquet, one prompt a row
+    train_path: str = MISSING  # JSONL or parquet, one prompt per row
     eval_path: str = ""  # the same, held-out prompts; empty: the run is not evaluated
     teacher_template: str = ""  # the prompt as the teacher sees it, with {prompt} and {solution}; empty: as the student
     solution_key: str = ""  # field that stands for {solution}; empty: the reference answer
@@ -149,7 +149,7 @@ class PlacementConfig:
 @dataclass
 class EvalConfig:
     every: int = 50  # steps between evaluations; 0: only before and after
-    num_problems: int = 500  # greedy accuracy over the first so many rows of data.eval_path
+    num_problems: int = 500  # greedy accuracy over the first N rows of data.eval_path
     num_kl_prompts: int = 128  # sampled answers for the KL to the teacher and the top-1 agreement; 0: neither
     teacher: bool = True  # also measure the teacher's accuracy
 
@@ -195,7 +195,7 @@ class RunConfig:
     device: str = "auto"  # auto | cpu | cuda
     hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
     hook_options: dict[str, Any] = field(default_factory=dict)  # free: what a build_hooks of your own reads
-    resume: str = "never"  # never | auto: go on from the newest checkpoint in output_dir
+    resume: str = "never"  # never | auto: continue from the newest checkpoint in output_dir
     overwrite: bool = False  # delete an earlier run in output_dir
     # rollout | learner: whose log-probabilities entropy and divergence of a token come from. A further forward pass of
     # the student (learner) makes the entropy exact; the divergences stay on the tokens that the teacher scored.

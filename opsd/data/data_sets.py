@@ -91,7 +91,7 @@ def verl_row(name: str, row: Row, index: int, *, split: str, variant: str, keys:
 
 
 def bare_question(text: str) -> str:
-    """Without the instructions of the variants, where it carries one."""
+    """The question without the instructions of the variants, where it carries one."""
     return text.removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).removesuffix(BOXED_AFTER)
 
 

@@ -1,8 +1,8 @@
 """The process that reads and compares mathematics: a program of its own, started by opsd.data.math_process.
 
 It may lose a fork, not itself: each batch of answers is judged in one, which the kernel ends where an answer takes more
-processor time than its limit, also in the middle of a C loop that no signal handler could leave. The next fork goes on
-behind that answer. So nothing but the answer itself decides how it is judged, however busy the machine is.
+processor time than its limit, also in the middle of a C loop that no signal handler could leave. The next fork
+continues behind that answer. So nothing but the answer itself decides how it is judged, however busy the machine is.
 
 It imports nothing of ours, as it must start fast; it ends when its standard input closes, with whoever started it.
 """
@@ -46,7 +46,7 @@ def serve(requests: Source, answers: IO[bytes], limit_s: float) -> None:
 
 
 def judge_all(jobs: list[Job], requests: Source, limit_s: float) -> list[Judgement]:
-    """In the order of the jobs. One that its fork does not survive was given up: wrong, without a value."""
+    """What each job came to, in order. One that its fork does not survive is given up: wrong, without a value."""
     judged: list[Judgement] = []
     while len(judged) < len(jobs):
         judged += _judge_in_fork(jobs[len(judged) :], requests, limit_s)
@@ -56,7 +56,7 @@ def judge_all(jobs: list[Job], requests: Source, limit_s: float) -> list[Judgeme
 
 
 def _judge_in_fork(jobs: list[Job], requests: Source, limit_s: float) -> list[Judgement]:
-    """As many of the first jobs as a fork finishes."""
+    """What the first jobs came to, as many as one fork finishes."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,9 +1,9 @@
 """From an engine's raw log-probabilities to event rows: padded ids dropped, stop ids merged, likeliest first.
 
-An engine reports a few token ids a row, the sampled token first. What leaves here speaks of events (see `opsd.types`)
+An engine reports a few token ids per row, the sampled token first. What leaves here speaks of events (see `opsd.types`)
 in arrays of fixed width, with -1 / -inf in an empty slot.
 """
-# T rows of a whole batch, M raw entries a row, K events kept a row, C student candidates, S stop ids, R rollouts
+# T rows of a whole batch, M raw entries per row, K events kept per row, C student candidates, S stop ids, R rollouts
 
 from __future__ import annotations
 

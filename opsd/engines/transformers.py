@@ -221,7 +221,7 @@ def caps_attention(path: str, trust_remote_code: bool) -> bool:
 
 
 def attention_paid(attentions: Sequence[Tensor], lengths: list[int]) -> list[Tensor]:
-    """Of each token of each sequence, the attention paid to it: float32 [its length], in [0, 1].
+    """The attention paid to each token of each sequence: float32 [its length], in [0, 1].
 
     The mean over layers, heads, and the rows that can see the token: its own and those after it. `attentions`: a
     layer's weights [B, heads, L, L] each, padded on the right.

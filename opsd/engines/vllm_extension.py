@@ -1,4 +1,4 @@
-"""What runs inside each of vLLM's workers, one a rank of tensor parallelism: new weights into the running model."""
+"""What runs inside each of vLLM's workers, one per rank of tensor parallelism: new weights into the running model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WeightUpdateExtension:
 
         `model.load_weights` would leave a CPU model half written, since its linear weights have been repacked;
         `reload_weights` unpacks, loads and repacks. Not so a tied `lm_head`: its packed copy of the embedding would
-        keep the old values without a word, so on CPU the head is packed anew (an untied head: once more, the same).
+        silently keep the old values, so on CPU the head is packed anew (an untied head: once more, the same).
         Every rank is given all weights and keeps its share.
         """
         from vllm.platforms import current_platform

@@ -69,7 +69,7 @@ def caches_prefixes(config: EngineConfig, device: str) -> bool:
 def sleep_level(config: EngineConfig) -> int:
     """How deep an engine sleeps while the learner has its GPU: 1 keeps its weights in host memory, 2 drops them.
 
-    The student's are replaced before its next answer; a teacher goes on with its own.
+    The student's are replaced before its next answer; a teacher keeps its own.
     """
     return 2 if isinstance(config, RolloutConfig) else 1
 

@@ -1,4 +1,4 @@
-"""What a weight update must hold. vLLM itself takes an incomplete one without a word and then answers with garbage."""
+"""What a weight update must hold. vLLM itself takes an incomplete one silently and then answers with garbage."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from opsd.errors import ConfigError
 @dataclass
 class EvaluationData(PromptConfig):
     paths: list[str] = MISSING  # JSONL or parquet files; a row's data_source, else its file's name, is its group
-    num_problems: int = 0  # the first so many of each file; 0: all
+    num_problems: int = 0  # the first N of each file; 0: all
     grader: str = "math"  # as in a training
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ class Evaluation:
     """Accuracy over greedy answers; the rest over answers sampled at the rollout's temperature."""
 
     accuracy: float | None = None  # None: no grader or no problems
-    # Nats a token: mean of log student(y) - log teacher(y), an unbiased estimate at temperature 1. None, as the next
+    # Nats per token: mean of log student(y) - log teacher(y), an unbiased estimate at temperature 1. None, as the next
     # three: no prompts for it.
     reverse_kl: float | None = None
     top1_agreement: float | None = None  # share of tokens at which both models' likeliest event is the same

@@ -56,7 +56,7 @@ def load_learner(
         if torch.cuda.is_available() and "cuda_rng" in file.keys():  # noqa: SIM118  (safe_open is no mapping)
             torch.cuda.set_rng_state(file.get_tensor("cuda_rng"))
         scheduler.load_state_dict({**scheduler.state_dict(), **json.loads(file.metadata()["scheduler"])})
-    # The optimiser's own record is of the run that saved it; one that goes on for longer has another rate at this step.
+    # The optimiser's own record is of the run that saved it; a longer one has another rate at this step.
     for group, base, shape in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
         group["lr"] = base * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -22,7 +22,7 @@ Shapes = dict[str, "TensorShape"]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorShape:
-    """Of a parameter or buffer as rank 0 has it."""
+    """What a parameter or buffer looks like on rank 0."""
 
     shape: torch.Size
     dtype: torch.dtype

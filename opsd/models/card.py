@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 FIGURES = {  # row of the card -> what summary.json calls it, before and after
     "held-out accuracy, greedy": ("accuracy_before", "accuracy_after"),
-    "reverse KL to the teacher, nats a token": ("reverse_kl_before", "reverse_kl_after"),
+    "reverse KL to the teacher, nats per token": ("reverse_kl_before", "reverse_kl_after"),
     "top-1 agreement with the teacher": ("top1_agreement_before", "top1_agreement_after"),
 }
 SUPPORTS = {
@@ -61,7 +61,7 @@ def training_facts(config: dict[str, Any], support: str, step: int, dtype: str) 
         ("tokens trained on", selection(config)),
         ("loss", f"{config['loss']['divergence']}, on {SUPPORTS[support]} and one rest bucket"),
         ("steps", f"{step} of {config['num_steps']}"),
-        ("answers a step", data["prompts_per_step"] * data["samples_per_prompt"]),
+        ("answers per step", data["prompts_per_step"] * data["samples_per_prompt"]),
         ("sampling", f"temperature {rollout['temperature']}, at most {rollout['max_response_tokens']} tokens"),
         ("learning rate", f"{learner['learning_rate']}, {learner['schedule']}"),
         ("prompts", Path(data["train_path"]).name),

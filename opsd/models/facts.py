@@ -16,7 +16,7 @@ FINGERPRINT_BYTES = 65536  # read at the end of each weight file: fine-tuned mod
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """Of one model."""
+    """What preflight must know of one model."""
 
     tokens: tuple[str | None, ...]  # by id, as the tokenizer knows them
     vocab_size: int  # rows of the head; more than the tokens where it is padded
@@ -25,7 +25,7 @@ class ModelFacts:
 
 
 def read_facts(setting: str, path: str, trust_remote_code: bool) -> ModelFacts:
-    """Of the folder that `setting` names, as in "student.path". Raises ConfigError where it cannot be read."""
+    """The facts of the folder that `setting` names, as in "student.path". ConfigError where it cannot be read."""
     config = model_config(setting, path, trust_remote_code)
     return facts_of(path, config, model_tokenizer(setting, path, trust_remote_code))
 

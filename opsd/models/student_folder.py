@@ -56,7 +56,7 @@ def _stored(model: PreTrainedModel, weights: dict[str, Tensor], source: str, dty
 
 
 def _whole(weight: Tensor) -> Tensor:
-    """In memory of its own: safetensors refuses a part of another tensor, as one of fused experts is."""
+    """A copy in memory of its own: safetensors refuses a part of another tensor, as one of fused experts is."""
     alone = weight.is_contiguous() and weight.untyped_storage().nbytes() == weight.nbytes
     return weight if alone else weight.clone(memory_format=torch.contiguous_format)
 

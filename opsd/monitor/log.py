@@ -97,7 +97,7 @@ class MetricsLog:
             self._wandb.log_tokens(rows)
 
     def truncate_after(self, step: int) -> list[Path]:
-        """Without the lines after `step`: a run that resumes there writes them again.
+        """Takes the lines after `step` out of the files: a run that resumes there writes them again.
 
         Returns the files that keep them.
         """

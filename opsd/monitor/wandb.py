@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class WandbRun:
     """A wandb run that cannot end ours: no network means offline, a failure later means a warning and no more wandb.
 
-    A resumed run goes on under its old wandb id, kept in output_dir/wandb/run_id.
+    A resumed run continues under its old wandb id, kept in output_dir/wandb/run_id.
     """
 
     def __init__(self, output_dir: Path, project: str, run_name: str, config_dict: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class WandbRun:
         self._attempt(lambda run: run.log(values))
 
     def log_tokens(self, rows: list[dict[str, Any]]) -> None:
-        """The token view's rollouts of one step as a table, one row a token."""
+        """The token view's rollouts of one step as a table, one row per token."""
         import wandb
 
         step, table = rows[0]["step"], wandb.Table(columns=list(TOKEN_COLUMNS), data=token_table(rows))

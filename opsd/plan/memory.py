@@ -1,4 +1,4 @@
-"""How much memory each role takes at its peak, in bytes a process (CPU) or a GPU.
+"""How much memory each role takes at its peak, in bytes per process (CPU) or per GPU.
 
 What follows from the code (weights, gradients, moments, saved activations, caches, logits) is computed; what belongs
 to Python, torch, Ray and vLLM themselves is RUNTIME_CPU, measured by scripts/bench/measure_memory.py, or RUNTIME_GPU,

@@ -59,7 +59,7 @@ class ModelSizes:
 
     @property
     def num_embedding_parameters(self) -> int:
-        """Of the embedding, and of the head alike."""
+        """The parameters of the embedding, and of the head alike."""
         return self.vocab_size * self.hidden_size
 
     def cache_bytes_a_token(self, dtype: str) -> int:

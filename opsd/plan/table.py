@@ -67,7 +67,7 @@ def _traffic(job: Job) -> list[tuple[str, str]]:
         ),
         (
             "payload",
-            f"teacher scores at most {_size(traffic.score_bytes)} a step ({scored} bytes a token), rollouts "
+            f"teacher scores at most {_size(traffic.score_bytes)} per step ({scored} bytes per token), rollouts "
             f"{_size(traffic.rollout_bytes)}, weights {_size(traffic.weight_bytes)} into each of "
             f"{cfg.rollout.num_workers} rollout engines",
         ),

@@ -121,7 +121,7 @@ def _kl_card(summary: dict[str, Any]) -> str:
     before, after = summary.get("reverse_kl_before"), summary.get("reverse_kl_after")
     note, bars = "not measured before and after", ""
     if before and after is not None:
-        note = f"{_signed(f'{(after - before) / before:+.0%}')}, nats a token on held-out prompts"
+        note = f"{_signed(f'{(after - before) / before:+.0%}')}, nats per token on held-out prompts"
         top = max(before, after)
         bars = "".join(
             f'<span>{label}</span><div><i class="{label}" style="width:{100 * value / top:.2f}%"></i></div>'

@@ -249,7 +249,7 @@ def draw_phases(axes: Axes, run: RunData) -> None:
 
 CHARTS = {
     "accuracy": Chart(title="Accuracy", note="Share of right answers.", draw=draw_accuracy, wide=True),
-    "kl": Chart(title="Reverse KL to the teacher", note="Nats a token, lower is closer.", draw=draw_kl, wide=True),
+    "kl": Chart(title="Reverse KL to the teacher", note="Nats per token, lower is closer.", draw=draw_kl, wide=True),
     "loss": Chart(title="Loss", note="Weighted mean over the kept tokens, nats.", draw=draw_loss),
     "kept": Chart(title="Kept share by quadrant", note="Part of each quadrant's tokens in the loss.", draw=draw_kept),
     "quadrants": Chart(title="Tokens by quadrant", note="Share of all response tokens.", draw=draw_quadrants),
@@ -262,5 +262,5 @@ CHARTS = {
     "truncated": Chart(title="Cut answers", note="Share that hit the length limit.", draw=draw_truncated),
     "grad_norm": Chart(title="Gradient norm", note="Before clipping.", draw=draw_grad_norm),
     "throughput": Chart(title="Throughput", note="Tokens a second of each step.", draw=draw_throughput),
-    "phases": Chart(title="Seconds a step, by phase", note="Wall seconds.", draw=draw_phases, wide=True),
+    "phases": Chart(title="Seconds per step, by phase", note="Wall seconds.", draw=draw_phases, wide=True),
 }

@@ -23,7 +23,7 @@ class TeacherFacts:
 
 
 def teacher_facts(cfg: TeacherConfig, role: str, device: str) -> TeacherFacts:
-    """From its folder, or from its servers, for which this waits. Raises ConfigError.
+    """The facts from the teacher's folder, or from its servers, for which this waits. Raises ConfigError.
 
     `role` is the section's name, `device` that of the run's own engines.
     """

@@ -70,7 +70,7 @@ class TeacherPool:
         self.engines.update_weights(weights, policy_version=0)
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:
-        """One answer of the teacher a prompt, at temperature 1, by its place, with the teacher's log-probabilities."""
+        """One answer of the teacher per prompt, at temperature 1, by its place, with its log-probabilities."""
         sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=max_tokens, num_candidates=1)
         requests = [(prompt, 0, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         return self.engines.generate(requests, sampling, 0)

@@ -46,7 +46,7 @@ class TeacherRouter:
         return pending
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:
-        """One answer a prompt, by its place, of the teacher that it has."""
+        """One answer per prompt, by its place, of the teacher that it has."""
         for source, places in self._by_source(dict(enumerate(prompts))).items():
             own_prompts, own_seeds = [prompts[p] for p in places], [seeds[p] for p in places]
             for group in self.pools[source].sample(own_prompts, own_seeds, max_tokens):

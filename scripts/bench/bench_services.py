@@ -102,7 +102,7 @@ def main() -> None:
     print(f"{len(rollouts)} rollouts, {sum(map(len, rollouts))} tokens, V {setup.vocabulary.size}, {cfg.rollout.dtype}")
     header = ["stage", "against bare vLLM", "tokens/s", "bare tokens/s", "ratio (median)", "ratios"]
     print_table(f"Throughput, {args.repeats} repeats in turn", header, rows + score_rows)
-    print_table("On the wire", ["what", "bytes a token", "against objects"], wire_rows)
+    print_table("On the wire", ["what", "bytes per token", "against objects"], wire_rows)
     header = ["group size", "until the last rollout, s", "until the last score, s", "against one group (median)"]
     print_table("Rollout and score at once", header, overlap_rows)
 
@@ -193,7 +193,7 @@ def wire_rows(scored: ScoredBatch, object_bytes: int, vocabulary: Vocabulary) ->
     )
     error_T = (exact.reverse_kl_T - rounded.reverse_kl_T).abs()
     print(
-        f"float16 columns: reverse KL off by {error_T.mean():.1e} nats in the mean, {error_T.max():.1e} at most, of "
+        f"float16 columns: reverse KL off by {error_T.mean():.1e} nats on average, {error_T.max():.1e} at most, of "
         f"{exact.reverse_kl_T.mean():.3f}"
     )
     return [

@@ -4,7 +4,7 @@
     bash scripts/gpu_check.sh --device cpu     the same parts at tiny sizes, to see that they run
 
 Parts run in order of importance until the time is up; both files are written anew after each. A part that fails is
-recorded and the others go on. The exit code is 1 where a check failed, or was not done.
+recorded and the others continue. The exit code is 1 where a check failed, or was not done.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def outcome_of(part: Part) -> Outcome:
     try:
         module, function = part.function.split(":")
         result = getattr(importlib.import_module(module), function)(**part.options)
-    except Exception as error:  # this process's edge: whatever it is, it is recorded, and the other parts go on
+    except Exception as error:  # this process's edge: whatever it is, it is recorded, and the other parts continue
         [*_, line] = traceback.format_exception_only(error)
         first, *_ = line.strip().splitlines() or [type(error).__name__]
         return {"status": "failed", "error": first, "traceback": traceback.format_exc().replace(ROOT, "")}

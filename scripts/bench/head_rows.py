@@ -46,7 +46,7 @@ def random_rows(num_rows: int, vocab: int, width: int, top_k: int) -> Rows:
     generator = torch.Generator().manual_seed(0)
     hidden_ND = torch.randn(num_rows, width, generator=generator)
     weight_VD = torch.randn(vocab, width, generator=generator).mul_(width**-0.5)
-    # Not torch.randperm: its buffers, one a row, fray the heap by gigabytes, and a peak would hide in there.
+    # Not torch.randperm: its buffers, one per row, fray the heap by gigabytes, and a peak would hide in there.
     draw = random.Random(0)
     support_NK = torch.tensor([draw.sample(range(vocab), top_k) for _ in range(num_rows)])
     teacher_logprobs_NB = torch.randn(num_rows, top_k + 1, generator=generator).mul_(2.0).log_softmax(1)

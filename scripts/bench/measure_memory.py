@@ -67,7 +67,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def rows(peaks: dict[str, int], planned: dict[str, float]) -> list[list[str]]:
-    """A line a process: the actor `learner-1` is planned for as a `learner`."""
+    """A line per process: the actor `learner-1` is planned for as a `learner`."""
     table = [["process", "measured GiB", "plan GiB", "plan / measured"]]
     for name, peak in peaks.items():
         plan = planned[name.rpartition("-")[0] or name]

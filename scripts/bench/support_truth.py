@@ -66,7 +66,7 @@ def known(item: ScoredRollout, top_k: int, num_candidates: int, *, candidates_sc
 
 
 def dense_truth(cfg: RunConfig, rollouts: list[Rollout], vocabulary: Vocabulary, device: str) -> Dense:
-    """Both models over whole answers, a rollout at a time; logits and softmax in float64."""
+    """Both models over whole answers, one rollout at a time; logits and softmax in float64."""
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
         for path in (cfg.student.path, cfg.teacher.path)

@@ -285,7 +285,7 @@ def test_a_rank_that_keeps_no_token_takes_part(actors, model_path):
 
 
 def test_steps_and_checkpoints_agree_over_ranks(actors, model_path, tmp_path):
-    """Two ranks step as one; a checkpoint of two ranks goes on at one with the same losses."""
+    """Two ranks step as one; a checkpoint of two ranks continues at one with the same losses."""
     one_rank, two_ranks = packed(1, 20, every_second), packed(2, 20, every_second)
     start(actors[:1], model_path)
     alone = [collective(actors[:1], "train_step", one_rank)[0] for _ in range(4)]

@@ -57,7 +57,7 @@ def end(process):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """A run that goes on until the tests are done: (process, its folder, its metrics' URL, Ray's folder)."""
+    """A run that continues until the tests are done: (process, its folder, its metrics' URL, Ray's folder)."""
     root = tmp_path_factory.mktemp("watched")
     for name, layers, seed in (("teacher", 2, 1), ("student", 1, 2)):
         make_tiny_qwen3(root / name, tied=True, layers=layers, seed=seed, eos_token_id=0, scale=2.0)

@@ -86,7 +86,7 @@ def test_ended_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
         process = train_as_a_user(pair, folder, *again)
     assert process.returncode == 130
     assert process.stderr.splitlines()[-1] == (
-        f"stopped after step 4 of {NUM_STEPS}: {folder} has a checkpoint after step 4, from which resume=auto goes on"
+        f"stopped after step 4 of {NUM_STEPS}: {folder} has a checkpoint after step 4, from which resume=auto continues"
     )
     assert "Traceback" not in process.stderr
     assert losses(folder) == losses(unbroken)[:4]

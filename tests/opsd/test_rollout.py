@@ -38,7 +38,7 @@ def test_a_prompt_that_is_in_a_batch_several_times_is_answered_differently(pool)
 def test_a_seed_depends_on_run_step_prompt_and_sample_alone_where_no_prompt_repeats(pool):
     asked = pool.sample(make_prompts(5, 3), samples_per_prompt=2, step=3)
     assert asked == [(i, sample, request_seed(7, 4, i, sample)) for i in (5, 3) for sample in range(2)]
-    assert request_seed(7, 4, 5, 1) == 202_949_319  # as ever: a run of an earlier version goes on with the same
+    assert request_seed(7, 4, 5, 1) == 202_949_319  # as ever: a run of an earlier version continues with the same
 
 
 def test_a_resumed_batch_is_sampled_as_before_and_another_step_is_not(pool):

@@ -144,7 +144,7 @@ def test_a_stopped_and_resumed_run_has_the_lines_of_an_unbroken_one(stand_ins, t
     said = capfd.readouterr().err.splitlines()
     assert "stopping after this step; Ctrl-C again to end at once" in said
     assert said[-1] == (
-        f"stopped after step 4 of 6: {folder} has a checkpoint after step 4, from which resume=auto goes on"
+        f"stopped after step 4 of 6: {folder} has a checkpoint after step 4, from which resume=auto continues"
     )
     assert lines(folder) == whole[:6]
     assert (folder / "report.html").exists() and not (folder / "summary.json").exists()

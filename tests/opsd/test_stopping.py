@@ -124,7 +124,7 @@ def test_what_was_started_ends_where_the_rest_does_not_start(monkeypatch):
     ("steps", "said"),
     [
         ([], "stopped: there is no checkpoint in {}, so resume=auto starts again at step 0\n"),
-        ([5, 20], "stopped: {} has a checkpoint after step 20, from which resume=auto goes on\n"),
+        ([5, 20], "stopped: {} has a checkpoint after step 20, from which resume=auto continues\n"),
     ],
 )
 def test_the_last_line_says_what_there_is_to_go_on_from(tmp_path, capsys, steps, said):

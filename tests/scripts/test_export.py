@@ -97,7 +97,7 @@ def test_a_run_is_exported_from_its_newest_checkpoint_with_its_figures(run, tmp_
         "| steps | 4 of 4 |",
         "| prompts | prompts.jsonl |",
         "| held-out accuracy, greedy | 0.250 | 0.750 |",
-        "| reverse KL to the teacher, nats a token | 1.500 | 0.125 |",
+        "| reverse KL to the teacher, nats per token | 1.500 | 0.125 |",
         "| top-1 agreement with the teacher | not measured | not measured |",
         "| loss | reverse_kl, on the teacher's top tokens, the student's candidates and one rest bucket |",
         "torch 9.9",

@@ -1,4 +1,4 @@
-"""Whose answers a step trains on."""
+"""Whose answers per step trains on."""
 
 from dataclasses import replace
 

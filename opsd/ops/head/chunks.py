@@ -228,7 +228,7 @@ def _blocks(events: Events, block_columns: int) -> list[Block]:
 
 
 def _rest_entropy(scale_NM: Tensor, entropy_NM: Tensor) -> Tensor:
-    """Of the rest's tokens, given that it is one of them: that of the block, and that within it."""
+    """The entropy of the rest's tokens, given that it is one of them: that of the block, and that within it."""
     return (torch.special.entr(scale_NM) + scale_NM * entropy_NM).sum(1)
 
 

@@ -65,7 +65,7 @@ def _check_ids(support_NU: Tensor, vocab_size: int, stop_ids: tuple[int, ...], f
     again_NU = (ascending_NU[:, 1:] == ascending_NU[:, :-1]) & (ascending_NU[:, 1:] >= 0)
     if again_NU.any():
         row, slot = again_NU.nonzero()[0].tolist()
-        raise ValueError(f"support_NU must name a token once a row, got {ascending_NU[row, slot]} twice in row {row}")
+        raise ValueError(f"support_NU must name a token once per row, got {ascending_NU[row, slot]} twice in row {row}")
     for stop_id in stop_ids[1:]:
         is_stop_NU = support_NU == stop_id
         if is_stop_NU.any():

@@ -1,7 +1,7 @@
 """Whether a model's logits are its last hidden states times `lm_head.weight`, and nothing else.
 
 The sparse loss and the scores on named tokens compute logits in that way. A bias of the head, a multiplier before it, a
-scale or a soft cap after it would be left out without a word, and a list of their names always misses one: it is
+scale or a soft cap after it would be left out silently, and a list of their names always misses one: it is
 measured on the model itself.
 """
 # L tokens, D width, V rows of the head

@@ -84,7 +84,7 @@ class RemoteEngines:
         return all(part.scores.done() for part in pending)
 
     def scores(self, pending: list[PendingPart]) -> list[TeacherScores | NoScores]:
-        """Of all parts, in the order of `score`'s rollouts. Raises StageError where the servers are lost.
+        """The scores of all parts, in the order of `score`'s rollouts. Raises StageError where the servers are lost.
 
         A request that fails by itself is asked again in halves, until the rollout that it fails on stands alone.
         """

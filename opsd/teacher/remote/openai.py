@@ -9,7 +9,7 @@ stop id) and for a prompt with its response and one token more:
 the named top-k comes back, as JSON (some 60 bytes a log-probability, prompt rows too): our own server sends 8, and no
 prompt rows.
 """
-# T rows of prompt and response, M raw entries a row
+# T rows of prompt and response, M raw entries per row
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ class OpenAIEngines:
         return all(part.scores.done() for part in pending)
 
     def scores(self, pending: list[PendingRollout]) -> list[TeacherScores | NoScores]:
-        """In the order of `score`'s rollouts. Raises StageError where the servers are lost, not one rollout."""
+        """The scores, in the order of `score`'s rollouts. StageError where the servers are lost, not one rollout."""
         return [result_of(each.scores) for each in pending]
 
     def generate(
         self, requests: list[Request], sampling: Sampling, policy_version: int
     ) -> Iterator[dict[int, Rollout]]:
-        """As EnginePool.generate, without candidates: one empty slot a token."""
+        """As EnginePool.generate, without candidates: one empty slot per token."""
         under_way = {}
         for place, (prompt, sample, seed) in enumerate(requests):
             body = {

@@ -177,7 +177,7 @@ def result_of(answer: Future[TeacherScores]) -> TeacherScores | NoScores:
 
 
 def no_scores(failed: RequestFailed) -> NoScores:
-    """In place of the scores of the one rollout that was asked about."""
+    """What stands in place of the scores of the one rollout that was asked about."""
     logger.warning("an answer without scores, which is dropped: %s", failed.said)
     return NoScores(reason=failed.reason, said=failed.said)
 

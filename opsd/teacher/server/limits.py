@@ -22,7 +22,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one request."""
+    """What one request may ask for."""
 
     body_bytes: int
     rollouts: int

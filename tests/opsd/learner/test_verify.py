@@ -141,7 +141,7 @@ def true_logprobs(path, item):
 
 @pytest.mark.parametrize("name", list(ALONE)[:3])
 def test_rollouts_statistics_and_gradients_are_those_of_each_answer_alone(name, folders):
-    """And packed they are not, by a tenth of a nat and more, without a word."""
+    """And packed they are not, by a tenth of a nat and more, silently."""
     path = folders[name]
     scored = scored_by_itself(path)
     expected = [true_logprobs(path, item) for item in scored]

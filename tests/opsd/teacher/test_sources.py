@@ -82,7 +82,7 @@ def test_a_prompt_without_a_teacher_is_refused_with_its_row():
 
 
 def test_a_teacher_without_a_prompt_is_refused():
-    """With a default, a misspelt name would send its prompts there without a word."""
+    """With a default, a misspelt name would send its prompts there silently."""
     teachers = teachers_by_source(TeacherConfig(path="/d", by_source={"gsm8K": "/m"}))
     with pytest.raises(ConfigError, match="teacher.by_source.gsm8K: no prompt has this data_source"):
         check_sources(prompts("gsm8k"), teachers)

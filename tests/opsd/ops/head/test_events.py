@@ -113,9 +113,9 @@ def test_arguments_that_do_not_fit_are_refused_by_name(field, changed):
 @pytest.mark.parametrize(
     ("row", "stop_ids", "message"),
     [
-        ([4, 7, 4], (), "support_NU must name a token once a row, got 4 twice in row 2"),
-        ([-1, 0, 0], (), "support_NU must name a token once a row, got 0 twice in row 2"),
-        ([3, 9, 3], (3, 9), "support_NU must name a token once a row, got 3 twice in row 2"),
+        ([4, 7, 4], (), "support_NU must name a token once per row, got 4 twice in row 2"),
+        ([-1, 0, 0], (), "support_NU must name a token once per row, got 0 twice in row 2"),
+        ([3, 9, 3], (3, 9), "support_NU must name a token once per row, got 3 twice in row 2"),
         ([3, 5, 9], (3, 9), "support_NU must name the stop event by its first id, 3, got 9 in row 2"),
         ([5, 9, 4], (12, 3, 9), "support_NU must name the stop event by its first id, 12, got 9 in row 2"),
         ([5, -2, 4], (), "support_NU must hold ids below 16, or -1 for an empty slot, got -2"),
