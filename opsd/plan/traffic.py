@@ -33,7 +33,7 @@ class Traffic:
 
 
 def step_traffic(cfg: RunConfig, student: ModelSizes, device: str) -> Traffic:
-    """The bytes of arrays as opsd.types has them: int32 ids, float32 log-probabilities, int64 supports of a micro-batch."""
+    """The bytes of arrays as opsd.types has them: int32 ids, float32 log-probabilities, int64 supports."""
     rollouts = cfg.data.prompts_per_step * cfg.data.samples_per_prompt
     at_once = max(rollouts, cfg.eval.num_kl_prompts, cfg.eval.num_problems if cfg.data.grader != "none" else 0)
     longest = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
