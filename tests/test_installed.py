@@ -51,7 +51,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         str(path.relative_to(ROOT))
         for package in ("opsd", "tip")
         for path in (ROOT / package).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.suffix not in (".pyc", ".md")
     }
     assert {Path(name).suffix for name in packaged} >= {".py", ".yaml", ".css", ".js"}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == packaged

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import opsd
-import tip
 from opsd.config.backends import CAPABILITIES, ENGINES, REMOTE_BACKENDS, backends_that
 from opsd.engines.worker import MADE_BY
 from opsd.plan.memory import RUNTIME_CPU, RUNTIME_GPU
@@ -25,8 +24,8 @@ def test_no_name_of_a_backend_is_compared():
     assert COMPARISON.search('if cfg.rollout.backend != "vllm":') and COMPARISON.search('backend in ("http", "x")')
     found = [
         f"{path}: {line.strip()}"
-        for package in (opsd, tip)
-        for path in Path(package.__file__).parent.rglob("*.py")
+        for package in ("opsd", "tip")
+        for path in (Path(opsd.__file__).parents[1] / package).rglob("*.py")
         for line in path.read_text().splitlines()
         if COMPARISON.search(line)
     ]
