@@ -1,12 +1,12 @@
 """Whole runs with the teacher behind HTTP: the same losses as with the teacher in the run, whatever dies meanwhile."""
 
+import dataclasses
 import json
-import time
 from contextlib import ExitStack
-from threading import Thread
 
 import pytest
 
+import opsd.hooks
 from tests.integration import runs
 from tests.integration.runs import training_lines
 from tests.teacher_servers import TOKEN, client_token, make_models, teacher_server
@@ -67,15 +67,21 @@ def finished(pair, output_dir, backend, *overrides):
     return lines, figures, run.stderr
 
 
-def end_after_two_steps(server, output_dir):
-    """A thread that ends this server while the run is under way."""
+DYING = []  # the server that the run's hooks end; the driver is this process
 
-    def wait_and_end():
-        while not (output_dir / "metrics.jsonl").exists() or len(training_lines(output_dir)) < 2:
-            time.sleep(0.01)
-        server.end()
 
-    Thread(target=wait_and_end, daemon=True).start()
+def hooks_that_end_a_server(cfg):
+    """Plain distillation's, which end it after the second step."""
+    hooks = opsd.hooks.build_hooks(cfg)
+    steps = []
+
+    def after_step(report):
+        steps.append(report)
+        if len(steps) == 2:
+            DYING.pop().end()
+        hooks.after_step(report)
+
+    return dataclasses.replace(hooks, after_step=after_step)
 
 
 @pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.long)])
@@ -84,8 +90,9 @@ def test_a_run_over_http_loses_a_server_and_nothing_else(pair, servers_of, tmp_p
     wanted = finished(pair, tmp_path / "local", backend, f"teacher.backend={backend}")
     servers = servers_of(backend)
     urls = ",".join(server.url for server in servers)
-    end_after_two_steps(servers[0], tmp_path / "http")
+    DYING.append(servers[0])
     over_http = ["teacher.path=", "teacher.backend=http", f"teacher.urls=[{urls}]"]
+    over_http.append("hooks=tests.integration.test_teacher_runs:hooks_that_end_a_server")
     lines, figures, output = finished(pair, tmp_path / "http", backend, *over_http)
     assert f"teacher server {servers[0].url}: " in output
     assert [line["dropped"] for line in lines] == [0] * NUM_STEPS
