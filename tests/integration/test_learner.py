@@ -11,16 +11,15 @@ from opsd.batch import rollout_stats
 from opsd.cluster.ray import ray_cluster, start_actor
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
-from opsd.learner.packing import kept_buckets, pack
+from opsd.learner.packing import kept_buckets
 from opsd.learner.worker import LearnerWorker
 from opsd.ops.losses.divergences import DIVERGENCES
-from opsd.types import ScoredRollout, Selection, Vocabulary
-from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logprobs, scored_rollouts
+from opsd.types import ScoredRollout, Selection
+from tests.integration.learner_reference import LENGTHS, VOCABULARY, packed, plain_gradients
+from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logprobs
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 pytestmark = pytest.mark.slow
-VOCABULARY = Vocabulary(size=60, stop_ids=(0, 5))  # the model has 64 rows: four of them are padding
-LENGTHS = [5, 1, 9, 4, 7, 12]
 TIMEOUT_S = 240  # a collective that one rank skips would wait for ever
 
 
@@ -81,44 +80,6 @@ def start(actors, model_path, mean_decay=None):
         for rank, actor in enumerate(actors)
     ]
     ray.get(refs, timeout=TIMEOUT_S)
-
-
-def packed(num_ranks, max_tokens, keep, temperature=None):
-    """A list of micro-batches for each rank. `temperature`: of a token by its index."""
-    scored = batch_of(scored_rollouts(LENGTHS, VOCABULARY))
-    index = torch.tensor([i for i in range(sum(LENGTHS)) if keep(i)])
-    temperature_N = None if temperature is None else temperature(index)
-    selection = Selection(index_N=index, weight_N=1.0 + (index % 3).float(), temperature_N=temperature_N)
-    return pack(scored, selection, "teacher", VOCABULARY, num_ranks=num_ranks, max_tokens=max_tokens)
-
-
-def plain_gradients(model_path, keep, temperature=None):
-    """Full logits, one sequence at a time; merged stop ids, padding and temperatures done on dense probabilities."""
-    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
-    [alone] = packed(1, 0, keep, temperature)  # one sequence each
-    for sequence in alone:
-        logits = model(sequence.token_ids_L[None]).logits[0, sequence.row_N].double()
-        given_N = sequence.temperature_N
-        temperature_N1 = torch.ones(len(logits), 1) if given_N is None else given_N[:, None]
-        events = torch.softmax(logits[:, : VOCABULARY.size], -1)
-        stop = events[:, list(VOCABULARY.stop_ids)].sum(-1, keepdim=True)
-        events = torch.cat([stop, events[:, 1:5], torch.zeros_like(stop), events[:, 6:]], 1)
-        powers = torch.where(events > 0, events, 1.0) ** (1 / temperature_N1) * (events > 0)
-        probs = powers / powers.sum(-1, keepdim=True)
-        support = sequence.support_NU
-        named = probs.gather(1, support.clamp_min(0)) * (support >= 0)
-        student = torch.cat([named, 1 - named.sum(-1, keepdim=True)], 1)
-        # The teacher's rest is taken to be shaped as the student's.
-        rest = events.detach().scatter(1, support.where(support >= 0, 5), 0.0)  # 5 is no event of its own
-        tail = ((rest / rest.sum(-1, keepdim=True)) ** (1 / temperature_N1)).sum(-1, keepdim=True)
-        teacher = sequence.teacher_logprobs_NB.double().exp() ** (1 / temperature_N1)
-        teacher = torch.cat([teacher[:, :-1], teacher[:, -1:] * tail], 1)
-        teacher = teacher / teacher.sum(-1, keepdim=True)
-        both = (student > 0) & (teacher > 0)
-        ratio = torch.where(both, student, 1.0).log() - torch.where(both, teacher, 1.0).log()
-        weight = sequence.weight_N * temperature_N1[:, 0] ** 2
-        (weight * (student * ratio).sum(-1)).sum().backward()
-    return {name: p.grad for name, p in model.named_parameters()}
 
 
 def assert_same_gradients(found, expected):
