@@ -52,7 +52,7 @@ def servers_of(pair):
 
 
 def finished(pair, output_dir, backend, *overrides):
-    """(the training lines without what depends on the clock, the summary's figures)."""
+    """(the training lines without what depends on the clock, the summary's figures, what was printed)."""
     run = runs.train(
         pair, output_dir, f"num_steps={NUM_STEPS}", "data.grader=final_hash", f"rollout.backend={backend}",
         "rollout.max_num_seqs=6", "rollout.group_size=32", "eval.num_problems=4", *overrides, program="opsd.train",
@@ -64,7 +64,7 @@ def finished(pair, output_dir, backend, *overrides):
     ]
     summary = json.loads((output_dir / "summary.json").read_text())
     figures = {name: summary[name] for name in ("reverse_kl_after", "teacher_accuracy", "tokens_scored")}
-    return lines, figures
+    return lines, figures, run.stdout + run.stderr
 
 
 DYING = []  # the server that the run's hooks end; the driver is this process
@@ -85,7 +85,7 @@ def hooks_that_end_a_server(cfg):
 
 
 @pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.long)])
-def test_a_run_over_http_loses_a_server_and_nothing_else(pair, servers_of, tmp_path, caplog, backend):
+def test_a_run_over_http_loses_a_server_and_nothing_else(pair, servers_of, tmp_path, backend):
     """In process; then with two servers, one of which is killed after the second step."""
     wanted = finished(pair, tmp_path / "local", backend, f"teacher.backend={backend}")
     servers = servers_of(backend)
@@ -93,8 +93,8 @@ def test_a_run_over_http_loses_a_server_and_nothing_else(pair, servers_of, tmp_p
     DYING.append(servers[0])
     over_http = ["teacher.path=", "teacher.backend=http", f"teacher.urls=[{urls}]"]
     over_http.append("hooks=tests.integration.test_teacher_runs:hooks_that_end_a_server")
-    lines, figures = finished(pair, tmp_path / "http", backend, *over_http)
-    assert f"teacher server {servers[0].url}: " in caplog.text
+    lines, figures, output = finished(pair, tmp_path / "http", backend, *over_http)
+    assert f"teacher server {servers[0].url}: " in output
     assert [line["dropped"] for line in lines] == [0] * NUM_STEPS
     assert lines == wanted[0]  # losses, gradients, lengths, shares: bit for bit
     assert figures == wanted[1]
@@ -104,5 +104,5 @@ def test_a_run_with_two_teachers_one_of_them_behind_http(pair, servers_of, tmp_p
     server = servers_of("transformers")[1]
     local = [f"teacher.path={pair / 'other'}", "teacher.backend=transformers", "num_steps=2"]
     by_source = f"+teacher.by_source={{odd: '{server.url}'}}"
-    lines, figures = finished(pair, tmp_path / "run", "transformers", *local, by_source)
+    lines, figures, _ = finished(pair, tmp_path / "run", "transformers", *local, by_source)
     assert len(lines) == 2 and figures["teacher_accuracy"] is not None
