@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.integration.runs import ROOT, finished, training_lines
+from tests.integration.runs import ROOT, train_as_a_user, training_lines
 
 MODULE = """
 import json
@@ -61,12 +61,13 @@ def test_a_users_module_needs_no_edit_here(pair, tmp_path, monkeypatch, stats):
     (tmp_path / "my_run.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
     monkeypatch.setenv("SEEN", str(tmp_path / "seen.jsonl"))
-    folder = finished(
+    run = train_as_a_user(  # whose process finds the module, and forgets what it adds to the project's dicts
         pair, tmp_path / "run", "hooks=my_run:build_hooks", "selector.score=doubt", "loss.divergence=shared_kl",
         "+adjust.share={}", "data.grader=my_run:is_short", f"stats={stats}", "num_steps=2", "data.prompts_per_step=4",
         "data.eval_path=", "rollout.backend=transformers", "teacher.backend=transformers",
     )  # fmt: skip
-    lines = training_lines(folder)
+    assert run.returncode == 0, run.stderr[-4000:]
+    lines = training_lines(tmp_path / "run")
     assert [0 <= line["accuracy_train"] <= 1 for line in lines] == [True, True]
     assert all(line["loss"] > 0 for line in lines)
     _, *steps = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]  # the first: made up
