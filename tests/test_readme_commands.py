@@ -90,7 +90,7 @@ def made(folder):
     """A folder as a recipe expects one: with a model's configuration and data."""
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    for name in ("train.jsonl", "test.jsonl"):
+    for name in ("train.jsonl", "test.jsonl", "val_one.jsonl"):
         (folder / name).write_text("")
     return folder
 
