@@ -86,8 +86,9 @@ def hooks_that_end_a_server(cfg):
 
 @pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.long)])
 def test_a_run_over_http_loses_a_server_and_nothing_else(pair, servers_of, tmp_path, backend):
-    """In process; then with two servers, one of which is killed after the second step."""
-    wanted = finished(pair, tmp_path / "local", backend, f"teacher.backend={backend}")
+    """In process with two engines, whose batches the servers' are; then one of two servers dies after two steps."""
+    local = [f"teacher.backend={backend}", "teacher.num_workers=2"]
+    wanted = finished(pair, tmp_path / "local", backend, *local)
     servers = servers_of(backend)
     urls = ",".join(server.url for server in servers)
     DYING.append(servers[0])
