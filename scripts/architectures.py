@@ -42,8 +42,8 @@ from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.packing import pack
+from opsd.learner.step import token_stats, train_step
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
-from opsd.learner.worker import token_stats, train_step
 from opsd.models.folder import model_config
 from opsd.models.student_folder import save_student
 from opsd.models.weights import check_weights

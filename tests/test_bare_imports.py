@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ABSENT = ["ray", "vllm", "hydra", "omegaconf", "datasets", "wandb"]
 PRESENT = [
     *(f"opsd.{name}" for name in ("types", "errors", "config.run", "batch", "hooks")),
-    *(f"opsd.learner.{name}" for name in ("attention", "model", "optim", "mean", "checkpoint", "packing")),
+    *(f"opsd.learner.{name}" for name in ("attention", "model", "optim", "step", "mean", "checkpoint", "packing")),
     *(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(ROOT.glob("opsd/ops/**/[a-z]*.py"))),
     "tip.selectors", "tip.scores", "tip.functional",
 ]  # fmt: skip

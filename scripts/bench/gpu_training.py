@@ -16,7 +16,7 @@ from opsd.learner.attention import packed_attention_name
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.packing import MicroBatch
-from opsd.learner.worker import train_step
+from opsd.learner.step import train_step
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Vocabulary
 from random_batches import random_micro_batches

@@ -13,7 +13,7 @@ from opsd.learner.loading import load_student
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.packing import pack
-from opsd.learner.worker import train_step
+from opsd.learner.step import train_step
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import batch_of, scored_rollouts

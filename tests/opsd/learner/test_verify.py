@@ -29,8 +29,8 @@ from opsd.learner.group import LearnerGroup
 from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.packing import pack
+from opsd.learner.step import token_stats
 from opsd.learner.verify import has_chunks, keeps_sequences_apart, require_student_head
-from opsd.learner.worker import token_stats
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Prompt, ScoredRollout, Selection, Vocabulary
 from tests.opsd.builders import batch_of
