@@ -3,13 +3,14 @@
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from opsd.config.http import HttpConfig
 from opsd.errors import ConfigError, StageError
 from opsd.teacher.remote.transport import Transport, get_when_ready
+from tests.opsd.teacher.served import serving
 
 QUICK = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=60, start_timeout_s=60)
 HASTY = replace(QUICK, give_up_after_s=0.3, start_timeout_s=0.3)
@@ -41,15 +42,8 @@ def server(*statuses: int):
         def log_message(self, *_):
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}", asked
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url, asked
 
 
 def as_it_is(response):

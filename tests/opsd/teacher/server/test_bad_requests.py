@@ -4,7 +4,7 @@ import json
 import threading
 from collections import Counter
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from opsd.teacher.remote.frames import PROTOCOL
 from opsd.teacher.remote.wire import pack_scores, unpack_score_request
 from opsd.types import Vocabulary
 from tests.opsd.builders import scored_rollouts
+from tests.opsd.teacher.served import serving
 
 VOCABULARY = Vocabulary(size=40, stop_ids=(0,))
 TOP_K = 8
@@ -57,15 +58,8 @@ def server(answer):
         def log_message(self, *_):
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}"
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url
 
 
 def place_of(token_ids):
