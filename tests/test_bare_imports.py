@@ -42,6 +42,7 @@ def failed_imports(interpreter, names):
     return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow  # a process of its own that imports torch
 def test_what_the_gpu_check_uses_imports_without_ray_vllm_and_hydra(interpreter):
     assert failed_imports(interpreter, ABSENT).keys() == set(ABSENT), "this environment is not bare"
     assert failed_imports(interpreter, PRESENT) == {}

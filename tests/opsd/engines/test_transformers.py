@@ -128,6 +128,7 @@ def test_no_work_is_no_error(model_path):
     assert list(engine.generate([], SAMPLING, 0)) == [] and engine.score([], top_k=4) == []
 
 
+@pytest.mark.slow  # a process of its own that imports torch
 def test_the_driver_imports_the_vllm_engine_without_vllm():
     code = "import sys, opsd.engines.vllm; print('vllm' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

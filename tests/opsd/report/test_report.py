@@ -272,6 +272,7 @@ def test_lists_of_different_lengths_are_named(run_dir):
         build_report(run_dir)
 
 
+@pytest.mark.slow  # a process of its own that imports torch
 def test_the_command_rebuilds_a_report_and_says_what_is_wrong(run_dir, tmp_path):
     command = [sys.executable, "-m", "opsd.report"]
     good = subprocess.run([*command, str(run_dir)], capture_output=True, text=True)
