@@ -84,7 +84,7 @@ def bind_objective(loss: LossConfig) -> Objective:
 def bind_loss(field: str, entries: dict[str, Loss], name: str, options_field: str, options: dict) -> Loss:
     """`entries[name]` with its options bound."""
     functions = {each: entry.function for each, entry in entries.items()}
-    inputs = entries[name].inputs if name in entries else ()
+    inputs = (*entries[name].inputs, *entries[name].row_values) if name in entries else ()
     function = bind_entry(field, functions, name, options_field, options, each_call=inputs)
     return replace(entries[name], function=function, setting=options_field if options else f"{field}={name}")
 

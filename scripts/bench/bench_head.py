@@ -1,6 +1,7 @@
 """Time and memory of the output head with its loss and gradients, as ratios within one run.
 
     python scripts/bench/bench_head.py              the sparse loss against dense logits, on random rows
+    python scripts/bench/bench_head.py --exact --teacher-width 1024     the exact loss, with a teacher's head of its own
     python scripts/bench/bench_head.py --model S --teacher T --prompts FILE    the gradient filter, on sampled rows
 
 Every repeat runs all methods in turn; the median counts. On one CPU thread the clock is the process's CPU time, which
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from head_methods import METHODS, Gradients, Method, sparse_method
+from head_methods import Gradients, Method, method_of, sparse_method
 from head_rows import random_rows, sampled_rows
 from measure import PAGE, PeakMemory, clock, give_freed_memory_back, markdown
 
@@ -49,8 +50,8 @@ def peak_gib(name: str, args: argparse.Namespace, num_rows: int) -> float:
 
 def measure_peak_gib(name: str, args: argparse.Namespace, num_rows: int) -> float:
     rows = random_rows(num_rows, args.vocab, args.width, args.top_k).to(args.device, DTYPES[args.dtype])
-    METHODS[name](rows.first(WARM_UP_ROWS))()  # what libraries allocate once is not the method's
-    method = METHODS[name](rows)
+    method_of(name, rows.first(WARM_UP_ROWS), args.teacher_width)()  # what libraries allocate once is not the method's
+    method = method_of(name, rows, args.teacher_width)
     with PeakMemory(args.device) as peak:
         gradients = method()
     beyond = peak.bytes - sum(gradient.nbytes for gradient in gradients)
@@ -60,16 +61,19 @@ def measure_peak_gib(name: str, args: argparse.Namespace, num_rows: int) -> floa
 def against_dense(args: argparse.Namespace) -> list[list[str]]:
     """The table on random rows; the dense way needs every token, the others those that are kept."""
     rows = random_rows(args.rows, args.vocab, args.width, args.top_k).to(args.device, DTYPES[args.dtype])
-    runs = {("dense", args.rows): "all", ("dense, teacher's logits given", args.rows): "all"}
+    ours = "exact" if args.exact else "sparse"
+    runs = {("dense", args.rows): "all"}
+    if not args.exact:
+        runs["dense, teacher's logits given", args.rows] = "all"
     for ratio in args.ratios:
-        runs["sparse", int(ratio * args.rows)] = f"{ratio:g}"
-    runs["sparse, filter off", args.rows] = "1"
+        runs[ours, int(ratio * args.rows)] = f"{ratio:g}"
+    runs[f"{ours}, filter off", args.rows] = "1"
     if args.with_trl:
         runs["checkpointed top-K (TRL's way)", args.rows] = "1"
-    methods = {f"{name} {n}": METHODS[name](rows.first(n)) for name, n in runs}
+    methods = {f"{name} {n}": method_of(name, rows.first(n), args.teacher_width) for name, n in runs}
     seconds = time_methods(methods, args.device, args.repeats)
     del rows, methods
-    memory_only = [("sparse", n) for n in args.memory_rows]
+    memory_only = [(ours, n) for n in args.memory_rows]
     gib = {run: peak_gib(run[0], args, run[1]) for run in [*runs, *memory_only]}
     base_s, base_gib = seconds[f"dense {args.rows}"], gib["dense", args.rows]
     print(f"\nThe dense way: {base_s:.2f} s, {base_gib:.2f} GiB beyond inputs and gradients.\n")
@@ -117,6 +121,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     dense.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5, 0.2], help="shares of the tokens kept")
     dense.add_argument("--memory-rows", type=int, nargs="*", default=[8192], help="measure the peak at these too")
     dense.add_argument("--with-trl", action="store_true", help="add our equivalent of TRL's checkpointed top-K loss")
+    dense.add_argument("--exact", action="store_true", help="the loss over the whole vocabulary, not the sparse one")
+    dense.add_argument("--teacher-width", type=int, help="of the teacher's head; the student's where it is not given")
     real = parser.add_argument_group("a student's rows")
     real.add_argument("--model", type=Path, help="the student, a Hugging Face folder")
     real.add_argument("--teacher", type=Path)

@@ -1,5 +1,5 @@
 """Ways to compute a distillation loss and its gradients from hidden rows and the output head, for `bench_head.py`."""
-# N rows, D width, V vocabulary, K the teacher's top tokens
+# N rows, D width, E the teacher's, V vocabulary, K the teacher's top tokens
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from head_rows import Rows
+from opsd.ops.head.exact import exact_head_loss
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import DIVERGENCES
 
@@ -19,28 +20,24 @@ Method = Callable[[], Gradients]
 DENSE_CHUNK, TOP_K_CHUNK = 256, 128  # rows; the upstream repository's default, and one for little memory
 
 
-def dense_method(rows: Rows, *, teacher_logits_given: bool = False, compiled: bool = False) -> Method:
+def dense_method(
+    rows: Rows, *, teacher_width: int | None = None, teacher_logits_given: bool = False, compiled: bool = False
+) -> Method:
     """Reverse KL on logits of every row and token, kept by autograd; the softmax goes through chunks of rows.
 
-    The teacher's full logits are made by its own head, of the student's size, without autograd: whoever distils on
-    dense logits runs it beside the student's. `teacher_logits_given`: they are an input instead. `compiled`: by
-    torch.compile, which gets all rows at once, to choose its own chunks.
+    The teacher's full logits are made by its own head, of the student's width or `teacher_width`, without autograd:
+    whoever distils on dense logits runs it beside the student's. `teacher_logits_given`: they are an input instead.
+    `compiled`: by torch.compile, which gets all rows at once, to choose its own chunks.
     """
-    device = rows.hidden_ND.device
-    generator = torch.Generator(device).manual_seed(1)
     reverse_kl = torch.compile(summed_reverse_kl) if compiled else summed_reverse_kl
     chunk_rows = len(rows.hidden_ND) if compiled else DENSE_CHUNK
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(rows.hidden_ND.dtype)
-
-    (num_rows, width), vocab = rows.hidden_ND.shape, len(rows.weight_VD)
-    given_NV = random(num_rows, vocab) if teacher_logits_given else None
-    teacher_ND, head_VD = (None, None) if teacher_logits_given else (random(num_rows, width), random(vocab, width))
+    num_rows, vocab = len(rows.hidden_ND), len(rows.weight_VD)
+    given_NV = random_like(rows, (num_rows, vocab))[0] if teacher_logits_given else None
+    teacher_NE, head_VE = (None, None) if teacher_logits_given else teacher_of(rows, teacher_width)
 
     def run() -> Gradients:
         hidden_ND, weight_VD = leaves(rows)
-        teacher_NV = teacher_ND @ head_VD.T if given_NV is None else given_NV
+        teacher_NV = teacher_NE @ head_VE.T if given_NV is None else given_NV
         student_NV = hidden_ND @ weight_VD.T
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         chunks = zip(student_NV.split(chunk_rows), teacher_NV.split(chunk_rows), strict=True)
@@ -100,14 +97,57 @@ def sparse_method(rows: Rows, *, divergence: str = "reverse_kl", filter_threshol
     return run
 
 
-METHODS: dict[str, Callable[[Rows], Method]] = {
+def exact_method(
+    rows: Rows,
+    *,
+    teacher_width: int | None = None,
+    divergence: str = "reverse_kl",
+    filter_threshold: float | None = None,
+) -> Method:
+    """This repository's, over the whole vocabulary: what `dense_method` computes, of the same teacher."""
+    teacher_NE, head_VE = teacher_of(rows, teacher_width)
+
+    def run() -> Gradients:
+        hidden_ND, weight_VD = leaves(rows)
+        weight_N = hidden_ND.new_full((len(hidden_ND),), 1.0 / len(hidden_ND), dtype=torch.float32)
+        arguments = (hidden_ND, weight_VD, teacher_NE, head_VE, weight_N, DIVERGENCES[divergence])
+        loss, _ = exact_head_loss(*arguments, filter_threshold=filter_threshold)
+        return gradients_of(loss, hidden_ND, weight_VD)
+
+    return run
+
+
+def teacher_of(rows: Rows, width: int | None) -> tuple[Tensor, Tensor]:
+    """A random teacher's hidden rows and head, of the student's width unless another is given: always the same.
+
+    Its logits have a deviation of sqrt(width), so it is sure of one token or two, and the student of none.
+    """
+    width = rows.hidden_ND.shape[1] if width is None else width
+    return random_like(rows, (len(rows.hidden_ND), width), (len(rows.weight_VD), width))
+
+
+def random_like(rows: Rows, *shapes: tuple[int, int]) -> tuple[Tensor, ...]:
+    device = rows.hidden_ND.device
+    generator = torch.Generator(device).manual_seed(1)
+    return tuple(torch.randn(shape, generator=generator, device=device).to(rows.hidden_ND.dtype) for shape in shapes)
+
+
+METHODS: dict[str, Callable[..., Method]] = {
     "dense": dense_method,
     "dense, teacher's logits given": functools.partial(dense_method, teacher_logits_given=True),
     "dense, compiled": functools.partial(dense_method, teacher_logits_given=True, compiled=True),
     "checkpointed top-K (TRL's way)": checkpointed_top_k_method,
     "sparse": sparse_method,
     "sparse, filter off": functools.partial(sparse_method, filter_threshold=0.0),
+    "exact": exact_method,
+    "exact, filter off": functools.partial(exact_method, filter_threshold=0.0),
 }
+OWN_TEACHER = ("dense", "exact", "exact, filter off")  # those with a teacher's head, whose width may be chosen
+
+
+def method_of(name: str, rows: Rows, teacher_width: int | None) -> Method:
+    """`teacher_width` None: the student's."""
+    return METHODS[name](rows, teacher_width=teacher_width) if name in OWN_TEACHER else METHODS[name](rows)
 
 
 def leaves(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,10 @@ class HeadBuffer:
     """The weight's gradient [V, D], where it is needed, and of one chunk the shares [N, C] of each block.
 
     The order: `begin`; `put` for each block, from the first column on; then, for each block in the same order, `take`
-    and `gradient_of`; after the last block `begin` for the next chunk, or `result`. Any other use is a bug of this
-    package: AssertionError. A block's shares are valid until its `gradient_of`, which may be written over them.
+    and `gradient_of`; after the last block `begin` for the next chunk, or `result`. Between the last `put` and the
+    first `take`, `revise` gives any block's shares to be read and changed. `drop` ends a chunk whose gradient nobody
+    needs. Any other use is a bug of this package: AssertionError. A block's shares are valid until its `gradient_of`,
+    which may be written over them.
     """
 
     def __init__(
@@ -61,6 +63,16 @@ class HeadBuffer:
         self._expect(columns.start == self.put_next and self.take_next == 0, "shares are put", columns)
         self.put_next = columns.stop
         return self._shares_of(columns)
+
+    def revise(self, columns: slice) -> Tensor:
+        """The shares [N, C] of a block, once all are put and none is taken."""
+        self._expect(self.put_next == self.vocab_size and self.take_next == 0, "shares are revised", columns)
+        return self._shares_of(columns)
+
+    def drop(self) -> None:
+        """Ends the chunk without a gradient."""
+        self._expect(self.gradient_VD is None, "shares are dropped")
+        self.put_next = self.take_next = self.gradient_next = self.vocab_size
 
     def take(self, columns: slice) -> Tensor:
         """The shares [N, C] of the next block."""

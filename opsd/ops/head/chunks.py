@@ -20,7 +20,7 @@ from torch import Tensor
 
 from opsd.ops.head.buffer import HeadBuffer, rows_in_gradient
 from opsd.ops.head.events import Events
-from opsd.ops.head.gradients import column_blocks, linear, softmax_dtype
+from opsd.ops.head.gradients import column_blocks, linear, product, softmax_dtype
 from opsd.ops.head.plan import HeadPlan
 
 BLOCK_COPIES = 3  # of blocks of logits, at one time, at most
@@ -47,22 +47,30 @@ class Chunk(NamedTuple):
 
 
 def row_chunks(
-    num_rows: int, weight_VD: Tensor, vocab_size: int, plan: HeadPlan, chunk_rows: int | None = None
+    num_rows: int,
+    weight_VD: Tensor,
+    vocab_size: int,
+    plan: HeadPlan,
+    chunk_rows: int | None = None,
+    *,
+    num_shares: int = 1,
+    block_copies: int = BLOCK_COPIES,
 ) -> list[slice]:
     """Splits the rows into chunks of `chunk_rows`. None: as large as there is room for.
 
     That is the plan's; where there are blocks of columns, the first chunk's shares may wait in the weight's gradient
-    (see `HeadBuffer`), so of it only the blocks count.
+    (see `HeadBuffer`), so of it only the blocks count. `num_shares`: numbers that wait per row and token;
+    `block_copies`: of blocks of logits, at one time, at most.
     Raises ValueError where `chunk_rows` is less than 1.
     """
     if chunk_rows is not None:
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
         return [slice(start, start + chunk_rows) for start in range(0, num_rows, chunk_rows)]
-    most = most_first = max(1, plan.chunk_bytes // (4 * vocab_size))
+    most = most_first = max(1, plan.chunk_bytes // (4 * num_shares * vocab_size))
     if plan.block_columns is not None:
-        in_gradient = rows_in_gradient(weight_VD, vocab_size) if weight_VD.requires_grad else 0
-        in_blocks = plan.chunk_bytes // (4 * BLOCK_COPIES * plan.block_columns)
+        in_gradient = rows_in_gradient(weight_VD, vocab_size) // num_shares if weight_VD.requires_grad else 0
+        in_blocks = plan.chunk_bytes // (4 * block_copies * plan.block_columns)
         most_first = max(most, min(in_gradient, in_blocks))
     num_others = max(0, -(-(num_rows - most_first) // most))
     # All equally full: a small one at the end would cost as much time as a large one.
@@ -91,7 +99,7 @@ def chunk_buckets(
     """
     dtype = softmax_dtype(hidden_ND)
     hidden_ND = hidden_ND.to(dtype)
-    merged_N, stop_prob_NE = _merged_stops(hidden_ND, weight_VD, events)
+    merged_N, stop_prob_NE = merged_stops(hidden_ND, weight_VD, events)
     named_NU = torch.full(events.support_NU.shape, -math.inf, dtype=dtype, device=hidden_ND.device)
     blocks, logsumexp_N1s, entropy_N1s, untempered_N1s = _blocks(events, block_columns), [], [], []
     if buffer is not None:
@@ -101,7 +109,7 @@ def chunk_buckets(
         if events.temperature_N is not None:
             logits_NC.div_(events.temperature_N[:, None])
         if merged_N is not None:
-            for stop_id in _inside(events.stop_ids, columns):
+            for stop_id in inside(events.stop_ids, columns):
                 logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
         for foreign_id in (i for i in events.foreign_ids if columns.start <= i < columns.stop):
             logits_NC[:, foreign_id - columns.start] = -math.inf
@@ -172,7 +180,7 @@ def logit_gradient(
         grad_NC = unnamed(buffer.take(columns), scale_N1)
         grad_NC.view(-1).index_add_(0, place_P, named_NU[slot_P])
         if chunk.stop_prob_NE is not None:
-            for stop_id in _inside(events.stop_ids, columns):
+            for stop_id in inside(events.stop_ids, columns):
                 column = stop_id - columns.start
                 stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N  # of the event, the lowest id's
                 grad_NC[:, column] = stop_N * chunk.stop_prob_NE[:, events.stop_ids.index(stop_id)]
@@ -198,14 +206,14 @@ def rest_tail(rest_N1: Tensor, untempered_N1s: list[Tensor], temperature_N: Tens
     return tail_N.masked_fill((temperature_N == 1.0) | (rest_N1[:, 0] == -math.inf), 0.0)
 
 
-def _merged_stops(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> tuple[Tensor | None, Tensor | None]:
+def merged_stops(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> tuple[Tensor | None, Tensor | None]:
     """The stop event's logit [N], and how its probability divides among the stop ids [N, E].
 
     They are one event before a temperature divides its logit, as they are in what is known of the teacher.
     """
     if len(events.stop_ids) < 2:
         return None, None
-    logits_NE = hidden_ND @ weight_VD[list(events.stop_ids)].to(hidden_ND.dtype).T
+    logits_NE = product(hidden_ND, weight_VD[list(events.stop_ids)].to(hidden_ND.dtype).T)
     merged_N = logits_NE.logsumexp(1)
     if events.temperature_N is not None:
         merged_N = merged_N / events.temperature_N
@@ -232,5 +240,5 @@ def _rest_entropy(scale_NM: Tensor, entropy_NM: Tensor) -> Tensor:
     return (torch.special.entr(scale_NM) + scale_NM * entropy_NM).sum(1)
 
 
-def _inside(ids: tuple[int, ...], columns: slice) -> list[int]:
+def inside(ids: tuple[int, ...], columns: slice) -> list[int]:
     return [i for i in ids if columns.start <= i < columns.stop]

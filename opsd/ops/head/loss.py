@@ -126,11 +126,11 @@ def sparse_head_loss(
         weight_N=weight_N.detach(),
         divergence=divergence,
         needs_grad=(is_learning and hidden_ND.requires_grad, is_learning and weight_VD.requires_grad),
-        filter_threshold=_filter_threshold(filter_threshold, weight_VD.dtype, plan),
+        filter_threshold=threshold_for(filter_threshold, weight_VD.dtype, plan),
         row_inputs=row_inputs or {},
         plan=plan,
     )
-    return _SparseHeadLoss.apply(hidden_ND, weight_VD, job)
+    return HeadLoss.apply(hidden_ND, weight_VD, job)
 
 
 class _BucketLogprobs(torch.autograd.Function):
@@ -217,8 +217,11 @@ class _LossJob(NamedTuple):
         return per_token_N, gradients.results()
 
 
-class _SparseHeadLoss(torch.autograd.Function):
-    """The loss, and of each row the divergence; the gradients wait in ctx for the scalar that scales them."""
+class HeadLoss(torch.autograd.Function):
+    """The loss, and of each row the divergence; the gradients wait in ctx for the scalar that scales them.
+
+    `job.run(hidden_ND, weight_VD)` returns the divergences [N] and both gradients; `job.weight_N` are the weights.
+    """
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, job):
@@ -249,7 +252,7 @@ def _passes(plan: HeadPlan, dtype: torch.dtype) -> tuple[Callable[..., Chunk], C
     return partial(chunk_buckets, block_columns=plan.block_columns), logit_gradient
 
 
-def _filter_threshold(given: float | None, dtype: torch.dtype, plan: HeadPlan) -> float:
+def threshold_for(given: float | None, dtype: torch.dtype, plan: HeadPlan) -> float:
     default = FILTER_THRESHOLD.get(dtype, FILTER_THRESHOLD_16_BIT) if plan.may_look else 0.0
     threshold = default if given is None else given
     if not threshold >= 0.0:

@@ -7,6 +7,9 @@ shapes differ or an option leaves its range. Source: docs/methods.md, Divergence
 
 A bucket that is impossible for both (an empty slot) adds 0 to value and gradient. Where only the second argument of a
 KL is impossible, the value is +inf, as it must be; callers floor the teacher's rest so that it does not come up there.
+
+All are sums over buckets, and say so (`Loss.by_token`): given some columns of all tokens' log-probabilities they return
+the part of these, and what they need of whole rows beside (`Loss.row_values`) is an argument of theirs.
 """
 # N tokens, B buckets
 
@@ -17,7 +20,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from opsd.ops.losses.kl import check_shapes, check_share, kl, mixture
-from opsd.ops.losses.token_adaptive import abkd, akl, entropy_aware, todi
+from opsd.ops.losses.objective import Loss
+from opsd.ops.losses.token_adaptive import abkd, akl, entropy_aware, head_share, is_unsure, todi
 
 
 def reverse_kl(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
@@ -72,13 +76,13 @@ def forward_then_reverse(
 
 # Those of the buckets alone. Every loss, also one with inputs of its own, is in `opsd.ops.losses.table`.
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "reverse_kl": reverse_kl,
-    "forward_kl": forward_kl,
-    "jsd": jsd,
-    "skew_forward_kl": skew_forward_kl,
-    "skew_reverse_kl": skew_reverse_kl,
-    "todi": todi,
-    "akl": akl,
-    "abkd": abkd,
-    "entropy_aware": entropy_aware,
+    "reverse_kl": Loss(reverse_kl, by_token=True),
+    "forward_kl": Loss(forward_kl, by_token=True),
+    "jsd": Loss(jsd, by_token=True),
+    "skew_forward_kl": Loss(skew_forward_kl, by_token=True),
+    "skew_reverse_kl": Loss(skew_reverse_kl, by_token=True),
+    "todi": Loss(todi, by_token=True),
+    "akl": Loss(akl, by_token=True, row_values={"head_share_N": head_share}),
+    "abkd": Loss(abkd, by_token=True),
+    "entropy_aware": Loss(entropy_aware, by_token=True, row_values={"is_unsure_N": is_unsure}),
 }

@@ -1,10 +1,10 @@
 """What the learner minimises on a kept row: a loss, and further ones beside it, on the row's buckets."""
-# N rows, B buckets
+# N rows, B buckets, C columns of the vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,7 +18,21 @@ class Loss(RowFunction):
 
     has_value: bool = True  # False: only its gradient has a meaning, so no schedule may follow it
     only_beside: bool = False  # it compares a part of the buckets, so it is no loss by itself
+    # A sum over buckets: on some of them its value is their part of the sum, a bucket that neither model can reach
+    # adds nothing, and so it has an exact form, on every token of the vocabulary (`exact_head_loss`).
+    by_token: bool = False
+    # What such a function needs of whole rows, so that it may see a part of them only: a keyword argument of it, and
+    # the function (student_logprobs_NB, teacher_logprobs_NB, **options) -> [N] that makes it, detached.
+    row_values: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     setting: str = "the loss"  # what named it, for errors
+
+    def of_whole_rows(self, student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> dict[str, Tensor]:
+        """Its `row_values`, with the options that are bound to the function."""
+        options = getattr(self.function, "keywords", {})
+        return {
+            name: function(student_logprobs_NB, teacher_logprobs_NB, **options)
+            for name, function in self.row_values.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -34,11 +48,21 @@ class Objective:
 
     def __call__(self, student_NB: Tensor, teacher_NB: Tensor, **row_inputs: Tensor) -> Tensor:
         """[N] nats. Raises StageError, naming the part, where one does not return one real number per row."""
-        total_N = student_NB.new_zeros(len(student_NB))
-        for weight, loss in self.parts:
-            value_N = loss(student_NB, teacher_NB, **loss.takes(row_inputs))
+        return self.on_columns(student_NB, teacher_NB, row_inputs, [{} for _ in self.parts])
+
+    def on_columns(
+        self,
+        student_NC: Tensor,
+        teacher_NC: Tensor,
+        row_inputs: Mapping[str, Tensor],
+        row_values: Sequence[Mapping[str, Tensor]],
+    ) -> Tensor:
+        """Where every part is `by_token`: what these columns add to the row's value. `row_values`: of each part."""
+        total_N = student_NC.new_zeros(len(student_NC))
+        for (weight, loss), of_rows in zip(self.parts, row_values, strict=True):
+            value_N = loss(student_NC, teacher_NC, **loss.takes(row_inputs), **of_rows)
             try:
-                check_row_values(f"{loss.setting}: {name_of(loss)}", value_N, len(student_NB))
+                check_row_values(f"{loss.setting}: {name_of(loss)}", value_N, len(student_NC))
             except ValueError as error:
                 raise StageError(str(error)) from error
             total_N = total_N + weight * value_N

@@ -2,8 +2,9 @@
 
     LOSSES[name](student_logprobs_NB, teacher_logprobs_NB, **inputs, **options) -> [N]
 
-An entry is a `Loss`, which states the row inputs that it needs, or a plain function, which needs none:
-`LOSSES["mine"] = Loss(mine, inputs=("advantage_N",))`. What is added to DIVERGENCES is here too.
+An entry is a `Loss`, which states the row inputs that it needs and whether it is a sum over tokens, or a plain
+function, which needs none: `LOSSES["mine"] = Loss(mine, inputs=("advantage_N",))`. What is added to DIVERGENCES is here
+too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from opsd.ops.losses.policy import kdrl, kdrl_advantage, kdrl_mask, policy_gradi
 from opsd.ops.losses.terms import dac_kl, kendall, pearson, sinkhorn
 
 BEYOND_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "forward_then_reverse": Loss(forward_then_reverse, inputs=("reverse_share_N",)),
+    "forward_then_reverse": Loss(forward_then_reverse, inputs=("reverse_share_N",), by_token=True),
     "policy_gradient": Loss(policy_gradient, inputs=("advantage_N",), has_value=False),
     "kdrl": Loss(kdrl, inputs=("advantage_N",), has_value=False),
     "kdrl_advantage": Loss(kdrl_advantage, inputs=("advantage_N",), has_value=False),

@@ -34,22 +34,40 @@ def todi(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
 
 
 def akl(
-    student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, head_mass: float = 0.5, crossing: str = "head"
+    student_logprobs_NB: Tensor,
+    teacher_logprobs_NB: Tensor,
+    *,
+    head_mass: float = 0.5,
+    crossing: str = "head",
+    head_share_N: Tensor | None = None,
 ) -> Tensor:
     """The forward KL as far as the models differ in the teacher's head, the reverse KL as far as in its tail.
 
-    With g = sum |q - p| over head and tail, detached: (g_head KL(q || p) + g_tail KL(p || q)) / (g_head + g_tail); 0
-    where both are 0. `crossing` says where the bucket goes with which the cumulative teacher mass crosses:
-    "head": buckets in ascending order are tail while their cumulative mass is at most 1 - `head_mass`. As
-    songmzhang/DSKD (its `<` differs only where the mass meets the bound exactly) and jungseongryong/ToDi,
-    code/criterions/various_divergence.py of both.
-    "tail": buckets in descending order are head while their cumulative mass is at most `head_mass`, and the first
-    always. The authors' own wutaiqiang/LLM_KD_AKL, AKL.py; so too SassyRong/AdaKD, loss/losses.py.
+    share * KL(q || p) + (1 - share) * KL(p || q), the share being `head_share`; 0 where the models are equal.
+    `head_share_N`: that of whole rows, where the buckets are some columns of them; None: of these buckets.
     Top-k: no bound of the dense value. The rest is placed by its whole mass, so it is head where that is large, though
     each of its tokens alone may belong to the tail; and gaps that cancel within it are not seen.
     Source: AKL, arXiv 2404.02657.
     """
     check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    if head_share_N is None:
+        head_share_N = head_share(student_logprobs_NB, teacher_logprobs_NB, head_mass=head_mass, crossing=crossing)
+    forward_N, reverse_N = kl(teacher_logprobs_NB, student_logprobs_NB), kl(student_logprobs_NB, teacher_logprobs_NB)
+    return head_share_N * forward_N + (1.0 - head_share_N) * reverse_N
+
+
+def head_share(
+    student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, head_mass: float = 0.5, crossing: str = "head"
+) -> Tensor:
+    """g_head / (g_head + g_tail) [N], with g = sum |q - p| over head and tail, detached; 0 where both are 0.
+
+    `crossing` says where the bucket goes with which the cumulative teacher mass crosses:
+    "head": buckets in ascending order are tail while their cumulative mass is at most 1 - `head_mass`. As
+    songmzhang/DSKD (its `<` differs only where the mass meets the bound exactly) and jungseongryong/ToDi,
+    code/criterions/various_divergence.py of both.
+    "tail": buckets in descending order are head while their cumulative mass is at most `head_mass`, and the first
+    always. The authors' own wutaiqiang/LLM_KD_AKL, AKL.py; so too SassyRong/AdaKD, loss/losses.py.
+    """
     if not 0.0 < head_mass < 1.0:
         raise ValueError(f"head_mass must be in (0, 1), got {head_mass}")
     if crossing not in ("head", "tail"):
@@ -67,9 +85,7 @@ def akl(
     head_N = (gap_NB * in_head_NB).cumsum(-1)[..., -1]
     tail_N = (gap_NB * ~in_head_NB).cumsum(-1)[..., -1]
     differ_N = head_N + tail_N > 0.0
-    head_share_N = (head_N / (head_N + tail_N)).masked_fill(~differ_N, 0.0).to(student_logprobs_NB.dtype)
-    forward_N, reverse_N = kl(teacher_logprobs_NB, student_logprobs_NB), kl(student_logprobs_NB, teacher_logprobs_NB)
-    return head_share_N * forward_N + (1.0 - head_share_N) * reverse_N
+    return (head_N / (head_N + tail_N)).masked_fill(~differ_N, 0.0).to(student_logprobs_NB.dtype)
 
 
 def abkd(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
@@ -94,14 +110,28 @@ def abkd(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, alpha: flo
     return (own_NB - cross_NB).sum(-1) / (alpha * beta)
 
 
-def entropy_aware(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, threshold: float = 0.8) -> Tensor:
+def entropy_aware(
+    student_logprobs_NB: Tensor,
+    teacher_logprobs_NB: Tensor,
+    *,
+    threshold: float = 0.8,
+    is_unsure_N: Tensor | None = None,
+) -> Tensor:
     """KL(student || teacher), plus KL(teacher || student) where the teacher's entropy is above `threshold` nats.
 
+    `is_unsure_N`: where it is so in whole rows (bool), if the buckets are some columns of them; None: in these buckets.
     Top-k: a lower bound; the entropy of the buckets is one too, so the forward KL joins in at fewer tokens.
     Source: entropy-aware OPD, arXiv 2603.07079.
     """
     check_shapes(student_logprobs_NB, teacher_logprobs_NB)
+    if is_unsure_N is None:
+        is_unsure_N = is_unsure(student_logprobs_NB, teacher_logprobs_NB, threshold=threshold)
+    forward_N = kl(teacher_logprobs_NB, student_logprobs_NB)
+    return kl(student_logprobs_NB, teacher_logprobs_NB) + forward_N.where(is_unsure_N, 0.0)
+
+
+def is_unsure(_student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, threshold: float = 0.8) -> Tensor:
+    """Whether the teacher's entropy is above `threshold` nats, bool [N]."""
     teacher_NB = teacher_logprobs_NB.detach()
     entropy_N = -(teacher_NB.exp() * teacher_NB.masked_fill(teacher_NB == -math.inf, 0.0)).sum(-1)
-    forward_N = kl(teacher_logprobs_NB, student_logprobs_NB)
-    return kl(student_logprobs_NB, teacher_logprobs_NB) + forward_N.where(entropy_N > threshold, 0.0)
+    return entropy_N > threshold

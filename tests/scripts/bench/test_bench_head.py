@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bench_head
-from head_methods import checkpointed_top_k_method, dense_method, sparse_method
+from head_methods import METHODS, checkpointed_top_k_method, dense_method, exact_method, sparse_method
 from head_rows import Rows, random_rows
 from opsd.ops.losses.divergences import DIVERGENCES
 
@@ -41,6 +41,13 @@ def test_the_dense_baseline_has_the_gradients_of_reverse_kl_to_its_teacher(given
     torch.testing.assert_close(dense_method(rows, teacher_logits_given=given)(), (hidden.grad, weight.grad))
 
 
+@pytest.mark.parametrize("teacher_width", [None, 9])
+def test_the_exact_method_has_the_gradients_of_the_dense_baseline(teacher_width):
+    rows = random_rows(300, vocab=24, width=5, top_k=4)
+    found, expected = (method(rows, teacher_width=teacher_width)() for method in (exact_method, dense_method))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_method_that_keeps_a_large_tensor_shows_in_its_peak(monkeypatch):
     if not Path("/proc/self/statm").exists():
         pytest.skip("the memory of a process is read from Linux's /proc")
@@ -49,6 +56,6 @@ def test_a_method_that_keeps_a_large_tensor_shows_in_its_peak(monkeypatch):
         held = 64 if len(rows.hidden_ND) > bench_head.WARM_UP_ROWS else 1
         return lambda: (torch.ones(held, 2**18).sum(0)[:1], rows.weight_VD[:1])
 
-    monkeypatch.setitem(bench_head.METHODS, "sparse", method)
-    args = argparse.Namespace(vocab=24, width=5, top_k=4, device="cpu", dtype="float32")
+    monkeypatch.setitem(METHODS, "sparse", method)
+    args = argparse.Namespace(vocab=24, width=5, top_k=4, device="cpu", dtype="float32", teacher_width=None)
     assert 60 < bench_head.measure_peak_gib("sparse", args, 2 * bench_head.WARM_UP_ROWS) * 1024 < 80

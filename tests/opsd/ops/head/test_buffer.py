@@ -70,6 +70,23 @@ def test_only_a_first_chunk_that_fits_waits_in_the_gradient():
     assert not where_the_shares_are(make_buffer(in_blocks=False), 2)
 
 
+def test_revised_shares_are_those_that_are_taken_and_a_chunk_may_end_without_a_gradient():
+    buffer = make_buffer()
+    shares = put_all(buffer, 2)
+    for columns in reversed(BLOCKS):
+        buffer.revise(columns).mul_(2.0)
+    for columns, share_NC in zip(BLOCKS, shares, strict=True):
+        assert torch.equal(buffer.take(columns), 2.0 * share_NC)
+        buffer.gradient_of(columns)
+    frozen = make_buffer(needs_gradient=False)
+    for _ in range(2):
+        put_all(frozen, 2)
+        frozen.drop()
+    assert frozen.result() is None
+    with pytest.raises(AssertionError, match="shares are dropped"):
+        buffer.drop()
+
+
 def test_without_a_chunk_the_gradient_is_zero_and_without_need_there_is_none():
     buffer = make_buffer()
     buffer.gradient_VD.fill_(5.0)
@@ -100,6 +117,8 @@ def test_without_a_chunk_the_gradient_is_zero_and_without_need_there_is_none():
         ([("begin", 2), ("begin", 2)], "a chunk begins, with shares put up to 0"),
         ([("begin", 2), *PUT, ("take", first), ("gradient_of", first), ("begin", 2)], "a chunk begins"),
         ([("begin", 2), *PUT, ("result",)], "the result is taken, with shares put up to 10"),
+        ([("begin", 2), ("put", first), ("revise", first)], "shares are revised for columns 0..4"),
+        ([("begin", 2), *PUT, ("take", first), ("revise", second)], "shares are revised for columns 4..8"),
     ],
 )
 def test_a_use_out_of_order_fails_and_says_where_it_stood(steps, message, needs_gradient):

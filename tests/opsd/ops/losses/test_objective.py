@@ -12,7 +12,9 @@ from opsd.hooks import bind_objective
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, jsd, reverse_kl
 from opsd.ops.losses.objective import Loss, Objective
+from opsd.ops.losses.table import LOSSES
 from opsd.ops.losses.terms import pearson
+from opsd.ops.losses.token_adaptive import head_share
 
 
 def scaled(student_NB, teacher_NB, *, scale_N, exponent=1.0):
@@ -101,3 +103,35 @@ def test_forward_then_reverse_is_each_of_them_at_its_end():
     share = torch.tensor([0.0, 1.0]).repeat_interleave(torch.tensor([4, 3]))
     expected = torch.cat([forward_kl(student, teacher)[:4], reverse_kl(student, teacher)[4:]])
     torch.testing.assert_close(objective(student, teacher, reverse_share_N=share), expected)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in LOSSES.items() if Loss.of(entry).by_token))
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_loss_that_says_so_is_the_sum_of_its_parts_on_columns(name, size):
+    student, teacher = 2.0 * make_logprobs(8, buckets=9), 2.0 * make_logprobs(9, buckets=9)
+    student, teacher = student.log_softmax(1), teacher.log_softmax(1)
+    objective = bind_objective(LossConfig(divergence=name))
+    inputs = {"reverse_share_N": torch.linspace(0.0, 1.0, 7)}
+    of_rows = [loss.of_whole_rows(student, teacher) for _, loss in objective.parts]
+    parts = [
+        objective.on_columns(student_NC, teacher_NC, objective.takes(inputs), of_rows)
+        for student_NC, teacher_NC in zip(student.split(size, dim=1), teacher.split(size, dim=1), strict=True)
+    ]
+    torch.testing.assert_close(sum(parts), objective(student, teacher, **objective.takes(inputs)))
+
+
+def test_those_that_look_at_one_event_or_at_named_tokens_do_not_say_so():
+    no_sums = {name for name, entry in LOSSES.items() if not Loss.of(entry).by_token}
+    kdrl = {"policy_gradient", "kdrl", "kdrl_advantage", "kdrl_mask"}
+    assert no_sums == kdrl | {"pearson", "kendall", "sinkhorn", "dac_kl"}
+
+
+def test_what_is_needed_of_whole_rows_has_the_options_of_the_loss_and_is_none_itself():
+    student, teacher = make_logprobs(8, buckets=9), make_logprobs(9, buckets=9)
+    (_, loss), *_ = bind_objective(LossConfig(divergence="akl", options={"head_mass": 0.2})).parts
+    assert torch.equal(
+        loss.of_whole_rows(student, teacher)["head_share_N"], head_share(student, teacher, head_mass=0.2)
+    )
+    assert not torch.equal(head_share(student, teacher, head_mass=0.2), head_share(student, teacher))
+    with pytest.raises(ConfigError, match="loss.options: 'akl' takes head_mass, crossing, got head_share_N"):
+        bind_objective(LossConfig(divergence="akl", options={"head_share_N": 0.5}))

@@ -1,0 +1,210 @@
+"""One chunk of rows through the heads of both models: logits of every token -> log-probabilities, terms, dL/dlogits.
+
+The vocabulary goes by in blocks of columns, three times before the gradient is multiplied:
+
+    normalise    both models' logits and, of each row, both normalisers; the student's likeliest token is set apart
+    add_terms    log-probabilities -> the loss's terms, and G = dL/dlogprob, which takes the place of the teacher's
+    finish       dL/dz_v = G_v - p_v sum_u G_u, in the place of G
+
+Between them the buffer holds two numbers per row and token. All are float32 but what is one per row.
+
+Where the student is all but certain, log p of its likeliest token, each divergence's term there and that token's entry
+of the gradient are small differences of large numbers, rounding noise in float32. So they are made from the sums over
+all other tokens, and in float64.
+"""
+# N rows of a chunk, D width, V vocabulary, C columns of a block, M blocks, K rows whose likeliest token is in a
+# block, R a few rows, E stop ids
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from opsd.ops.head.buffer import HeadBuffer
+from opsd.ops.head.chunks import inside, merged_stops
+from opsd.ops.head.events import Events
+from opsd.ops.head.gradients import linear
+
+Terms = Callable[[Tensor, Tensor], Tensor]  # log-probabilities of student and teacher [N, C] -> their part of the value
+
+
+class Head(NamedTuple):
+    """One model's rows and output head."""
+
+    hidden_ND: Tensor  # in the dtype of the products' factors
+    weight_VD: Tensor
+
+    def logits(self, columns: slice, events: Events, merged_N: Tensor | None) -> Tensor:
+        """Of the events in these columns at the rows' temperatures, [N, C]; -inf where a column is no event.
+
+        `merged_N`: the stop event's, see `merged_stops`. The one place where logits are made, but for that event's.
+        """
+        logits_NC = linear(self.hidden_ND, self.weight_VD[columns].to(self.hidden_ND.dtype))
+        if events.temperature_N is not None:
+            logits_NC.div_(events.temperature_N[:, None])
+        if merged_N is not None:
+            for stop_id in inside(events.stop_ids, columns):
+                logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
+        for foreign_id in inside(events.foreign_ids, columns):
+            logits_NC[:, foreign_id - columns.start] = -math.inf
+        return logits_NC
+
+
+class Pair(NamedTuple):
+    """Both models' distributions on a chunk of rows; the student first, wherever there are two of a thing."""
+
+    blocks: list[slice]
+    buffer: HeadBuffer  # [2N, C] of each block: its logits less their maximum, -inf in the row's likeliest token
+    offset_NMs: list[Tensor]  # to be added to those of a block: then they are log-probabilities
+    likeliest_N1s: list[Tensor]  # float64, log-probabilities of the token that the student finds likeliest
+    places: list[tuple[Tensor, Tensor]]  # of each block: rows [K] whose likeliest token is in it, and its column there
+    stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids, of the student
+
+    def of(self, columns: slice) -> tuple[Tensor, Tensor]:
+        """What the buffer holds of a block, [N, C] of either model."""
+        student_NC, teacher_NC = self.buffer.revise(columns).chunk(2)
+        return student_NC, teacher_NC
+
+    def whole_rows(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [R, V] of all tokens of a few rows, before `add_terms`."""
+        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for number, columns in enumerate(self.blocks):
+            row_K, place_K = self.places[number]
+            for part, shifted_NC, offset_NM, likeliest_N1 in zip(
+                parts, self.of(columns), self.offset_NMs, self.likeliest_N1s, strict=True
+            ):
+                logprobs_RC = shifted_NC[rows] + offset_NM[rows, number, None]
+                here_K = (row_K >= rows.start) & (row_K < rows.stop)
+                found = row_K[here_K]
+                logprobs_RC[found - rows.start, place_K[here_K]] = likeliest_N1[found, 0].to(logprobs_RC.dtype)
+                part.append(logprobs_RC)
+        return torch.cat(parts[0], dim=1), torch.cat(parts[1], dim=1)
+
+
+class Slopes(NamedTuple):
+    """dL/dlogprob of the student, as far as it is one number per row: float64 [N, 1]."""
+
+    likeliest_N1: Tensor  # of the likeliest token
+    others_N1: Tensor  # the sum over all other tokens
+
+
+def normalise(student: Head, teacher: Head, events: Events, buffer: HeadBuffer, blocks: list[slice]) -> Pair:
+    """Both distributions of a chunk, which begins in `buffer`: the Pair is valid until the next one does."""
+    models = student, teacher
+    stops = [merged_stops(model.hidden_ND, model.weight_VD, events) for model in models]
+    max_N1s: tuple[list[Tensor], list[Tensor]] = ([], [])  # of either model, in each block
+    sum_N1s: tuple[list[Tensor], list[Tensor]] = ([], [])
+    buffer.begin(2 * len(student.hidden_ND))
+    for columns in blocks:
+        for number, shifted_NC in enumerate(buffer.put(columns).chunk(2)):
+            logits_NC = models[number].logits(columns, events, stops[number][0])
+            max_N1 = logits_NC.amax(1, keepdim=True)
+            max_N1.masked_fill_(max_N1 == -math.inf, 0.0)  # a block without an event
+            torch.sub(logits_NC, max_N1, out=shifted_NC)
+            sum_N1s[number].append(torch.exp(shifted_NC, out=logits_NC).sum(1, keepdim=True).double())
+            max_N1s[number].append(max_N1.double())
+            del logits_NC  # the next block's take their place
+    max_NMs = torch.cat(max_N1s[0], dim=1), torch.cat(max_N1s[1], dim=1)
+    sum_NMs = torch.cat(sum_N1s[0], dim=1), torch.cat(sum_N1s[1], dim=1)
+    places, logit_N1s = _set_likeliest_apart(buffer, blocks, max_NMs, sum_NMs)
+    offset_NMs, likeliest_N1s = [], []
+    for max_NM, sum_NM, logit_N1 in zip(max_NMs, sum_NMs, logit_N1s, strict=True):
+        others_N1 = (max_NM + sum_NM.log()).logsumexp(1, keepdim=True)
+        offset_NMs.append((max_NM - torch.logaddexp(others_N1, logit_N1)).to(buffer.apart.dtype))
+        likeliest_N1s.append(-torch.logaddexp(torch.zeros_like(logit_N1), others_N1 - logit_N1))
+    return Pair(blocks, buffer, offset_NMs, likeliest_N1s, places, stops[0][1])
+
+
+def add_terms(pair: Pair, terms: Terms, weight_N: Tensor | None) -> tuple[Tensor, Slopes | None]:
+    """The chunk's values [N], float64; and, unless the weights are None, what `finish` needs to know of the gradient.
+
+    Afterwards the buffer holds the student's log-probabilities and weight * d value / d logprob, a block's one after
+    the other; of the likeliest tokens neither.
+    """
+    value_N, likeliest_N1 = _value_and_gradient(terms, *pair.likeliest_N1s, weight_N)
+    others_N1 = torch.zeros_like(pair.likeliest_N1s[0])
+    for number, columns in enumerate(pair.blocks):
+        student_NC, teacher_NC = (
+            shifted_NC.add_(offset_NM[:, number, None])
+            for shifted_NC, offset_NM in zip(pair.of(columns), pair.offset_NMs, strict=True)
+        )
+        block_value_N, grad_NC = _value_and_gradient(terms, student_NC, teacher_NC, weight_N)
+        value_N = value_N + block_value_N.double()
+        if grad_NC is not None:
+            others_N1 += grad_NC.sum(1, keepdim=True).double()
+            teacher_NC.copy_(grad_NC)
+    return value_N, None if likeliest_N1 is None else Slopes(likeliest_N1, others_N1)
+
+
+def finish(pair: Pair, slopes: Slopes, events: Events) -> Tensor:
+    """Makes dL/dlogits of the plain head, before temperature and merging, of what `add_terms` left in the buffer.
+
+    Returns sum_v |dL/dz_v| [N, 1]. The likeliest token's is minus the sum of all others', G_u (1 - p_u) - p_u sum G.
+    """
+    logprob_N1 = pair.likeliest_N1s[0]
+    grad_N = (-slopes.likeliest_N1 * logprob_N1.expm1() - logprob_N1.exp() * slopes.others_N1)[:, 0]
+    total_N1 = slopes.likeliest_N1 + slopes.others_N1
+    stop_N = None
+    row_sum_N1 = torch.zeros_like(total_N1)
+    for columns, (row_K, place_K) in zip(pair.blocks, pair.places, strict=True):
+        logprobs_NC, grad_NC = pair.of(columns)
+        grad_NC.addcmul_(logprobs_NC.exp_(), total_N1.to(grad_NC.dtype), value=-1.0)
+        grad_NC[row_K, place_K] = grad_N[row_K].to(grad_NC.dtype)
+        if pair.stop_prob_NE is not None:
+            for stop_id in inside(events.stop_ids, columns):
+                column = stop_id - columns.start
+                stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N  # of the event, the lowest id's
+                grad_NC[:, column] = stop_N * pair.stop_prob_NE[:, events.stop_ids.index(stop_id)]
+        if events.temperature_N is not None:
+            grad_NC.div_(events.temperature_N[:, None])
+        row_sum_N1 += torch.abs(grad_NC, out=logprobs_NC).sum(1, keepdim=True).double()
+    return row_sum_N1.to(grad_NC.dtype)
+
+
+def logit_gradient(pair: Pair) -> Iterator[tuple[slice, Tensor]]:
+    """dL/dlogits [N, C] of one block after another, from the first; each is valid until the next one."""
+    largest = None
+    for columns in pair.blocks:
+        _, grad_NC = pair.buffer.take(columns).chunk(2)
+        largest = torch.empty_like(grad_NC).view(-1) if largest is None else largest  # the first block is the largest
+        # A copy, as what is made of it may be written over it.
+        yield columns, largest[: grad_NC.numel()].view(grad_NC.shape).copy_(grad_NC)
+
+
+def _set_likeliest_apart(
+    buffer: HeadBuffer, blocks: list[slice], max_NMs: tuple[Tensor, Tensor], sum_NMs: tuple[Tensor, Tensor]
+) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    """Takes the token that the student finds likeliest out of each row, of buffer and sums of both models.
+
+    Returns where it is, as in `Pair.places`, and its logit [N, 1] in either model.
+    """
+    best_N = max_NMs[0].where(sum_NMs[0] > 0.0, -math.inf).argmax(1)
+    logit_N1s = torch.empty_like(max_NMs[0][:, :1]), torch.empty_like(max_NMs[1][:, :1])
+    places = []
+    for number, columns in enumerate(blocks):
+        both = buffer.revise(columns).chunk(2)
+        row_K = (best_N == number).nonzero()[:, 0]
+        place_K = both[0][row_K].argmax(1)
+        places.append((row_K, place_K))
+        for shifted_NC, max_NM, sum_NM, logit_N1 in zip(both, max_NMs, sum_NMs, logit_N1s, strict=True):
+            logit_N1[row_K, 0] = shifted_NC[row_K, place_K].double() + max_NM[row_K, number]
+            shifted_NC[row_K, place_K] = -math.inf
+            sum_NM[row_K, number] = shifted_NC[row_K].exp().sum(1).double()
+    return places, logit_N1s
+
+
+def _value_and_gradient(
+    terms: Terms, student_NC: Tensor, teacher_NC: Tensor, weight_N: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Values [N], and the gradient [N, C] of their weighted sum in the student's log-probabilities."""
+    if weight_N is None:
+        return terms(student_NC, teacher_NC), None
+    with torch.enable_grad():
+        student_NC = student_NC.detach().requires_grad_()
+        value_N = terms(student_NC, teacher_NC)
+    (grad_NC,) = torch.autograd.grad(value_N, student_NC, weight_N.to(value_N.dtype))
+    return value_N.detach(), grad_NC
