@@ -72,7 +72,7 @@ def check(cfg: RunConfig) -> Setup:
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
     check_engine_heads("rollout", cfg.rollout, cfg.student.path, student_config)
-    teachers = {section_of(source): teacher_facts(each, section_of(source), device) for source, each in configs.items()}
+    teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
     _check_teacher_heads(configs)
     for section, teacher in ((section_of(source), each) for source, each in configs.items()):
         if not teacher.remote and teacher.path != cfg.student.path:

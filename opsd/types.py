@@ -111,10 +111,13 @@ class TeacherScores:
     top_logprobs: np.ndarray  # float32 [T, K]; -inf in an empty slot
     sampled_logprobs: np.ndarray  # float32 [T], of the event that the student sampled
     candidate_logprobs: np.ndarray | None  # float32 [T, C] at Rollout.candidate_ids; None: the backend cannot
+    entropy: np.ndarray | None = None  # float32 [T], nats, of the whole distribution; None: the backend cannot
     attention: np.ndarray | None = None  # float32 [T], that the teacher pays to y_t; None: not asked for
 
     def __post_init__(self) -> None:
         num_tokens = len(self.sampled_logprobs)
+        if self.entropy is not None:
+            expect_shape("entropy", self.entropy, (num_tokens,))
         if self.attention is not None:
             expect_shape("attention", self.attention, (num_tokens,))
         expect_shape("top_ids", self.top_ids, (num_tokens, self.top_ids.shape[-1]))

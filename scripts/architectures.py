@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from opsd.batch import ScoredBatch
-from opsd.config.engine import EngineConfig, EngineSpec
+from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig
 from opsd.config.run import LearnerConfig
 from opsd.engines.groups import in_order
 from opsd.engines.protocols import Engine
@@ -119,7 +119,7 @@ def main() -> None:
 def trial_apart(name: str, backend: str) -> Trial:
     """In a process of its own."""
     command = [sys.executable, __file__, "--json", "--only", name, "--backend", backend]
-    environment = {**os.environ, **engine_environment("cpu", 1)}
+    environment = {**os.environ, **engine_environment(RolloutConfig(), "cpu")}
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
     if lines:  # whatever comes after it, at exit

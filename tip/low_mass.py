@@ -28,8 +28,9 @@ class LowMassWarning:
         print(
             f"warning: step {batch.step + 1}: {' and '.join(self.parts)}: the models are compared on tokens that hold "
             f"{mass_T.mean():.2f} of the student's mass, below {LOW_MASS}: the order of the tokens may be chance. A "
-            "teacher that scores the student's candidates (teacher.backend=transformers; then rollout.num_candidates "
-            "counts), a larger teacher.top_k or selector.score=entropy avoids it; stats=learner does not",
+            "teacher that scores the student's candidates (teacher.score_candidates; more of them with "
+            "rollout.num_candidates), a larger teacher.top_k or selector.score=entropy avoids it; stats=learner does "
+            "not",
             file=sys.stderr,
             flush=True,
         )

@@ -14,8 +14,8 @@ class Capabilities:
 
     remote: bool = False  # servers elsewhere, at teacher.urls: settings of a run's own engines mean nothing to them
     is_vllm: bool = False  # vLLM in processes of the run: it must be installed there, and takes engine_args
-    # Devices on which a teacher returns log-probabilities at the student's candidates. A server answers for itself.
-    scores_candidates_on: tuple[str, ...] = ()
+    # A teacher returns log-probabilities at the student's candidates. A server answers for itself.
+    scores_candidates: bool = False
     reads_embeddings: bool = False  # scores inputs between two sequences (Rollout.mixture), not token ids only
     returns_attention: bool = False  # the attention paid to each token (TeacherScores.attention)
     splits_layers: bool = False  # one engine over several GPUs, tensor_parallel_size
@@ -31,19 +31,19 @@ class Capabilities:
 CAPABILITIES = {
     "vllm": Capabilities(
         is_vllm=True,
-        scores_candidates_on=("cuda",),  # by the V2 model runner, vLLM's default there and on no other device
+        scores_candidates=True,
         splits_layers=True,
         reserves_cache=True,
         sleeps=True,
         weight_transfers=("object_store", "nccl", "ipc"),
     ),
     "transformers": Capabilities(
-        scores_candidates_on=DEVICES,
+        scores_candidates=True,
         reads_embeddings=True,
         returns_attention=True,
         weight_transfers=("object_store",),
     ),
-    "http": Capabilities(remote=True, scores_candidates_on=DEVICES),
+    "http": Capabilities(remote=True, scores_candidates=True),
     "openai": Capabilities(remote=True),  # `vllm serve` names its own top-k and nothing else
 }
 

@@ -13,6 +13,7 @@ from opsd.types import Vocabulary
 
 DTYPES = ("auto", "float32", "bfloat16")
 TRANSFERS = ("auto", "object_store", "nccl", "ipc")
+SCORINGS = ("rows", "prompt_logprobs")
 GPU_SHARE = 0.9  # of a GPU that an engine has to itself
 COLOCATED_GPU_SHARE = 0.35  # of a GPU that student's engine, teacher's engine and learner share
 
@@ -105,9 +106,12 @@ class TeacherConfig(EngineConfig):
     http: HttpConfig = field(default_factory=HttpConfig)
     by_source: dict[str, Any] = field(default_factory=dict)  # teachers by data_source, see opsd.teacher.sources
     top_k: int = 64  # K: log-probabilities returned for each token
-    # Also score the student's candidates, see loss.support. None: where the engines can, which is with transformers,
-    # and with vLLM on a GPU; false: never, which saves their part of the scoring.
+    # Also score the student's candidates, see loss.support. None: where the teacher can, which is all but openai and
+    # scoring=prompt_logprobs; false: never.
     score_candidates: bool | None = None
+    # vllm only. rows: the hidden states of the response go through the head, a few rows at a time; exact, and nothing
+    # of size tokens x vocabulary. prompt_logprobs: vLLM's own way, which names the top-k and nothing else.
+    scoring: str = "rows"
     # Ids, or tokens by their text, that mean something else to the student, or nothing: no probability goes to them,
     # an answer that holds one is dropped and counted (foreign_token), a prompt that holds one is refused.
     ignore_tokens: list[Any] = field(default_factory=list)
@@ -122,6 +126,9 @@ class TeacherConfig(EngineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("teacher.top_k", self.top_k, 1)
+        one_of("teacher.scoring", self.scoring, SCORINGS)
+        if self.scoring != "rows" and not self.can.is_vllm:
+            raise ConfigError(f"teacher.scoring={self.scoring} is vLLM's; teacher.backend is {self.backend}")
         at_least("teacher.max_batch_tokens", self.max_batch_tokens, 1)
         for token in self.ignore_tokens:
             if not isinstance(token, (int, str)) or isinstance(token, bool):
@@ -187,12 +194,12 @@ class EngineSpec(Generic[Section]):
                 f"{section}: an engine on the learner's GPU must sleep, so {section}.backend must be "
                 f"{backends_that(lambda each: each.sleeps)}, got {self.config.backend}"
             )
-        scores_candidates(self.config, self.device)
+        scores_candidates(self.config)
 
     @property
     def scores_candidates(self) -> bool:
         """Whether `candidate_logprobs` come with the scores."""
-        return scores_candidates(self.config, self.device)
+        return scores_candidates(self.config)
 
 
 def teacher_spec(
@@ -210,19 +217,23 @@ def teacher_spec(
     )
 
 
-def scores_candidates(config: EngineConfig, device: str) -> bool:
+def scores_rows(config: EngineConfig) -> bool:
+    """Whether a vLLM engine with these settings scores from hidden states, see `opsd.engines.vllm_rows`."""
+    return isinstance(config, TeacherConfig) and config.can.is_vllm and config.scoring == "rows"
+
+
+def scores_candidates(config: EngineConfig) -> bool:
     """Whether an engine with these settings returns log-probabilities at the student's candidates.
 
-    Only a teacher is asked for them. A vLLM engine that finds itself without the model runner that it takes refuses to
-    start. Of a server (http) this is what the client asks for: the server answers the same question of its own settings
-    and device. Raises ConfigError where the settings ask for what the backend cannot.
+    Only a teacher is asked for them. Of a server (http) this is what the client asks for: the server answers the same
+    question of its own settings. Raises ConfigError where the settings ask for what the backend cannot.
     """
     if not isinstance(config, TeacherConfig):
         return False
-    wanted, able = config.score_candidates, device in config.can.scores_candidates_on
+    wanted, able = config.score_candidates, config.can.scores_candidates and config.scoring == "rows"
     if wanted and not able:
         raise ConfigError(
-            f"{config.section}.score_candidates=true is not possible with {config.section}.backend={config.backend} on "
-            f"{device}: a transformers teacher scores them, and a vLLM teacher on a GPU"
+            f"{config.section}.score_candidates=true is not possible with {config.section}.backend={config.backend}, "
+            f"{config.section}.scoring={config.scoring}: vLLM's prompt_logprobs name the teacher's top-k alone"
         )
     return able if wanted is None else wanted

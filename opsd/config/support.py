@@ -16,7 +16,7 @@ def decide_support(wanted: str, scored: dict[str, bool]) -> str:
     if wanted != "teacher" and without:
         raise ConfigError(
             f"loss.support={wanted} needs the teacher's scores at the student's candidates, which {without[0]} does "
-            "not give: take a teacher with backend=transformers or on a GPU, in this run or in its server, or set "
+            "not give: take a teacher with backend=vllm (and scoring=rows), transformers or http, or set "
             "loss.support=teacher"
         )
     return wanted

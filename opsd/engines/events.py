@@ -3,7 +3,7 @@
 An engine reports a few token ids per row, the sampled token first. What leaves here speaks of events (see `opsd.types`)
 in arrays of fixed width, with -1 / -inf in an empty slot.
 """
-# T rows of a whole batch, M raw entries per row, K events kept per row, C student candidates, S stop ids, R rollouts
+# T rows of a whole batch, M raw entries per row, K events kept per row, R rollouts
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ class EventRows:
     top_ids_TK: np.ndarray  # int32, likeliest first, distinct; -1 marks an empty slot
     top_logprobs_TK: np.ndarray  # float32; -inf in an empty slot
     sampled_logprobs_T: np.ndarray  # float32; -inf where the sampled token is no shared id
-    shared_logmass_T: np.ndarray  # float32, <= 0: log of the mass on shared ids, as far as the row names foreign ones
 
     def split(self, lengths: Sequence[int]) -> list[EventRows]:
         """One EventRows for each run of rows: `lengths` sums to T. Views, no copies."""
@@ -79,7 +78,7 @@ def event_rows(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabula
     repeated_TM = ids_TM == ids_TM[:, :1]
     repeated_TM[:, 0] = False
     logprobs_TM = np.where(repeated_TM | (ids_TM < 0), -np.inf, logprobs_TM)
-    logprobs_TM, shared_logmass_T = _drop_foreign(ids_TM, logprobs_TM, vocabulary)
+    logprobs_TM = _drop_foreign(ids_TM, logprobs_TM, vocabulary)
     ids_TM, logprobs_TM, sampled_logprobs_T = _merge_stops(ids_TM, logprobs_TM, vocabulary)
 
     order_TM = np.argsort(-logprobs_TM, axis=1, kind="stable")[:, :num_kept]
@@ -90,33 +89,17 @@ def event_rows(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabula
         top_ids_TK=np.pad(top_ids_TK, missing, constant_values=-1).astype(np.int32),
         top_logprobs_TK=np.pad(top_logprobs_TK, missing, constant_values=-np.inf).astype(np.float32),
         sampled_logprobs_T=sampled_logprobs_T.astype(np.float32),
-        shared_logmass_T=shared_logmass_T,
     )
 
 
-def candidate_events(
-    logprobs_TX: np.ndarray, candidate_ids_TC: np.ndarray, rows: EventRows, vocabulary: Vocabulary
-) -> np.ndarray:
-    """Log-probabilities float32 [T, C] at the student's candidates, from a model's raw ones at X = C + S named ids.
-
-    The first C columns answer `candidate_ids_TC` (event ids, -1 empty), the last S the stop ids in order. `rows` of the
-    same rows gives the renormalisation.
-    """
-    num_stops = len(vocabulary.stop_ids)
-    stop_T1 = np.logaddexp.reduce(logprobs_TX[:, -num_stops:], axis=1, keepdims=True)
-    logprobs_TC = np.where(candidate_ids_TC == vocabulary.stop_event, stop_T1, logprobs_TX[:, :-num_stops])
-    logprobs_TC = logprobs_TC - rows.shared_logmass_T[:, None]
-    return np.where(candidate_ids_TC >= 0, logprobs_TC, -np.inf).astype(np.float32)
-
-
-def _drop_foreign(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """(log-probabilities with foreign ids out and the rest renormalised, log of the mass that stayed)."""
+def _drop_foreign(ids_TM: np.ndarray, logprobs_TM: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """The log-probabilities with foreign ids out and the rest renormalised."""
     foreign_TM = vocabulary.is_foreign(ids_TM)
     if not foreign_TM.any():
-        return logprobs_TM, np.zeros(len(ids_TM), np.float32)
+        return logprobs_TM
     foreign_mass_T = np.exp(np.where(foreign_TM, logprobs_TM, -np.inf), dtype=np.float64).sum(axis=1)
     shared_logmass_T = np.log1p(-np.minimum(foreign_mass_T, MAX_FOREIGN_MASS)).astype(np.float32)
-    return np.where(foreign_TM, -np.inf, logprobs_TM - shared_logmass_T[:, None]), shared_logmass_T
+    return np.where(foreign_TM, -np.inf, logprobs_TM - shared_logmass_T[:, None])
 
 
 def _merge_stops(

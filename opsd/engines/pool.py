@@ -30,7 +30,7 @@ class EnginePool:
         config = spec.config
         num_gpus = config.tensor_parallel_size if spec.device == "cuda" else 0
         seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
-        environment = engine_environment(spec.device, config.cpu_threads, config.batch_invariant)
+        environment = engine_environment(config, spec.device)
         self.workers = [
             start_actor(EngineWorker, f"{role}-{index}", num_gpus=num_gpus, environment=environment, seat=seat)
             for index, seat in enumerate(seats)

@@ -17,6 +17,7 @@ from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.engines.groups import score_in_groups
 from opsd.engines.logits import draw, event_logprobs, float32_logits, shared_logits, top_events, uniforms
 from opsd.engines.protocols import Request
+from opsd.engines.row_scores import score_rows, teacher_scores
 from opsd.engines.sampling import Sampling
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
@@ -24,8 +25,6 @@ from opsd.ops.align import predicting_rows
 from opsd.ops.head.plain import head_difference, require_plain_head
 from opsd.ops.mixing import mixed_embeddings
 from opsd.types import Mixture, Rollout, TeacherScores
-
-HEAD_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}  # float32 logits [R, V] that the head makes at once
 
 
 class TransformersEngine:
@@ -182,28 +181,13 @@ class TransformersEngine:
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
 
     def _score_rows(self, rollout: Rollout, hidden_TD: Tensor, top_k: int) -> TeacherScores:
-        """Head and log-softmax on the response rows only, a bounded chunk at a time."""
         head = self.model.get_output_embeddings()
-        event_T = self._events(torch.from_numpy(rollout.response_ids.astype(np.int64)).to(self.device))
-        candidates_TC = torch.from_numpy(rollout.candidate_ids.astype(np.int64)).to(self.device)
-        rows = max(1, HEAD_CHUNK_BYTES[self.device.type] // (4 * head.weight.shape[0]))
-        parts = []
-        for hidden_RD, event_R, candidates_RC in zip(
-            hidden_TD.split(rows), event_T.split(rows), candidates_TC.split(rows), strict=True
-        ):
-            logits_RV = shared_logits(float32_logits(head, hidden_RD), self.vocabulary)
-            events_RV = event_logprobs(logits_RV, self.vocabulary)
-            candidate_RC = events_RV.gather(1, candidates_RC.clamp(min=0)).masked_fill(candidates_RC < 0, -torch.inf)
-            sampled_R = events_RV.gather(1, event_R[:, None])[:, 0]
-            parts.append((*top_events(events_RV, top_k), sampled_R, candidate_RC))
-        columns = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
-        top_ids, top_logprobs, sampled, candidates = columns
-        return TeacherScores(
-            top_ids=top_ids,
-            top_logprobs=top_logprobs,
-            sampled_logprobs=sampled,
-            candidate_logprobs=candidates if self.scores_candidates else None,
+        whole = slice(0, len(rollout))
+        rows = score_rows(
+            hidden_TD, partial(float32_logits, head), [(rollout, whole)], top_k=top_k, vocabulary=self.vocabulary
         )
+        num_candidates = rollout.candidate_ids.shape[1] if self.scores_candidates else None
+        return teacher_scores([rows], num_candidates=num_candidates)
 
     def _events(self, token_ids: Tensor) -> Tensor:
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=token_ids.device)

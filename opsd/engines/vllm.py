@@ -1,7 +1,6 @@
 """A vLLM engine in this process: samples rollouts, scores them, takes new weights while it runs.
 
-Measured on CPU only. What a GPU alone can do (sleep, the teacher's scores at named ids) follows vLLM 0.32's
-documentation and has not been run on one.
+Measured on CPU only. What a GPU alone can do (sleep) follows vLLM 0.32's documentation and has not been run on one.
 """
 # T response tokens, C student candidates, S stop ids
 
@@ -9,26 +8,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from opsd.config.engine import EngineSpec
-from opsd.engines.events import EventRows, candidate_events, event_rows, pad_rows
+from opsd.config.engine import EngineConfig, EngineSpec, scores_rows
+from opsd.engines.events import EventRows, event_rows, pad_rows
 from opsd.engines.groups import score_in_groups
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
-from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, llm_arguments, sleep_level
+from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, head_settings, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
 from opsd.errors import StageError
 from opsd.models.weights import as_stored, model_without_weights, untied_settings
-from opsd.ops.align import predicting_rows
 from opsd.types import Rollout, TeacherScores, Vocabulary
 
 
-def engine_environment(device: str, cpu_threads: int, batch_invariant: bool = False) -> dict[str, str]:
+def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:
     """Environment variables of an engine's process, to be set before it imports torch or vLLM."""
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core stays in the actor: weights reach it without a copy
@@ -39,11 +38,14 @@ def engine_environment(device: str, cpu_threads: int, batch_invariant: bool = Fa
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     }
     if device == "cpu":
-        environment["OMP_NUM_THREADS"] = str(cpu_threads)
+        environment["OMP_NUM_THREADS"] = str(config.cpu_threads)
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several engines share the cores
         environment["TORCH_COMPILE_DISABLE"] = "1"  # else the first call compiles a one-line ranking kernel for 15 s
-    elif batch_invariant:
+        return environment
+    if config.batch_invariant:
         environment["VLLM_BATCH_INVARIANT"] = "1"
+    if scores_rows(config):
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the rows are taken from the other one
     return environment
 
 
@@ -60,6 +62,7 @@ class VllmEngine:
         self.vocabulary = spec.vocabulary
         self.policy_version: int | None = None  # None: the weights of `spec.path`
         self.max_batch_tokens = config.scoring_bound or sys.maxsize
+        self.scores_rows = scores_rows(config)
         self.scores_candidates = spec.scores_candidates
         self.sleep_level = sleep_level(config)
         self.caches_prefixes = caches_prefixes(config, spec.device)
@@ -69,14 +72,15 @@ class VllmEngine:
         )
         # vLLM would read `tie_word_embeddings` and pass over a head in the files.
         untied = untied_settings(spec.path, self.skeleton, trust_remote_code=spec.trust_remote_code)
-        if untied:
-            arguments["hf_overrides"] = {**arguments.get("hf_overrides", {}), **untied}
+        overrides = {**head_settings(config, spec.device), **arguments.get("hf_overrides", {}), **untied}
+        if overrides:
+            arguments["hf_overrides"] = overrides
         self.llm = LLM(model=spec.path, trust_remote_code=spec.trust_remote_code, **arguments)
         self.vocab_size = self.llm.model_config.get_vocab_size()
-        if self.scores_candidates and not self.llm.llm_engine.vllm_config.use_v2_model_runner:
+        if self.scores_rows and self.llm.llm_engine.vllm_config.use_v2_model_runner:
             raise StageError(
-                f"{config.section}: vLLM does not run {spec.path} with its V2 model runner, which alone scores the "
-                f"student's candidates: unset VLLM_USE_V2_MODEL_RUNNER, or set {config.section}.score_candidates=false"
+                f"{config.section}: vLLM runs {spec.path} with its V2 model runner, and scores are taken from its V1 "
+                f"runner: unset VLLM_USE_V2_MODEL_RUNNER, or set {config.section}.scoring=prompt_logprobs"
             )
 
     def generate(
@@ -97,13 +101,15 @@ class VllmEngine:
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
         if not requests:
             return
+        from opsd.engines.vllm_samples import keep_arrays, sampled_rows
+
         self._wake()
         params = [self._sampling_params(sampling, seed) for _, _, seed in requests]
         names = self._enqueue([prompt.token_ids for prompt, _, _ in requests], params)
+        keep_arrays(self.llm, names)
         for outputs in self._finished(names, group_size or len(requests)):
             answers = [output.outputs[0] for output in outputs.values()]
-            ids_TM, logprobs_TM = pad_rows([answer.logprobs for answer in answers], [0] * len(answers))
-            events = event_rows(ids_TM, logprobs_TM, self.vocabulary, sampling.num_candidates)
+            events = event_rows(*sampled_rows(answers), self.vocabulary, sampling.num_candidates)
             parts = events.split([len(answer.token_ids) for answer in answers])
             yield {
                 place: _rollout(requests[place], answer.token_ids, part, self.vocabulary, policy_version)
@@ -113,8 +119,8 @@ class VllmEngine:
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         """This model's log-probabilities on the response rows, in the order of `rollouts`.
 
-        `candidate_logprobs` is None unless `opsd.config.engine.scores_candidates`. A stop id outside the top-k is not
-        part of the stop event's mass.
+        `candidate_logprobs` is None unless `opsd.config.engine.scores_candidates`. With teacher.scoring=rows they are
+        exact for any vocabulary.
         """
         self._wake()
         return score_in_groups(rollouts, self.max_batch_tokens, partial(self._score_group, top_k=top_k))
@@ -161,7 +167,24 @@ class VllmEngine:
 
     def _score_group(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
         sequences = [np.concatenate([rollout.prompt.scored_after, rollout.response_ids]) for rollout in rollouts]
-        names = self._enqueue(sequences, [self._scoring_params(rollout, top_k) for rollout in rollouts])
+        if not self.scores_rows:
+            return self._score_by_prompt_logprobs(rollouts, sequences, top_k)
+        names = self._enqueue(sequences, [self._scoring_params()] * len(rollouts))
+        expected = dict(zip(names, rollouts, strict=True))
+        self.llm.collective_rpc("expect_scores", args=(expected, top_k, self.vocabulary))
+        for _ in self._finished(names, len(names)):
+            pass
+        scores = self.llm.collective_rpc("take_scores")[0]
+        if not self.scores_candidates:
+            scores = {name: replace(each, candidate_logprobs=None) for name, each in scores.items()}
+        return [scores[name] for name in names]
+
+    def _score_by_prompt_logprobs(
+        self, rollouts: list[Rollout], sequences: list[np.ndarray], top_k: int
+    ) -> list[TeacherScores]:
+        """vLLM's own way. A stop id outside the top-k is not part of the stop event's mass."""
+        params = self._scoring_params(prompt_logprobs=self._num_logprobs(top_k))
+        names = self._enqueue(sequences, [params] * len(rollouts))
         [finished] = self._finished(names, len(rollouts))
         outputs = [finished[place] for place in range(len(rollouts))]
         first_rows = [len(rollout.prompt.scored_after) for rollout in rollouts]  # vLLM's entry i is about token i
@@ -172,13 +195,9 @@ class VllmEngine:
                 top_ids=part.top_ids_TK,
                 top_logprobs=part.top_logprobs_TK,
                 sampled_logprobs=part.sampled_logprobs_T,
-                candidate_logprobs=candidate_events(
-                    output.prompt_token_id_logprobs, rollout.candidate_ids, part, self.vocabulary
-                )
-                if self.scores_candidates
-                else None,
+                candidate_logprobs=None,
             )
-            for rollout, output, part in zip(rollouts, outputs, parts, strict=True)
+            for part in parts
         ]
 
     def _enqueue(self, sequences: list[np.ndarray], params: list) -> list[str]:
@@ -216,24 +235,11 @@ class VllmEngine:
             skip_clone=True,
         )
 
-    def _scoring_params(self, rollout: Rollout, top_k: int):
+    def _scoring_params(self, **asked: Any):
         from vllm import SamplingParams
 
-        named = {}
-        if self.scores_candidates:
-            stop_ids_TS = np.tile(np.array(self.vocabulary.stop_ids, np.int32), (len(rollout), 1))
-            named = {
-                "prompt_logprob_token_ids": np.concatenate([rollout.candidate_ids, stop_ids_TS], axis=1),
-                "prompt_logprob_start": int(predicting_rows(len(rollout.prompt.scored_after), np.arange(1))[0]),
-            }
         return SamplingParams(
-            temperature=0.0,
-            max_tokens=1,
-            prompt_logprobs=self._num_logprobs(top_k),
-            flat_logprobs=True,
-            detokenize=False,
-            skip_clone=True,
-            **named,
+            temperature=0.0, max_tokens=1, flat_logprobs=True, detokenize=False, skip_clone=True, **asked
         )
 
     def _num_logprobs(self, num_events: int) -> int:

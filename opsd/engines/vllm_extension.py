@@ -1,25 +1,40 @@
-"""What runs inside each of vLLM's workers, one per rank of tensor parallelism: new weights into the running model."""
+"""What runs inside each of vLLM's workers, one per rank of tensor parallelism: new weights, scores of response rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from opsd.engines.lifetime import end_with_parent
+from opsd.engines.vllm_rows import ResponseRows
+from opsd.types import Rollout, TeacherScores, Vocabulary
 
 
-class WeightUpdateExtension:
+class WorkerExtension:
     """Mixed into vLLM's worker class by name (`worker_extension_cls`); called through `collective_rpc`."""
 
-    reload_weights: Callable[..., None]  # this and the next are the worker's
+    reload_weights: Callable[..., None]  # this and the next two are the worker's
     model_runner: Any
+    rank: int
+    response_rows: ResponseRows | None = None
 
-    def __new__(cls, *_, **__) -> WeightUpdateExtension:
+    def __new__(cls, *_, **__) -> WorkerExtension:
         """vLLM makes its worker: from here on, before a weight is loaded, its process ends with the engine's."""
         end_with_parent()
         return super().__new__(cls)
+
+    def expect_scores(self, rollouts: Mapping[str, Rollout], top_k: int, vocabulary: Vocabulary) -> None:
+        """Before the requests of these names run: see ResponseRows."""
+        if self.response_rows is None:
+            self.response_rows = ResponseRows(self.model_runner, keeps_scores=self.rank == 0)
+        self.response_rows.expect(rollouts, top_k, vocabulary)
+
+    def take_scores(self) -> dict[str, TeacherScores]:
+        """By name, when they have run; of the first rank, the others have none."""
+        assert self.response_rows is not None, "expect_scores comes first"
+        return self.response_rows.take()
 
     def replace_weights(self, named: dict[str, Tensor]) -> None:
         """Load a full Hugging Face state dict, without a tied `lm_head`, into the running model, in place.

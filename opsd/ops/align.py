@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opsd.ops.entropy import entropy_from_top
 from opsd.ops.signals import Statistics, statistics_of
-from opsd.types import ScoredRollout, TokenStats, Vocabulary
+from opsd.types import ScoredRollout, TeacherScores, TokenStats, Vocabulary
 
 NUM_COMPATIBLE = 16  # of the student's candidates; arXiv 2605.26844
 GROUP_TOKENS = 8192  # enough that numpy's calls cost nothing; a batch of millions at once would take gigabytes
@@ -62,6 +62,7 @@ class TokenRows:
     teacher_sampled_T: np.ndarray  # float32, the teacher's log-probability of the sampled event
     teacher_candidates_TC: np.ndarray  # float32, at the student's candidates
     asked_T: np.ndarray  # bool: the teacher scored the candidates; else it knows of those in its top-k
+    teacher_entropy_T: np.ndarray  # float32, nats; NaN where the teacher has not said it
     attention_T: np.ndarray | None  # float32, that the teacher pays to the token; None: not asked for
 
     @classmethod
@@ -94,6 +95,7 @@ class TokenRows:
             teacher_sampled_T=np.concatenate([own.sampled_logprobs for own in scores]),
             teacher_candidates_TC=_stacked([_at_candidates(item) for item in scored], num_candidates, empty=-np.inf),
             asked_T=np.repeat([own.candidate_logprobs is not None for own in scores], [len(r) for r in rollouts]),
+            teacher_entropy_T=np.concatenate([_entropy(own) for own in scores]),
             attention_T=np.concatenate(attention) if attention else None,
         )
 
@@ -133,9 +135,9 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary, statistics: Statistics 
     What compares the two models is over the sampled token and the student's candidates for which the teacher's
     log-probability is known; all others share one rest bucket, so each divergence is a lower bound of the dense one,
     and how low differs from token to token: with a teacher that names its top K only, a student far from it has little
-    mass on these tokens (`named_mass_T`), and the order of the tokens by divergence can be chance. The entropies
-    extrapolate beyond the likeliest. All are exact where every event is named. `statistics`: functions of the same
-    buckets, for `TokenStats.extra`.
+    mass on these tokens (`named_mass_T`), and the order of the tokens by divergence can be chance. The student's
+    entropy extrapolates beyond the likeliest, the teacher's where the teacher has not said it. All are exact where
+    every event is named. `statistics`: functions of the same buckets, for `TokenStats.extra`.
     Source: docs/methods.md, Statistics of a token.
     """
     teacher_TC, known_TC = rows.teacher_at_candidates()
@@ -144,8 +146,11 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary, statistics: Statistics 
     num_candidates_T = (rows.candidate_ids_TC >= 0).sum(axis=1)
     outside_T = rest_logprob(rows.candidate_logprobs_TC, num_candidates_T, vocabulary)
     entropy_T = entropy_from_top(rows.candidate_logprobs_TC, outside_T, num_events(vocabulary))
-    teacher_outside_T = rest_logprob(rows.top_logprobs_TK, (rows.top_ids_TK >= 0).sum(axis=1), vocabulary)
-    teacher_entropy_T = entropy_from_top(rows.top_logprobs_TK, teacher_outside_T, num_events(vocabulary))
+    teacher_entropy_T = rows.teacher_entropy_T
+    if np.isnan(teacher_entropy_T).any():
+        teacher_outside_T = rest_logprob(rows.top_logprobs_TK, (rows.top_ids_TK >= 0).sum(axis=1), vocabulary)
+        from_top_T = entropy_from_top(rows.top_logprobs_TK, teacher_outside_T, num_events(vocabulary))
+        teacher_entropy_T = np.where(np.isnan(teacher_entropy_T), from_top_T, teacher_entropy_T)
 
     num_named_T = 1 + shared_TC.sum(axis=1)
     student_TC = np.where(shared_TC, rows.candidate_logprobs_TC, -np.inf)
@@ -216,6 +221,10 @@ def _stacked(parts: list[np.ndarray], width: int, empty: float) -> np.ndarray:
     missing = [((0, 0), (0, width - part.shape[1])) for part in parts]
     wide = [np.pad(p, m, constant_values=empty) if m[1][1] else p for p, m in zip(parts, missing, strict=True)]
     return np.concatenate(wide)
+
+
+def _entropy(scores: TeacherScores) -> np.ndarray:
+    return np.full(len(scores.sampled_logprobs), np.nan, np.float32) if scores.entropy is None else scores.entropy
 
 
 def _at_candidates(item: ScoredRollout) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig
 from opsd.config.run import RunConfig
-from opsd.engines.transformers import HEAD_CHUNK_BYTES
+from opsd.engines.row_scores import CHUNK_BYTES
 from opsd.ops.head.plan import PLANS
 from opsd.plan.models import BYTES, ModelSizes
 from opsd.plan.traffic import Traffic
@@ -22,7 +22,6 @@ RUNTIME_CPU = {"driver": 0.6 * GIB, "vllm": 0.85 * GIB, "transformers": 0.5 * GI
 # On a GPU: the context, NCCL's buffers, and for vLLM the CUDA graphs. Estimates.
 RUNTIME_GPU = {"vllm": 2.0 * GIB, "transformers": 1.0 * GIB, "learner": 1.5 * GIB}
 VLLM_STEP_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one engine step, where nothing else is said: vLLM 0.32's default
-VLLM_SCORING_ROWS_GPU = 1024  # rows whose logits vLLM's V2 runner scores at once
 SAMPLING_BYTES_A_LOGIT = 12  # float32: processed logits, log-probabilities and a sort key
 
 
@@ -58,8 +57,11 @@ def saved_bytes_a_token(model: ModelSizes, dtype: str) -> int:
     return norms + attention + 4 * size * model.intermediate_size + (head_norms if model.has_head_norms else 0)
 
 
-def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
-    """One FSDP2 rank. The peak is in the training step or while the full weights are gathered for the engines."""
+def learner_memory(cfg: RunConfig, model: ModelSizes, device: str, teacher: ModelSizes | None = None) -> Memory:
+    """One FSDP2 rank. The peak is in the training step or while the full weights are gathered for the engines.
+
+    `teacher`: whose head it holds, see loss.payload; None: no one's.
+    """
     ranks, size = cfg.learner.num_workers, BYTES[cfg.student.dtype]
     shard = 4.0 * model.num_parameters / ranks  # float32 master weights
     held = 0.0 if cfg.learner.cpu_offload else shard  # else a layer at a time comes from host memory
@@ -81,8 +83,9 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str) -> Memory:
     stored = BYTES[cfg.rollout.dtype] * model.num_parameters if device == "cpu" else 0.0
     sending = stored + 4.0 * model.num_embedding_parameters - held - activations
     follows = held if cfg.teacher.follow_decay is not None else 0.0  # the running mean of the weights
+    of_teacher = 0.0 if teacher is None else BYTES[cfg.teacher.dtype] * teacher.num_embedding_parameters
     return Memory(
-        weights=held + follows,
+        weights=held + follows + of_teacher,
         gradients=held,
         optimizer=2 * held,
         activations=activations,
@@ -119,11 +122,11 @@ def teacher_memory(
     The logits of a scoring step come on top of vLLM's share: it does not budget for them.
     """
     step_tokens = max(engine.max_batch_tokens, traffic.longest_sequence)
+    scoring = 3 * min(CHUNK_BYTES[device], 4 * step_tokens * model.vocab_size)
     if not engine.can.reserves_cache:
-        logits = 3 * min(HEAD_CHUNK_BYTES[device], 4 * traffic.longest_sequence * model.vocab_size)
-        return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=logits)
-    rows = traffic.longest_sequence if device == "cpu" else VLLM_SCORING_ROWS_GPU
-    scoring = rows * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)  # logits, log-probabilities, a comparison
+        return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=scoring)
+    if engine.scoring == "prompt_logprobs":  # of a whole sequence: logits, log-probabilities, a comparison
+        scoring = traffic.longest_sequence * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)
     follows = device == "cpu" and engine.follow_decay is not None
     arriving = _arriving_bytes(engine, model) if follows else 0.0
     share = engine.gpu_share(colocated=cfg.placement.mode == "colocated") * gpu_bytes

@@ -61,7 +61,7 @@ def planned_job(cfg: RunConfig, cluster: ClusterConfig) -> Job:
     device = planned_device(cfg.device)
     cfg = with_dtypes(cfg, device)
     teachers = {section_of(source): teacher for source, teacher in teachers_by_source(cfg.teacher).items()}
-    candidates_scored(cfg, device)  # refuses what a teacher cannot do, before it is counted
+    candidates_scored(cfg)  # refuses what a teacher cannot do, before it is counted
     return Job(
         cfg=cfg,
         cluster=cluster,

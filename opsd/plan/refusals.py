@@ -24,7 +24,7 @@ def refusals(job: Job) -> list[str]:
     found = [
         *_refused(lambda: check_counts(job.cfg, min(model.vocab_size for model in models), job.device)),
         *_refused(lambda: prompt_limit(job.cfg, *models)),
-        *_refused(lambda: decide_support(job.cfg.loss.support, candidates_scored(job.cfg, job.device))),
+        *_refused(lambda: decide_support(job.cfg.loss.support, candidates_scored(job.cfg))),
         *_tokenizers(job),
     ]
     of_heads = {engine.section: _heads(engine) for engine in job.engines}

@@ -47,7 +47,7 @@ class Job:
 
     @property
     def traffic(self) -> Traffic:
-        return step_traffic(self.cfg, self.student, self.device)
+        return step_traffic(self.cfg, self.student)
 
     @property
     def gpu_bytes(self) -> float:

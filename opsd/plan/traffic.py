@@ -10,11 +10,11 @@ from opsd.plan.models import BYTES, ModelSizes
 from opsd.teacher.sources import section_of, teachers_by_source
 
 
-def candidates_scored(cfg: RunConfig, device: str) -> dict[str, bool]:
+def candidates_scored(cfg: RunConfig) -> dict[str, bool]:
     """By the teacher's section, whether it scores the student's candidates; of a server, which alone knows, whether it
     will be asked to. Raises ConfigError where one is told to and cannot."""
     teachers = teachers_by_source(cfg.teacher).items()
-    return {section_of(source): scores_candidates(teacher, device) for source, teacher in teachers}
+    return {section_of(source): scores_candidates(teacher) for source, teacher in teachers}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,14 @@ class Traffic:
     weight_bytes: int  # into each rollout engine
 
 
-def step_traffic(cfg: RunConfig, student: ModelSizes, device: str) -> Traffic:
+def step_traffic(cfg: RunConfig, student: ModelSizes) -> Traffic:
     """The bytes of arrays as opsd.types has them: int32 ids, float32 log-probabilities, int64 supports."""
     rollouts = cfg.data.prompts_per_step * cfg.data.samples_per_prompt
     at_once = max(rollouts, cfg.eval.num_kl_prompts, cfg.eval.num_problems if cfg.data.grader != "none" else 0)
     longest = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
     tokens = rollouts * cfg.rollout.max_response_tokens
     num_candidates, top_k = cfg.rollout.num_candidates, cfg.teacher.top_k
-    all_scored = all(candidates_scored(cfg, device).values())
+    all_scored = all(candidates_scored(cfg).values())
     scored = 4 * num_candidates * all_scored
     support = cfg.loss.support if cfg.loss.support != "auto" else "union" if all_scored else "teacher"
     num_named = {"teacher": top_k, "student": num_candidates, "union": top_k + num_candidates}[support] + 1
@@ -50,7 +50,7 @@ def step_traffic(cfg: RunConfig, student: ModelSizes, device: str) -> Traffic:
         response_tokens=tokens,
         trunk_tokens=rollouts * longest,
         rollout_bytes=tokens * (4 + 4 + 8 * num_candidates),
-        score_bytes=tokens * (4 + 8 * top_k + scored),
+        score_bytes=tokens * (8 + 8 * top_k + scored),
         batch_bytes=rollouts * longest * 16 + tokens * (8 * num_named + 4 * (num_named + 1) + 20),
         weight_bytes=BYTES[cfg.rollout.dtype] * student.num_parameters,
     )

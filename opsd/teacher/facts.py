@@ -22,12 +22,12 @@ class TeacherFacts:
     scores_candidates: bool  # whether it returns log-probabilities at the student's candidates
 
 
-def teacher_facts(cfg: TeacherConfig, role: str, device: str) -> TeacherFacts:
+def teacher_facts(cfg: TeacherConfig, role: str) -> TeacherFacts:
     """The facts from the teacher's folder, or from its servers, for which this waits. Raises ConfigError.
 
-    `role` is the section's name, `device` that of the run's own engines.
+    `role` is the section's name.
     """
-    asked = scores_candidates(cfg, device)
+    asked = scores_candidates(cfg)
     return FACTS[cfg.backend](cfg, role, asked)
 
 

@@ -63,7 +63,7 @@ class BareWorker(EngineWorker):
         return [o.prompt_logprobs[-len(r) :] for o, r in zip(outputs, rollouts, strict=True)]
 
     def _score_outputs(self, rollouts: list[Rollout], top_k: int, *, flat: bool) -> list:
-        params = [self.engine._scoring_params(rollout, top_k) for rollout in rollouts]
+        params = [self.engine._scoring_params(prompt_logprobs=top_k) for _ in rollouts]
         for own in params:
             own.flat_logprobs = flat
         return self._run([np.concatenate([r.prompt.token_ids, r.response_ids]) for r in rollouts], params)
@@ -233,7 +233,7 @@ def bare_worker(spec: EngineSpec):
         BareWorker,
         "bare",
         num_gpus=int(spec.device == "cuda"),
-        environment=engine_environment(spec.device, spec.config.cpu_threads),
+        environment=engine_environment(spec.config, spec.device),
     )
     ray.get(worker.start.remote(spec))
     return worker

@@ -90,7 +90,7 @@ def nccl_transfer(*, device: str) -> list[Check]:
 def start_engine(path: str, device: str, *, shares_gpu: bool = False, tensor_parallel_size: int = 1):
     from opsd.engines.vllm import VllmEngine, engine_environment
 
-    os.environ.update(engine_environment(device, 1))  # before vLLM is imported
+    os.environ.update(engine_environment(CONFIG, device))  # before vLLM is imported
     spec = spec_of(path, device, replace(CONFIG, tensor_parallel_size=tensor_parallel_size))
     return VllmEngine(replace(spec, shares_gpu=shares_gpu))
 

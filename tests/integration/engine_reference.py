@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
-from opsd.types import Prompt, Rollout, Vocabulary
+from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
 NUM_IDS = 64
@@ -77,3 +77,10 @@ def expect_top(ids: np.ndarray, logprobs: np.ndarray, reference: np.ndarray, num
     np.testing.assert_allclose(np.take_along_axis(reference, ids[:, :shown], axis=1), logprobs[:, :shown], **CLOSE)
     assert all(len(set(row)) == shown for row in ids[:, :shown].tolist())
     assert np.all(ids[:, shown:] == -1) and np.all(logprobs[:, shown:] == -np.inf)
+
+
+def expect_candidates(scores: TeacherScores, rollout: Rollout, reference: np.ndarray) -> None:
+    """The reference at the student's candidates, nothing in an empty slot."""
+    named = rollout.candidate_ids >= 0
+    expected = np.where(named, np.take_along_axis(reference, np.maximum(rollout.candidate_ids, 0), axis=1), -np.inf)
+    np.testing.assert_allclose(scores.candidate_logprobs, expected, **CLOSE)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.config.backends import ENGINES
-from opsd.config.engine import TeacherConfig, teacher_spec
+from opsd.config.engine import RolloutConfig, TeacherConfig, teacher_spec
 from opsd.engines.groups import in_order
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import MADE_BY
@@ -23,6 +23,7 @@ from tests.integration.engine_reference import (
     OWN_EOS,
     SAMPLING,
     VOCABULARY,
+    expect_candidates,
     expect_top,
     generate,
     make_models,
@@ -38,7 +39,7 @@ ALL_IDS = replace(SAMPLING, num_candidates=NUM_IDS + 6)  # more candidates than 
 def cpu_engine_process():
     """What the actor's environment would have set before the first import."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in engine_environment("cpu", cpu_threads=1).items():
+        for name, value in engine_environment(RolloutConfig(), "cpu").items():
             patch.setenv(name, value)
         patch.setattr(torch._dynamo.config, "disable", True)
         num_threads = torch.get_num_threads()
@@ -54,17 +55,17 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine_of(models):
-    """engine_of(backend, model name): made at first use. The scoring bound forces several groups a call."""
+    """engine_of(backend, model name, settings): made at first use. The scoring bound forces several groups a call."""
     engines = {}
 
-    def get(backend: str, name: str):
-        if (backend, name) not in engines:
-            cfg = TeacherConfig(
-                path=str(models[name]), backend=backend, kv_cache_gib=0.03, max_num_seqs=64, max_batch_tokens=100
-            )
+    def get(backend: str, name: str, **settings: str):
+        key = backend, name, *settings.values()
+        if key not in engines:
+            small = {"kv_cache_gib": 0.03, "max_num_seqs": 64, "max_batch_tokens": 100}
+            cfg = TeacherConfig(path=str(models[name]), backend=backend, **small, **settings)
             spec = teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
-            engines[backend, name] = MADE_BY[backend](spec)
-        return engines[backend, name]
+            engines[key] = MADE_BY[backend](spec)
+        return engines[key]
 
     return get
 
@@ -147,10 +148,25 @@ def test_scores_are_the_teachers_logprobs_on_the_response_rows(engine_of, models
     """The student is another model; the padded teacher puts mass on ids that do not exist for it."""
     rollouts = generate(engine_of("transformers", "tied"), ALL_IDS)
     for top_k in (6, NUM_IDS + 16):
-        exact = top_k > NUM_IDS or (backend == "transformers")
         for rollout, scores in zip(rollouts, engine_of(backend, name).score(rollouts, top_k), strict=True):
             reference, events = reference_events(models[name], rollout)
-            if exact:  # vLLM knows the padded and the stop mass of its top ids only
+            expect_top(scores.top_ids, scores.top_logprobs, reference, top_k)
+            expected = reference[np.arange(len(events)), events]
+            np.testing.assert_allclose(scores.sampled_logprobs, expected, **CLOSE)
+            expect_candidates(scores, rollout, reference)
+            entropy = -(np.exp(reference) * np.where(np.isneginf(reference), 0.0, reference)).sum(axis=1)
+            np.testing.assert_allclose(scores.entropy, entropy, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["untied", "padded"])
+def test_vllms_own_way_names_the_top_k_alone(engine_of, models, name):
+    """It knows the padded and the stop mass of its top ids only, so it is exact where all are named."""
+    rollouts = generate(engine_of("transformers", "tied"), ALL_IDS)
+    for top_k in (6, NUM_IDS + 16):
+        scored = engine_of("vllm", name, scoring="prompt_logprobs").score(rollouts, top_k)
+        for rollout, scores in zip(rollouts, scored, strict=True):
+            reference, events = reference_events(models[name], rollout)
+            if top_k > NUM_IDS:
                 expect_top(scores.top_ids, scores.top_logprobs, reference, top_k)
                 expected = reference[np.arange(len(events)), events]
                 np.testing.assert_allclose(scores.sampled_logprobs, expected, **CLOSE)
@@ -159,6 +175,20 @@ def test_scores_are_the_teachers_logprobs_on_the_response_rows(engine_of, models
                 expected = np.take_along_axis(reference, np.where(named, scores.top_ids, 0), axis=1)
                 np.testing.assert_allclose(scores.top_logprobs[named], expected[named], **CLOSE)
             assert scores.top_ids.max() < NUM_IDS
+            assert scores.candidate_logprobs is None and scores.entropy is None
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_logits_of_a_bfloat16_teacher_are_summed_and_kept_in_float32(engine_of, backend):
+    """Logits in bfloat16 above 1 are multiples of 1/128, and so would be their differences."""
+    rollouts = generate(engine_of("transformers", "tied"))
+    scored = engine_of(backend, "untied", dtype="bfloat16").score(rollouts, 4)
+    differences = np.concatenate([scores.top_logprobs[:, :1] - scores.top_logprobs[:, 1:] for scores in scored])
+    from_grid = np.abs(differences * 128 - np.round(differences * 128))
+    assert (from_grid > 0.01).mean() > 0.9
+    exact = engine_of(backend, "untied").score(rollouts, 4)
+    error = np.concatenate([a.sampled_logprobs - b.sampled_logprobs for a, b in zip(scored, exact, strict=True)])
+    assert np.abs(error).mean() < 0.1
 
 
 @pytest.mark.parametrize("backend", ENGINES)
@@ -181,20 +211,7 @@ def test_scores_follow_the_teachers_own_prompt_where_there_is_one(engine_of, mod
         expect_top(scores.top_ids, scores.top_logprobs, reference, NUM_IDS)
         np.testing.assert_allclose(scores.sampled_logprobs, reference[np.arange(len(events)), events], **CLOSE)
         assert np.abs(scores.sampled_logprobs - rollout.sampled_logprobs).max() > 0.1
-        if scores.candidate_logprobs is not None:
-            named = rollout.candidate_ids >= 0
-            expected = np.take_along_axis(reference, np.maximum(rollout.candidate_ids, 0), axis=1)
-            np.testing.assert_allclose(scores.candidate_logprobs[named], expected[named], **CLOSE)
-
-
-def test_transformers_scores_the_students_candidates(engine_of, models):
-    rollouts = generate(engine_of("vllm", "tied"), ALL_IDS)
-    for rollout, scores in zip(rollouts, engine_of("transformers", "padded").score(rollouts, 4), strict=True):
-        reference, _ = reference_events(models["padded"], rollout)
-        named = rollout.candidate_ids >= 0
-        expected = np.where(named, np.take_along_axis(reference, np.maximum(rollout.candidate_ids, 0), axis=1), -np.inf)
-        np.testing.assert_allclose(scores.candidate_logprobs, expected, **CLOSE)
-        assert not named.all()
+        expect_candidates(scores, rollout, reference)
 
 
 def test_a_model_scores_its_own_rollouts_as_it_sampled_them(engine_of):
@@ -203,7 +220,7 @@ def test_a_model_scores_its_own_rollouts_as_it_sampled_them(engine_of):
     for rollout, scores in zip(rollouts, engine.score(rollouts, ALL_IDS.num_candidates), strict=True):
         np.testing.assert_allclose(scores.sampled_logprobs, rollout.sampled_logprobs, **CLOSE)
         np.testing.assert_allclose(scores.top_logprobs, rollout.candidate_logprobs, **CLOSE)
-        assert scores.candidate_logprobs is None
+        np.testing.assert_allclose(scores.candidate_logprobs, rollout.candidate_logprobs, **CLOSE)
 
 
 def test_a_sequence_longer_than_the_scoring_bound_is_scored_whole(engine_of, models):

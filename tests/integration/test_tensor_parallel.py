@@ -130,7 +130,7 @@ def test_two_processes_answer_as_one_also_with_new_weights_and_end_with_their_ac
 
 
 def test_a_servers_engine_of_two_processes_scores_and_leaves_none_behind(tmp_path, monkeypatch):
-    for name, value in engine_environment("cpu", 1).items():
+    for name, value in engine_environment(RolloutConfig(), "cpu").items():
         monkeypatch.setenv(name, value)  # the engine sets them in this process, for its child
     path = make_tiny_qwen3(tmp_path, tied=True, seed=1, eos_token_id=0, scale=2.0)
     cfg = TeacherConfig(path=str(path), kv_cache_gib=0.03, max_num_seqs=64, tensor_parallel_size=2)

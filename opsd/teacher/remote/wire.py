@@ -86,6 +86,8 @@ def unpack_score_request(body: bytes) -> ScoreRequest:
 
 def pack_scores(scores: Sequence[TeacherScores], *, with_candidates: bool) -> bytes:
     names = ["top_ids", "top_logprobs", "sampled_logprobs"]
+    if all(score.entropy is not None for score in scores):
+        names.append("entropy")
     if with_candidates and all(score.candidate_logprobs is not None for score in scores):
         names.append("candidate_logprobs")
     return to_frame({name: np.concatenate([getattr(score, name) for score in scores]) for name in names})
@@ -99,6 +101,8 @@ def unpack_scores(body: bytes, lengths: Sequence[int]) -> list[TeacherScores]:
         "top_logprobs": expect("top_logprobs", arrays, np.float32, 2),
         "sampled_logprobs": expect("sampled_logprobs", arrays, np.float32, 1),
     }
+    if "entropy" in arrays:
+        parts["entropy"] = expect("entropy", arrays, np.float32, 1)
     if "candidate_logprobs" in arrays:
         parts["candidate_logprobs"] = expect("candidate_logprobs", arrays, np.float32, 2)
     for name, rows in parts.items():
@@ -107,12 +111,7 @@ def unpack_scores(body: bytes, lengths: Sequence[int]) -> list[TeacherScores]:
     bounds = np.cumsum(lengths)[:-1]
     split = {name: np.split(rows, bounds) for name, rows in parts.items()}
     return [
-        TeacherScores(
-            top_ids=split["top_ids"][place],
-            top_logprobs=split["top_logprobs"][place],
-            sampled_logprobs=split["sampled_logprobs"][place],
-            candidate_logprobs=split["candidate_logprobs"][place] if "candidate_logprobs" in split else None,
-        )
+        TeacherScores(**{"candidate_logprobs": None, **{name: each[place] for name, each in split.items()}})
         for place in range(len(lengths))
     ]
 

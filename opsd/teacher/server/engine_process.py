@@ -28,7 +28,7 @@ class EngineProcess:
         """Loads the model."""
         config = self.spec.config
         # The child's, before it imports torch.
-        os.environ.update(engine_environment(self.spec.device, config.cpu_threads, config.batch_invariant))
+        os.environ.update(engine_environment(config, self.spec.device))
         await self._run(_start, self.spec)
 
     async def score(self, request: ScoreRequest) -> list[TeacherScores]:

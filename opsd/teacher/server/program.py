@@ -132,7 +132,7 @@ def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, device: str) -
         "stop_ids": list(facts.stop_ids),
         "tokens_sha256": tokens_digest(facts.tokens),
         "weights_sha256": weights_fingerprint(cfg.teacher.path),
-        "scores_candidates": scores_candidates(cfg.teacher, device),
+        "scores_candidates": scores_candidates(cfg.teacher),
         "max_model_tokens": limits.model_tokens,
         "max_top_k": limits.top_k,
         "max_rollouts": limits.rollouts,

@@ -23,8 +23,8 @@ URLS = ["http://127.0.0.1:1"]
             r"^rollout: an engine on the learner's GPU must sleep, .*backend must be vllm, got transformers",
         ),
         (
-            {"device": "cpu", "config": TeacherConfig(path="/m", score_candidates=True)},
-            r"^teacher\.score_candidates=true is not possible with teacher\.backend=vllm on cpu",
+            {"config": TeacherConfig(path="/m", score_candidates=True, scoring="prompt_logprobs")},
+            r"^teacher\.score_candidates=true is not possible with teacher\.backend=vllm, .*=prompt_logprobs",
         ),
     ],
 )
@@ -47,5 +47,6 @@ def test_a_teachers_section_says_what_its_engine_is_made_of():
     config = TeacherConfig(path="/t", trust_remote_code=True, max_batch_tokens=77)
     spec = teacher_spec(config, vocabulary=VOCABULARY, device="cuda", max_model_tokens=9)
     assert (spec.path, spec.trust_remote_code, spec.max_model_tokens, spec.shares_gpu) == ("/t", True, 9, False)
-    assert spec.scores_candidates and not replace(spec, device="cpu").scores_candidates
+    assert spec.scores_candidates
+    assert not replace(spec, config=replace(config, scoring="prompt_logprobs")).scores_candidates
     assert spec.config.scoring_bound == 77 and EngineConfig().scoring_bound is None

@@ -22,38 +22,35 @@ MODEL = ModelFacts(tokens=("a", "b"), vocab_size=2, stop_ids=(0,), max_position_
 URLS = ["http://127.0.0.1:1"]
 
 
-def answers(monkeypatch, device, **settings):
+def answers(monkeypatch, **settings):
     """(preflight's of an engine in the run, preflight's of the same engine in a server, the plan's)"""
     monkeypatch.setattr(teacher_facts, "read_facts", lambda *_: MODEL)
     in_process = TeacherConfig(path="/m", top_k=2, **settings)
     server = ServerConfig(teacher=in_process)
-    info = info_of(server, MODEL, limits_of(server, MODEL), device)
+    info = info_of(server, MODEL, limits_of(server, MODEL), "cpu")
     monkeypatch.setattr(teacher_facts, "served_info", lambda _: info)
     monkeypatch.setattr(teacher_facts, "get_when_ready", lambda *_: SimpleNamespace(json=lambda: ["a", "b"]))
     served = TeacherConfig(backend="http", urls=URLS, top_k=2)
     run = SimpleNamespace(teacher=in_process, loss=LossConfig())
     return (
-        teacher_facts.teacher_facts(in_process, "teacher", device).scores_candidates,
-        teacher_facts.teacher_facts(served, "teacher", "cpu").scores_candidates,
-        candidates_scored(run, device)["teacher"],
+        teacher_facts.teacher_facts(in_process, "teacher").scores_candidates,
+        teacher_facts.teacher_facts(served, "teacher").scores_candidates,
+        candidates_scored(run)["teacher"],
     )
 
 
 @pytest.mark.parametrize(
-    ("device", "settings", "expected"),
+    ("settings", "expected"),
     [
-        ("cpu", {}, False),
-        ("cuda", {}, True),
-        ("cuda", {"score_candidates": False}, False),
-        ("cpu", {"backend": "transformers"}, True),
-        ("cuda", {"backend": "transformers"}, True),
-        ("cpu", {"backend": "transformers", "score_candidates": False}, False),
+        ({}, True),
+        ({"score_candidates": False}, False),
+        ({"scoring": "prompt_logprobs"}, False),
+        ({"backend": "transformers"}, True),
+        ({"backend": "transformers", "score_candidates": False}, False),
     ],
 )
-def test_run_server_and_plan_agree_so_the_loss_does_not_depend_on_the_deployment(
-    monkeypatch, device, settings, expected
-):
-    found = answers(monkeypatch, device, **settings)
+def test_run_server_and_plan_agree_so_the_loss_does_not_depend_on_the_deployment(monkeypatch, settings, expected):
+    found = answers(monkeypatch, **settings)
     assert found == (expected, expected, expected)
     assert {decide_support("auto", {"teacher": each}) for each in found} == {"union" if expected else "teacher"}
 
@@ -63,21 +60,24 @@ def test_a_client_may_do_without_what_its_server_gives(monkeypatch):
     monkeypatch.setattr(teacher_facts, "served_info", lambda _: info)
     monkeypatch.setattr(teacher_facts, "get_when_ready", lambda *_: SimpleNamespace(json=lambda: ["a", "b"]))
     modest, eager = (TeacherConfig(backend="http", urls=URLS, top_k=2, score_candidates=wish) for wish in (False, True))
-    assert not teacher_facts.teacher_facts(modest, "teacher", "cpu").scores_candidates
-    assert teacher_facts.teacher_facts(eager, "teacher", "cpu").scores_candidates
+    assert not teacher_facts.teacher_facts(modest, "teacher").scores_candidates
+    assert teacher_facts.teacher_facts(eager, "teacher").scores_candidates
     info["scores_candidates"] = False
     with pytest.raises(ConfigError, match=r"the server at http://127\.0\.0\.1:1 does not score"):
-        teacher_facts.teacher_facts(eager, "teacher", "cpu")
+        teacher_facts.teacher_facts(eager, "teacher")
 
 
-@pytest.mark.parametrize(
-    ("backend", "device"), [("vllm", "cpu"), ("openai", "cuda")], ids=["vLLM without a GPU", "vllm serve"]
-)
-def test_what_cannot_be_had_is_refused_where_it_is_asked_for(backend, device):
+@pytest.mark.parametrize(("backend", "scoring"), [("vllm", "prompt_logprobs"), ("openai", "rows")])
+def test_what_cannot_be_had_is_refused_where_it_is_asked_for(backend, scoring):
     urls = URLS if backend == "openai" else []
-    asked = TeacherConfig(path="/m", backend=backend, urls=urls, score_candidates=True)
-    with pytest.raises(ConfigError, match=rf"score_candidates=true is not possible with .*={backend} on {device}"):
-        scores_candidates(asked, device)
+    asked = TeacherConfig(path="/m", backend=backend, scoring=scoring, urls=urls, score_candidates=True)
+    with pytest.raises(ConfigError, match=rf"score_candidates=true is not possible with .*={backend}"):
+        scores_candidates(asked)
+
+
+def test_vllms_own_way_is_vllms():
+    with pytest.raises(ConfigError, match=r"^teacher\.scoring=prompt_logprobs is vLLM's; teacher\.backend is transf"):
+        TeacherConfig(path="/m", backend="transformers", scoring="prompt_logprobs")
 
 
 def test_one_teacher_without_decides_for_all_of_them():
@@ -90,7 +90,7 @@ def test_one_teacher_without_decides_for_all_of_them():
 @pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.parametrize("section", [EngineConfig, RolloutConfig])
 def test_an_engine_that_only_generates_promises_nothing(section, backend):
-    assert not scores_candidates(section(backend=backend), "cuda")
+    assert not scores_candidates(section(backend=backend))
 
 
 @pytest.mark.parametrize("runs_v2", [True, False])
@@ -111,9 +111,9 @@ def test_an_engine_that_cannot_keep_the_promise_does_not_start(monkeypatch, runs
         spec = teacher_spec(cfg, vocabulary=vocabulary, device="cuda", max_model_tokens=8)
         return vllm_engine.VllmEngine(spec)
 
-    assert not start(score_candidates=False).scores_candidates
+    assert not start(scoring="prompt_logprobs").scores_candidates
     if runs_v2:
-        assert start().scores_candidates
-    else:
-        with pytest.raises(StageError, match=r"^teacher: vLLM does not run /m with its V2 .*\.score_candidates=false$"):
+        with pytest.raises(StageError, match=r"^teacher: vLLM runs /m with its V2 .*\.scoring=prompt_logprobs$"):
             start()
+    else:
+        assert start().scores_candidates

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opsd.engines.events import candidate_events, event_rows, has_foreign_ids, pad_rows
+from opsd.engines.events import event_rows, has_foreign_ids, pad_rows
 from opsd.types import Vocabulary
 
 MODEL_IDS = 14  # ids of the model: 2 more than are shared
@@ -88,19 +88,6 @@ def test_pad_rows_starts_each_rollout_at_its_first_row_and_pads_short_rows():
     assert logprobs.tolist() == [[-1.0, -2.0, -np.inf], [-3.0, -np.inf, -np.inf], [-0.5, -1.5, -2.5]]
 
 
-def test_candidate_events_equal_the_dense_distribution():
-    """With every id named in the row, the candidates' values are the dense ones, renormalised and merged."""
-    ids, logprobs, dense = raw_rows(seed=1, num_rows=50, num_top=MODEL_IDS)
-    rows = event_rows(ids, logprobs, VOCABULARY, num_kept=MODEL_IDS)
-    candidates = np.tile(np.array([VOCABULARY.stop_event, 0, 11, -1], np.int32), (50, 1))
-    named = np.concatenate([candidates, np.tile(VOCABULARY.stop_ids, (50, 1))], axis=1)
-    values = candidate_events(np.take_along_axis(dense, named, axis=1), candidates, rows, VOCABULARY)
-    for row in range(50):
-        expected = slow_events(ids[row], logprobs[row])
-        np.testing.assert_allclose(values[row, :3], [expected[int(event)] for event in candidates[row, :3]], atol=1e-5)
-    assert np.all(values[:, 3] == -np.inf)
-
-
 def test_has_foreign_ids():
     assert has_foreign_ids(np.array([1, 12]), VOCABULARY)
     assert not has_foreign_ids(np.array([0, 11]), VOCABULARY)
@@ -114,6 +101,5 @@ def test_an_ignored_token_is_foreign_as_padding_is():
     rows = event_rows(ids, np.log(probs).astype(np.float32), ignoring, num_kept=4)
     assert rows.top_ids_TK.tolist() == [[0, 2, -1, -1]]
     np.testing.assert_allclose(np.exp(rows.top_logprobs_TK[0, :2]), [0.75, 0.25], atol=1e-6)
-    np.testing.assert_allclose(np.exp(rows.shared_logmass_T), 0.4, atol=1e-6)
     response = np.array([2, 5, 0], np.int32)
     assert has_foreign_ids(response, ignoring) and not has_foreign_ids(response, VOCABULARY)

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.engines.groups import in_order
+from opsd.engines.row_scores import CHUNK_BYTES
 from opsd.engines.sampling import Sampling
-from opsd.engines.transformers import HEAD_CHUNK_BYTES, TransformersEngine
+from opsd.engines.transformers import TransformersEngine
 from opsd.errors import ConfigError, StageError
 from opsd.types import Mixture, Prompt, Vocabulary
 from tests.opsd.builders import merge_stops
@@ -76,7 +77,7 @@ def test_scores_in_small_head_chunks_are_the_same(model_path, monkeypatch):
     engine = make_engine(model_path)
     rollouts = generate(engine)
     whole = engine.score(rollouts, top_k=5)
-    monkeypatch.setitem(HEAD_CHUNK_BYTES, "cpu", 3 * 4 * 64)  # three rows
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 3 * 4 * 64)  # three rows
     for one, other in zip(whole, engine.score(rollouts, top_k=5), strict=True):
         np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, atol=1e-5)
 

@@ -110,9 +110,18 @@ def test_an_argument_that_vllm_does_not_have_is_named_with_the_nearest():
 
 
 def test_batch_invariance_is_vllms_and_for_gpus():
-    assert engine_environment("cuda", 1, batch_invariant=True)["VLLM_BATCH_INVARIANT"] == "1"
-    assert "VLLM_BATCH_INVARIANT" not in engine_environment("cuda", 1)
-    assert engine_environment("cpu", 1, batch_invariant=True) == engine_environment("cpu", 1)
+    plain, invariant = RolloutConfig(), RolloutConfig(batch_invariant=True)
+    assert engine_environment(invariant, "cuda")["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in engine_environment(plain, "cuda")
+    assert engine_environment(invariant, "cpu") == engine_environment(plain, "cpu")
+
+
+def test_a_teacher_whose_rows_are_scored_runs_the_runner_that_they_are_taken_from():
+    """On a CPU vLLM has no other one."""
+    rows, own_way = TeacherConfig(path="/m"), TeacherConfig(path="/m", scoring="prompt_logprobs")
+    assert engine_environment(rows, "cuda")["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    for config, device in ((own_way, "cuda"), (RolloutConfig(), "cuda"), (rows, "cpu")):
+        assert "VLLM_USE_V2_MODEL_RUNNER" not in engine_environment(config, device)
 
 
 class RecordingLLM:
