@@ -17,6 +17,7 @@ from torch import Tensor
 
 from opsd.data.grading import check_grader
 from opsd.errors import ConfigError, StageError
+from opsd.ops.head.exact import sums_over_tokens
 from opsd.ops.losses.objective import Objective
 from opsd.ops.row_function import name_of
 from opsd.ops.signals import Statistics, statistics_of
@@ -42,6 +43,9 @@ def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
     Draws nothing from the global generator that a run would notice.
     """
     objective = Objective.of(hooks.divergence)
+    if cfg.loss.payload == "hidden":
+        with refused():
+            sums_over_tokens(objective)
     with torch.random.fork_rng(devices=[]), refused():
         batch = made_up_batch(cfg, hooks.statistics)
         try:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
+from opsd.config.payload import check_payload
 from opsd.config.run import RunConfig
 from opsd.config.support import decide_support
 from opsd.data.prompts import load_prompts
@@ -64,6 +65,7 @@ def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
     configs = teachers_by_source(cfg.teacher)
+    check_payload(cfg)
     if not joins_cluster():  # whose nodes may have what this one lacks
         require_vllm({"rollout": cfg.rollout.backend, **{section_of(s): each.backend for s, each in configs.items()}})
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
@@ -107,7 +109,10 @@ def check(cfg: RunConfig) -> Setup:
         prompt_lines=[line for file in files for line in file.described(tokenizer)],
         support=support,
         student=EngineSpec(path=cfg.student.path, config=cfg.rollout, trust_remote_code=trusted, **shared),
-        teachers={source: teacher_spec(each, **shared) for source, each in configs.items()},
+        teachers={
+            source: teacher_spec(each, **shared, returns_hidden=cfg.loss.payload == "hidden")
+            for source, each in configs.items()
+        },
     )
 
 

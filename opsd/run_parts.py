@@ -153,6 +153,7 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
         vocabulary=setup.vocabulary,
         device=setup.device,
         placement=placement,
+        teacher=cfg.teacher if cfg.loss.payload == "hidden" else None,
     )
     return rollout_pool, teacher_pool, learner
 

@@ -111,11 +111,15 @@ class TeacherScores:
     top_logprobs: np.ndarray  # float32 [T, K]; -inf in an empty slot
     sampled_logprobs: np.ndarray  # float32 [T], of the event that the student sampled
     candidate_logprobs: np.ndarray | None  # float32 [T, C] at Rollout.candidate_ids; None: the backend cannot
+    # [T, D] float32, or uint16 that are bfloat16: the last hidden states that the rows come from; None: not asked for
+    hidden: np.ndarray | None = None
     entropy: np.ndarray | None = None  # float32 [T], nats, of the whole distribution; None: the backend cannot
     attention: np.ndarray | None = None  # float32 [T], that the teacher pays to y_t; None: not asked for
 
     def __post_init__(self) -> None:
         num_tokens = len(self.sampled_logprobs)
+        if self.hidden is not None:
+            expect_shape("hidden", self.hidden, (num_tokens, self.hidden.shape[-1]))
         if self.entropy is not None:
             expect_shape("entropy", self.entropy, (num_tokens,))
         if self.attention is not None:

@@ -16,6 +16,7 @@ class Capabilities:
     is_vllm: bool = False  # vLLM in processes of the run: it must be installed there, and takes engine_args
     # A teacher returns log-probabilities at the student's candidates. A server answers for itself.
     scores_candidates: bool = False
+    returns_hidden: bool = False  # a teacher's hidden states can travel to the learner, loss.payload=hidden
     reads_embeddings: bool = False  # scores inputs between two sequences (Rollout.mixture), not token ids only
     returns_attention: bool = False  # the attention paid to each token (TeacherScores.attention)
     splits_layers: bool = False  # one engine over several GPUs, tensor_parallel_size
@@ -32,6 +33,7 @@ CAPABILITIES = {
     "vllm": Capabilities(
         is_vllm=True,
         scores_candidates=True,
+        returns_hidden=True,
         splits_layers=True,
         reserves_cache=True,
         sleeps=True,
@@ -39,11 +41,12 @@ CAPABILITIES = {
     ),
     "transformers": Capabilities(
         scores_candidates=True,
+        returns_hidden=True,
         reads_embeddings=True,
         returns_attention=True,
         weight_transfers=("object_store",),
     ),
-    "http": Capabilities(remote=True, scores_candidates=True),
+    "http": Capabilities(remote=True, scores_candidates=True, returns_hidden=True),
     "openai": Capabilities(remote=True),  # `vllm serve` names its own top-k and nothing else
 }
 

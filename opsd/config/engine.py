@@ -184,6 +184,7 @@ class EngineSpec(Generic[Section]):
     max_model_tokens: int  # the longest prompt and response together
     trust_remote_code: bool = False  # run Python code that lies in the model's folder
     shares_gpu: bool = False  # with the learner, which has the GPU while the engine sleeps
+    returns_hidden: bool = False  # a teacher's scores have its hidden states with them, see loss.payload
 
     def __post_init__(self) -> None:
         section, can = self.config.section, self.config.can
@@ -195,6 +196,8 @@ class EngineSpec(Generic[Section]):
                 f"{backends_that(lambda each: each.sleeps)}, got {self.config.backend}"
             )
         scores_candidates(self.config)
+        if self.returns_hidden:
+            require_hidden(self.config)
 
     @property
     def scores_candidates(self) -> bool:
@@ -203,7 +206,13 @@ class EngineSpec(Generic[Section]):
 
 
 def teacher_spec(
-    config: TeacherConfig, *, vocabulary: Vocabulary, device: str, max_model_tokens: int, shares_gpu: bool = False
+    config: TeacherConfig,
+    *,
+    vocabulary: Vocabulary,
+    device: str,
+    max_model_tokens: int,
+    shares_gpu: bool = False,
+    returns_hidden: bool = False,
 ) -> EngineSpec[TeacherConfig]:
     """A teacher's section names its model, too."""
     return EngineSpec(
@@ -214,12 +223,23 @@ def teacher_spec(
         max_model_tokens=max_model_tokens,
         trust_remote_code=config.trust_remote_code,
         shares_gpu=shares_gpu,
+        returns_hidden=returns_hidden,
     )
 
 
 def scores_rows(config: EngineConfig) -> bool:
     """Whether a vLLM engine with these settings scores from hidden states, see `opsd.engines.vllm_rows`."""
     return isinstance(config, TeacherConfig) and config.can.is_vllm and config.scoring == "rows"
+
+
+def require_hidden(config: EngineConfig) -> None:
+    """Raises ConfigError where a teacher with these settings cannot return its hidden states."""
+    if not isinstance(config, TeacherConfig) or not config.can.returns_hidden or config.scoring != "rows":
+        raise ConfigError(
+            f"loss.payload=hidden needs {config.section}.backend="
+            f"{backends_that(lambda can: can.returns_hidden)} with {config.section}.scoring=rows: "
+            f"got backend={config.backend}, which does not return hidden states"
+        )
 
 
 def scores_candidates(config: EngineConfig) -> bool:

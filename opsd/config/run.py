@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 MISSING: Any = "???"  # omegaconf's own; written out, so that the learner's parts import without it
+PAYLOADS = ("logprobs", "hidden")
 SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
 
@@ -91,9 +92,13 @@ class LossConfig:
     # The tokens that have a bucket of their own: teacher | student | union | auto, which is union where the teacher
     # scores the student's candidates, else teacher.
     support: str = "auto"
+    # What comes from the teacher to the loss. logprobs: of the support's tokens; all others are one bucket. hidden: its
+    # last hidden state of each kept token, from which the learner makes the whole distribution: no support, no bias.
+    payload: str = "logprobs"
 
     def __post_init__(self) -> None:
         one_of("loss.support", self.support, SUPPORTS)
+        one_of("loss.payload", self.payload, PAYLOADS)
         for name, settings in self.terms.items():
             if not isinstance(settings, dict) or not isinstance(settings.get("weight"), (int, float)):
                 raise ConfigError(f"loss.terms.{name} must look like {{weight: 0.1}}, got {settings!r}")

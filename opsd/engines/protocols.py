@@ -17,6 +17,7 @@ class Engine(Protocol):
     """One model in one process, made of an EngineSpec: vLLM's or transformers'."""
 
     vocabulary: Vocabulary  # may be replaced between two calls, by one with other shared ids
+    returns_hidden: bool  # likewise: whether the scores have the hidden states
 
     def generate(
         self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from opsd.engines.logits import top_events
 from opsd.types import Rollout, TeacherScores, Vocabulary
 
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # float32 logits [rows, V] that the head makes at once
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # float32 logits [rows, V] that the head makes at once
 NO_EVENT = -1e30  # logit of an id that is no event: finite, so that 0 * log 0 is 0
 
 
@@ -66,12 +67,24 @@ def score_rows(
     return RowScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def teacher_scores(parts: Sequence[RowScores], *, num_candidates: int | None) -> TeacherScores:
-    """One rollout's, from the runs of its rows in order. `num_candidates` None: it was not asked for candidates."""
+def teacher_scores(
+    parts: Sequence[RowScores], *, num_candidates: int | None, hidden: Sequence[Tensor] = ()
+) -> TeacherScores:
+    """One rollout's, from the runs of its rows in order. `num_candidates` None: it was not asked for candidates.
+
+    `hidden`: the rows' hidden states, where they are to go along.
+    """
     columns = {name: torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in RowScores._fields}
     candidates_TC = columns.pop("candidate_logprobs")
     asked = None if num_candidates is None else candidates_TC[:, :num_candidates]
-    return TeacherScores(**columns, candidate_logprobs=asked)
+    hidden_TD = as_array(torch.cat(list(hidden))) if hidden else None
+    return TeacherScores(**columns, candidate_logprobs=asked, hidden=hidden_TD)
+
+
+def as_array(hidden_TD: Tensor) -> np.ndarray:
+    """As TeacherScores has hidden states: numpy knows no bfloat16."""
+    hidden_TD = hidden_TD.cpu()
+    return hidden_TD.view(torch.uint16).numpy() if hidden_TD.dtype == torch.bfloat16 else hidden_TD.float().numpy()
 
 
 def _score_chunk(

@@ -39,6 +39,7 @@ class TransformersEngine:
         self.max_num_seqs = config.max_num_seqs
         self.max_batch_tokens = config.scoring_bound or sys.maxsize  # padding counts
         self.scores_candidates = spec.scores_candidates
+        self.returns_hidden = spec.returns_hidden
         self.returns_attention = isinstance(config, TeacherConfig) and config.attention
         eager = self.returns_attention or caps_attention(spec.path, spec.trust_remote_code)  # what eager alone does
         self.model = AutoModelForCausalLM.from_pretrained(
@@ -187,7 +188,8 @@ class TransformersEngine:
             hidden_TD, partial(float32_logits, head), [(rollout, whole)], top_k=top_k, vocabulary=self.vocabulary
         )
         num_candidates = rollout.candidate_ids.shape[1] if self.scores_candidates else None
-        return teacher_scores([rows], num_candidates=num_candidates)
+        hidden = [hidden_TD] if self.returns_hidden else []
+        return teacher_scores([rows], num_candidates=num_candidates, hidden=hidden)
 
     def _events(self, token_ids: Tensor) -> Tensor:
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=token_ids.device)

@@ -64,6 +64,7 @@ class VllmEngine:
         self.max_batch_tokens = config.scoring_bound or sys.maxsize
         self.scores_rows = scores_rows(config)
         self.scores_candidates = spec.scores_candidates
+        self.returns_hidden = spec.returns_hidden
         self.sleep_level = sleep_level(config)
         self.caches_prefixes = caches_prefixes(config, spec.device)
         self.asleep: set[str] = set()  # of "weights" and "kv_cache"
@@ -101,9 +102,9 @@ class VllmEngine:
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
         if not requests:
             return
-        from opsd.engines.vllm_samples import keep_arrays, sampled_rows
-
         self._wake()
+        from opsd.engines.vllm_samples import keep_arrays, sampled_rows  # imports vLLM
+
         params = [self._sampling_params(sampling, seed) for _, _, seed in requests]
         names = self._enqueue([prompt.token_ids for prompt, _, _ in requests], params)
         keep_arrays(self.llm, names)
@@ -171,7 +172,7 @@ class VllmEngine:
             return self._score_by_prompt_logprobs(rollouts, sequences, top_k)
         names = self._enqueue(sequences, [self._scoring_params()] * len(rollouts))
         expected = dict(zip(names, rollouts, strict=True))
-        self.llm.collective_rpc("expect_scores", args=(expected, top_k, self.vocabulary))
+        self.llm.collective_rpc("expect_scores", args=(expected, top_k, self.vocabulary, self.returns_hidden))
         for _ in self._finished(names, len(names)):
             pass
         scores = self.llm.collective_rpc("take_scores")[0]

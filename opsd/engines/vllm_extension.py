@@ -25,11 +25,13 @@ class WorkerExtension:
         end_with_parent()
         return super().__new__(cls)
 
-    def expect_scores(self, rollouts: Mapping[str, Rollout], top_k: int, vocabulary: Vocabulary) -> None:
+    def expect_scores(
+        self, rollouts: Mapping[str, Rollout], top_k: int, vocabulary: Vocabulary, keeps_hidden: bool
+    ) -> None:
         """Before the requests of these names run: see ResponseRows."""
         if self.response_rows is None:
             self.response_rows = ResponseRows(self.model_runner, keeps_scores=self.rank == 0)
-        self.response_rows.expect(rollouts, top_k, vocabulary)
+        self.response_rows.expect(rollouts, top_k, vocabulary, keeps_hidden=keeps_hidden)
 
     def take_scores(self) -> dict[str, TeacherScores]:
         """By name, when they have run; of the first rank, the others have none."""

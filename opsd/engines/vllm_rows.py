@@ -33,6 +33,7 @@ class ResponseRows:
         self.keeps_scores = keeps_scores
         self.rollouts: dict[str, Rollout] = {}  # by vLLM's names of their requests
         self.parts: dict[str, list[RowScores]] = {}  # of each request, one after another
+        self.hidden: dict[str, list[Tensor]] = {}  # the rows that they come from, where these are asked for
         own = getattr(runner, HOOK)
 
         def with_scores(hidden_states: Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
@@ -42,17 +43,21 @@ class ResponseRows:
 
         setattr(runner, HOOK, with_scores)
 
-    def expect(self, rollouts: Mapping[str, Rollout], top_k: int, vocabulary: Vocabulary) -> None:
+    def expect(
+        self, rollouts: Mapping[str, Rollout], top_k: int, vocabulary: Vocabulary, *, keeps_hidden: bool = False
+    ) -> None:
         """Requests under these names are about to run: prompt and response of a rollout each, as one prompt."""
-        self.rollouts, self.parts = dict(rollouts), {}
-        self.top_k, self.vocabulary = top_k, vocabulary
+        self.rollouts, self.parts, self.hidden = dict(rollouts), {}, {}
+        self.top_k, self.vocabulary, self.keeps_hidden = top_k, vocabulary, keeps_hidden
 
     def take(self) -> dict[str, TeacherScores]:
         """The scores of all expected rollouts, which are expected no longer."""
-        rollouts, parts = self.rollouts, self.parts
-        self.rollouts, self.parts = {}, {}
+        rollouts, parts, hidden = self.rollouts, self.parts, self.hidden
+        self.rollouts, self.parts, self.hidden = {}, {}, {}
         return {
-            name: teacher_scores(parts[name], num_candidates=rollout.candidate_ids.shape[1])
+            name: teacher_scores(
+                parts[name], num_candidates=rollout.candidate_ids.shape[1], hidden=hidden.get(name, ())
+            )
             for name, rollout in rollouts.items()
             if self.keeps_scores
         }
@@ -74,10 +79,13 @@ class ResponseRows:
         if not self.keeps_scores:
             return
         lengths = [tokens.stop - tokens.start for _, tokens in spans.values()]
-        for (name, (_, tokens)), part in zip(spans.items(), scores.to("cpu").split(lengths), strict=True):
-            if tokens.start == 0:  # also where a preempted request begins anew
-                self.parts[name] = []
+        hidden = hidden_RD.cpu().split(lengths) if self.keeps_hidden else None
+        for place, (name, part) in enumerate(zip(spans, scores.to("cpu").split(lengths), strict=True)):
+            if spans[name][1].start == 0:  # also where a preempted request begins anew
+                self.parts[name], self.hidden[name] = [], []
             self.parts[name].append(part)
+            if hidden is not None:
+                self.hidden[name].append(hidden[place])
 
     def _span(self, name: str, num_tokens: int) -> tuple[slice, slice]:
         """Rows of the step's hidden states, and the response tokens that they predict; empty where there are none."""

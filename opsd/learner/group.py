@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from opsd.batch import ScoredBatch, rollout_stats
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, start_actor
+from opsd.config.engine import TeacherConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.learner.model import Divergence
 from opsd.learner.packing import MicroBatch, pack
@@ -38,11 +39,13 @@ class LearnerGroup:
         statistics: Statistics | None = None,
         mean_decay: float | None = None,
         placement: Placement | None = None,
+        teacher: TeacherConfig | None = None,
     ) -> None:
         """`statistics`: what `token_stats` also gives. `mean_decay`: also keep a running mean of the weights, see
         `mean_weights`. `placement`: as in EnginePool.
         """
         self.support = support
+        self.takes_hidden = teacher is not None
         self.vocabulary = vocabulary
         self.student_path = student.path
         self.micro_batch_tokens = learner.micro_batch_tokens
@@ -70,6 +73,7 @@ class LearnerGroup:
                 vocabulary=vocabulary,
                 mean_decay=mean_decay,
                 shares_gpu=shares_gpu,
+                teacher=None if teacher is None else replace(teacher, path=os.path.abspath(teacher.path)),
             )
             for rank, worker in enumerate(self.workers)
         ]
@@ -90,7 +94,7 @@ class LearnerGroup:
 
     def train_step(self, scored: ScoredBatch, selection: Selection) -> StepReport:
         """One optimiser step on the selected tokens of the global batch."""
-        batches = self._pack(scored, selection)
+        batches = self._pack(scored, selection, with_hidden=self.takes_hidden)
         refs = [worker.train_step.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
         return gather("learn", refs)[0]
 
@@ -111,14 +115,16 @@ class LearnerGroup:
         names = ("compatibility_T", "teacher_entropy_T", "attention_T")
         return replace(own, **{name: getattr(engines, name) for name in names})
 
-    def _pack(self, scored: ScoredBatch, selection: Selection) -> list[list[MicroBatch]]:
+    def _pack(self, scored: ScoredBatch, selection: Selection, *, with_hidden: bool = False) -> list[list[MicroBatch]]:
+        """`with_hidden`: then the loss needs no support."""
         return pack(
             scored,
             selection,
-            self.support,
+            "sampled" if with_hidden else self.support,
             self.vocabulary,
             num_ranks=len(self.workers),
             max_tokens=self.micro_batch_tokens,
+            with_hidden=with_hidden,
         )
 
     def weights(self, dtype: str) -> ray.ObjectRef:

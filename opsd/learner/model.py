@@ -25,6 +25,8 @@ from transformers import PreTrainedModel
 from opsd.learner.attention import packed_row
 from opsd.learner.loading import agree_on_tensors, bring, require_own_weights
 from opsd.learner.packing import MicroBatch
+from opsd.learner.teacher_head import TeacherHead
+from opsd.ops.head.exact import exact_head_loss
 from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, reverse_kl
 from opsd.ops.losses.objective import Objective
@@ -51,13 +53,19 @@ class DistillationModel(nn.Module):
         divergence: Divergence,
         vocabulary: Vocabulary,
         statistics: Statistics | None = None,
+        *,
+        teacher_head: TeacherHead | None = None,
     ) -> None:
-        """`statistics`: functions of the buckets, which `token_stats` also gives; see opsd.ops.signals."""
+        """`statistics`: functions of the buckets, which `token_stats` also gives; see opsd.ops.signals.
+
+        `teacher_head`: makes the teacher's distribution of hidden states where batches have these.
+        """
         super().__init__()
         self.causal_lm = causal_lm
         self.objective = Objective.of(divergence)
         self.vocabulary = vocabulary
         self.statistics = statistics or {}
+        self.teacher_head = teacher_head  # no part of the student: nothing shards, trains or saves it
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(loss: sum of weight x objective, a scalar; per_token_N: the objective, detached).
@@ -68,19 +76,20 @@ class DistillationModel(nn.Module):
         weight_N = batch.weight_N
         if batch.temperature_N is not None:
             weight_N = weight_N * batch.temperature_N**2
-        return sparse_head_loss(
-            self._hidden(batch),
-            self.causal_lm.get_output_embeddings().weight,
-            batch.support_NU,
-            batch.teacher_logprobs_NB,
-            weight_N,
-            self.objective,
-            temperature_N=batch.temperature_N,
-            vocab_size=self.vocabulary.size,
-            stop_ids=self.vocabulary.stop_ids,
-            foreign_ids=self.vocabulary.foreign_ids,
-            row_inputs=self.objective.takes({"support_NU": batch.support_NU, **batch.inputs}),
-        )
+        hidden_ND, weight_VD = self._hidden(batch), self.causal_lm.get_output_embeddings().weight
+        known = {
+            "temperature_N": batch.temperature_N,
+            "vocab_size": self.vocabulary.size,
+            "stop_ids": self.vocabulary.stop_ids,
+            "foreign_ids": self.vocabulary.foreign_ids,
+            "row_inputs": self.objective.takes({"support_NU": batch.support_NU, **batch.inputs}),
+        }
+        if batch.teacher_hidden_NE is None:
+            buckets = batch.support_NU, batch.teacher_logprobs_NB
+            return sparse_head_loss(hidden_ND, weight_VD, *buckets, weight_N, self.objective, **known)
+        assert self.teacher_head is not None, "hidden states without the head that they are meant for"
+        teacher = batch.teacher_hidden_NE, self.teacher_head.weight_VE
+        return exact_head_loss(hidden_ND, weight_VD, *teacher, weight_N, self.objective, **known)
 
     def token_stats(self, batch: MicroBatch) -> TokenStats:
         """The statistics of the batch's N rows: the exact entropy, and what compares the two models on their buckets.

@@ -33,6 +33,8 @@ class MicroBatch:
     other_ids_L: Tensor | None = None  # int64 [L], see Mixture; None: nothing is mixed
     own_share_L: Tensor | None = None  # float32 [L]
     inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each, see Selection
+    # [N, E] float32 or bfloat16, the teacher's last hidden states; None: its log-probabilities are all that is known
+    teacher_hidden_NE: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -48,6 +50,7 @@ def pack(
     *,
     num_ranks: int,
     max_tokens: int,
+    with_hidden: bool = False,
 ) -> list[list[MicroBatch]]:
     """Micro-batches for each rank: equal in number over ranks, near equal in tokens, at most max_tokens each.
 
@@ -55,6 +58,8 @@ def pack(
     sequence gets a micro-batch without rows, because every rank must take part in every collective.
     """
     whole = pack_whole(scored, selection, support, vocabulary)
+    if with_hidden:
+        whole = replace(whole, teacher_hidden_NE=kept_hidden(scored, selection.index_N.numpy()))
     lengths = whole.cu_seq_lens.diff().tolist()
     by_rank: list[list[int]] = [[] for _ in range(num_ranks)]
     load = [0] * num_ranks
@@ -116,6 +121,18 @@ def kept_buckets(
         start += len(rows)
     ids, logprobs = zip(*parts, strict=True)
     return np.concatenate(ids), np.concatenate(logprobs)
+
+
+def kept_hidden(scored: ScoredBatch, index_N: np.ndarray) -> Tensor:
+    """The teacher's hidden states [N, E] of the tokens at `index_N`, ascending places in the batch."""
+    first_R = np.searchsorted(index_N, scored.bounds)
+    parts = []
+    for number, item in enumerate(scored.items):
+        assert item.scores.hidden is not None, "loss.payload=hidden asks every engine for them"
+        kept_N = index_N[first_R[number] : first_R[number + 1]] - scored.bounds[number]
+        parts.append(item.scores.hidden[kept_N])
+    hidden_NE = torch.from_numpy(np.concatenate(parts))
+    return hidden_NE.view(torch.bfloat16) if hidden_NE.dtype == torch.uint16 else hidden_NE
 
 
 def _mixed(mixtures: list[Mixture | None], token_ids: list[np.ndarray]) -> dict[str, Any]:
@@ -201,4 +218,5 @@ def _rows(batch: MicroBatch, place_M: Tensor) -> dict[str, Any]:
         "index_N": batch.index_N[place_M],
         "temperature_N": None if batch.temperature_N is None else batch.temperature_N[place_M],
         "inputs": {name: values[place_M] for name, values in batch.inputs.items()},
+        "teacher_hidden_NE": None if batch.teacher_hidden_NE is None else batch.teacher_hidden_NE[place_M],
     }

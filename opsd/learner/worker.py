@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from opsd.cluster.ray import require_here
+from opsd.config.engine import TeacherConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.errors import ConfigError, StageError
 from opsd.learner.checkpoint import load_learner, save_learner
@@ -22,6 +23,7 @@ from opsd.learner.model import DistillationModel, Divergence, full_weights, shar
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.packing import MicroBatch
 from opsd.learner.step import token_stats, train_step
+from opsd.learner.teacher_head import load_teacher_head
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
 from opsd.models.student_folder import save_student
 from opsd.models.weights import model_without_weights, names_differ
@@ -54,11 +56,13 @@ class LearnerWorker:
         statistics: Statistics | None = None,
         mean_decay: float | None = None,
         shares_gpu: bool = False,
+        teacher: TeacherConfig | None = None,
     ) -> bool:
         """Whether packed rows are right for this student; else its micro-batches must hold one sequence each.
 
-        `mean_decay`: also keep a running mean of the weights; None: do not. `shares_gpu`: with engines, in turn. Raises
-        ConfigError for a student that the learner cannot train.
+        `mean_decay`: also keep a running mean of the weights; None: do not. `shares_gpu`: with engines, in turn.
+        `teacher`: whose hidden states will come with the batches; None: no one's. Raises ConfigError for a student that
+        the learner cannot train.
         """
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR=address[0], MASTER_PORT=str(address[1])
@@ -74,7 +78,17 @@ class LearnerWorker:
         causal_lm = open_student(
             student.path, rank=rank, device=device, dtype=student.dtype, trust_remote_code=student.trust_remote_code
         )
-        self.model = DistillationModel(causal_lm, divergence, vocabulary, statistics)
+        self.teacher_head = None
+        if teacher is not None:
+            require_here("the teacher's head", teacher.path)
+            self.teacher_head = load_teacher_head(
+                teacher.path,
+                trust_remote_code=teacher.trust_remote_code,
+                device=self.device,
+                dtype=teacher.dtype,
+            )
+        self.model = DistillationModel(causal_lm, divergence, vocabulary, statistics, teacher_head=self.teacher_head)
+        self.is_first_step = True
         shard(
             self.model,
             device=device,
@@ -94,6 +108,9 @@ class LearnerWorker:
         require_here("output_dir", folder)
 
     def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
+        if self.is_first_step and self.teacher_head is not None:
+            self.teacher_head.require_scores(micro_batches[0].to(self.device), self.model.vocabulary)
+        self.is_first_step = False
         report = train_step(
             self.model,
             self.optimizer,

@@ -103,6 +103,21 @@ def as_stored(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, T
     return revert_weight_conversion(model, weights)
 
 
+def read_weight(path: str, model: PreTrainedModel, wanted: Tensor) -> Tensor | None:
+    """One weight out of a folder's files, and nothing else of them; None where no file has it by a name that is known.
+
+    `wanted`: a parameter of `model`, from `model_without_weights`, which may be tied to others.
+    """
+    stored = weight_files(path)
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight is wanted:
+            [in_file] = as_stored(model, {name: torch.empty(0, device="meta")})
+            if in_file in stored:
+                with _opened(stored[in_file]) as (_, weight_of):
+                    return weight_of(in_file)[...]
+    return None
+
+
 def stored_beside(path: str, model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of a folder's files that are none of `model`, from `model_without_weights`: a vision tower, say."""
     stored = weight_files(path)

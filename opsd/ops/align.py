@@ -191,7 +191,8 @@ def compatibility(rows: TokenRows) -> Tensor:
 def support_buckets(rows: TokenRows, support: str, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """The events that get a bucket of their own in the loss, and the teacher's log-probabilities there.
 
-    `support` is teacher (its top-k), student (the student's candidates) or union; the sampled event is always in.
+    `support` is teacher (its top-k), student (the student's candidates), union or sampled (neither); the sampled event
+    is always in.
     Returns ids int64 [T, U] (-1 empty) and log-probabilities float32 [T, U + 1], the rest bucket last.
     """
     event_T1 = rows.events_T[:, None]

@@ -47,7 +47,7 @@ class Job:
 
     @property
     def traffic(self) -> Traffic:
-        return step_traffic(self.cfg, self.student)
+        return step_traffic(self.cfg, self.student, self.teachers[0].model if self.teachers else None)
 
     @property
     def gpu_bytes(self) -> float:
@@ -99,9 +99,10 @@ def engine_role(job: Job, engine: Engine) -> Role:
 
 
 def learner_role(job: Job) -> Role:
+    takes_hidden = job.cfg.loss.payload == "hidden" and job.teachers
     return Role(
         name="learner",
         processes=job.cfg.learner.num_workers,
         gpus_each=int(job.device == "cuda"),
-        memory=learner_memory(job.cfg, job.student, job.device),
+        memory=learner_memory(job.cfg, job.student, job.device, job.teachers[0].model if takes_hidden else None),
     )

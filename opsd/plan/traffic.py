@@ -32,8 +32,11 @@ class Traffic:
     weight_bytes: int  # into each rollout engine
 
 
-def step_traffic(cfg: RunConfig, student: ModelSizes) -> Traffic:
-    """The bytes of arrays as opsd.types has them: int32 ids, float32 log-probabilities, int64 supports."""
+def step_traffic(cfg: RunConfig, student: ModelSizes, teacher: ModelSizes | None) -> Traffic:
+    """The bytes of arrays as opsd.types has them: int32 ids, float32 log-probabilities, int64 supports.
+
+    `teacher`: None where it is a server's, whose hidden states are taken to be as wide as the student's.
+    """
     rollouts = cfg.data.prompts_per_step * cfg.data.samples_per_prompt
     at_once = max(rollouts, cfg.eval.num_kl_prompts, cfg.eval.num_problems if cfg.data.grader != "none" else 0)
     longest = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
@@ -42,7 +45,11 @@ def step_traffic(cfg: RunConfig, student: ModelSizes) -> Traffic:
     all_scored = all(candidates_scored(cfg).values())
     scored = 4 * num_candidates * all_scored
     support = cfg.loss.support if cfg.loss.support != "auto" else "union" if all_scored else "teacher"
-    num_named = {"teacher": top_k, "student": num_candidates, "union": top_k + num_candidates}[support] + 1
+    hidden = 0
+    if cfg.loss.payload == "hidden":
+        support, hidden = "sampled", BYTES[cfg.teacher.dtype] * (teacher or student).hidden_size
+    beside = {"sampled": 0, "teacher": top_k, "student": num_candidates, "union": top_k + num_candidates}
+    num_named = 1 + beside[support]
     return Traffic(
         rollouts=rollouts,
         rollouts_an_engine=-(-at_once // cfg.rollout.num_workers),
@@ -50,7 +57,7 @@ def step_traffic(cfg: RunConfig, student: ModelSizes) -> Traffic:
         response_tokens=tokens,
         trunk_tokens=rollouts * longest,
         rollout_bytes=tokens * (4 + 4 + 8 * num_candidates),
-        score_bytes=tokens * (8 + 8 * top_k + scored),
-        batch_bytes=rollouts * longest * 16 + tokens * (8 * num_named + 4 * (num_named + 1) + 20),
+        score_bytes=tokens * (8 + 8 * top_k + scored + hidden),
+        batch_bytes=rollouts * longest * 16 + tokens * (8 * num_named + 4 * (num_named + 1) + 20 + hidden),
         weight_bytes=BYTES[cfg.rollout.dtype] * student.num_parameters,
     )

@@ -40,6 +40,7 @@ class RemoteEngines:
         cfg = self.cfg = spec.config
         self.vocabulary = spec.vocabulary
         self.scores_candidates = spec.scores_candidates  # as far as this run wants them
+        self.returns_hidden = spec.returns_hidden
         self.info: dict[str, Any] = {}  # what every server says of itself, from wait_ready on
         self.transport = Transport(cfg.urls, cfg.http)
 
@@ -74,7 +75,9 @@ class RemoteEngines:
 
     def _post_score(self, rollouts: Sequence[Rollout], top_k: int) -> PendingPart:
         with_candidates = self.info["scores_candidates"] and self.scores_candidates
-        body = pack_score_request(rollouts, top_k, self.vocabulary, with_candidates=with_candidates)
+        body = pack_score_request(
+            rollouts, top_k, self.vocabulary, with_candidates=with_candidates, with_hidden=self.returns_hidden
+        )
         read = partial(_unpacked_scores, lengths=[len(rollout) for rollout in rollouts])
         scores = self.transport.post("/score", read, content=body, headers=HEADERS)
         return PendingPart(rollouts=rollouts, scores=scores)

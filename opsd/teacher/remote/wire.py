@@ -21,6 +21,7 @@ class ScoreRequest:
     top_k: int
     vocabulary: Vocabulary  # of the client's run: what it shares with this teacher
     with_candidates: bool  # whether it wants the log-probabilities at the candidates
+    with_hidden: bool = False  # whether it wants the hidden states
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -46,13 +47,19 @@ class GenerateRequest:
 
 
 def pack_score_request(
-    rollouts: Sequence[Rollout], top_k: int, vocabulary: Vocabulary, *, with_candidates: bool
+    rollouts: Sequence[Rollout],
+    top_k: int,
+    vocabulary: Vocabulary,
+    *,
+    with_candidates: bool,
+    with_hidden: bool = False,
 ) -> bytes:
     arrays = {
         **pack_sequences("prompt", [rollout.prompt.scored_after for rollout in rollouts]),
         **pack_sequences("response", [rollout.response_ids for rollout in rollouts]),
         **_pack_vocabulary(vocabulary),
         "top_k": np.array(top_k, np.int32),
+        "with_hidden": np.array(with_hidden, np.int32),
     }
     if with_candidates:
         arrays["candidate_ids"] = np.concatenate([rollout.candidate_ids for rollout in rollouts])  # [T, C]
@@ -81,13 +88,13 @@ def unpack_score_request(body: bytes) -> ScoreRequest:
         top_k=number("top_k", arrays),
         vocabulary=_unpack_vocabulary(arrays),
         with_candidates=with_candidates,
+        with_hidden=bool(number("with_hidden", arrays)),
     )
 
 
 def pack_scores(scores: Sequence[TeacherScores], *, with_candidates: bool) -> bytes:
     names = ["top_ids", "top_logprobs", "sampled_logprobs"]
-    if all(score.entropy is not None for score in scores):
-        names.append("entropy")
+    names += [name for name in ("entropy", "hidden") if all(getattr(score, name) is not None for score in scores)]
     if with_candidates and all(score.candidate_logprobs is not None for score in scores):
         names.append("candidate_logprobs")
     return to_frame({name: np.concatenate([getattr(score, name) for score in scores]) for name in names})
@@ -103,6 +110,9 @@ def unpack_scores(body: bytes, lengths: Sequence[int]) -> list[TeacherScores]:
     }
     if "entropy" in arrays:
         parts["entropy"] = expect("entropy", arrays, np.float32, 1)
+    if "hidden" in arrays:
+        dtype = np.uint16 if arrays["hidden"].dtype == np.uint16 else np.float32
+        parts["hidden"] = expect("hidden", arrays, dtype, 2)
     if "candidate_logprobs" in arrays:
         parts["candidate_logprobs"] = expect("candidate_logprobs", arrays, np.float32, 2)
     for name, rows in parts.items():

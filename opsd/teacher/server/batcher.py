@@ -27,7 +27,7 @@ class Waiting:
         return (
             isinstance(own, ScoreRequest)
             and isinstance(other, ScoreRequest)
-            and (own.top_k, own.vocabulary) == (other.top_k, other.vocabulary)
+            and (own.top_k, own.vocabulary, own.with_hidden) == (other.top_k, other.vocabulary, other.with_hidden)
         )
 
 

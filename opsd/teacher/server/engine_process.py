@@ -57,7 +57,8 @@ def _start(spec: EngineSpec) -> None:
 
 
 def _score(request: ScoreRequest) -> list[TeacherScores]:
-    _worker.engine.vocabulary = request.vocabulary  # of the client's run; nothing else in an engine depends on it
+    _worker.engine.vocabulary = request.vocabulary  # of the client's run, as whether it wants hidden states
+    _worker.engine.returns_hidden = request.with_hidden
     return _worker.score(request.rollouts, request.top_k)
 
 

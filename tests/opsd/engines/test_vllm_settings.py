@@ -130,7 +130,7 @@ class RecordingLLM:
     def __init__(self, **_):
         self.calls = []
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 2)
-        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(use_v2_model_runner=True))
+        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(use_v2_model_runner=False))
 
     def sleep(self, level):
         self.calls.append(f"sleep {level}")

@@ -49,6 +49,30 @@ def test_a_batch_of_many_groups_has_the_buckets_of_one(monkeypatch):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_each_kept_row_has_its_own_hidden_states(dtype):
+    """Those of token t of the whole batch are all t; as uint16 they are the bits of a bfloat16."""
+    scored = random_batch(LENGTHS)
+    items, start = [], 0
+    for item in scored.items:
+        number_T = np.arange(start, start + len(item.rollout))
+        hidden = np.repeat(number_T[:, None], 3, axis=1)
+        if dtype == np.uint16:
+            hidden = torch.from_numpy(hidden).to(torch.bfloat16).view(torch.uint16).numpy()
+        items.append(replace(item, scores=replace(item.scores, hidden=hidden.astype(dtype))))
+        start += len(item.rollout)
+    batches = pack(
+        batch_of(items), every_second(scored), "sampled", VOCABULARY, num_ranks=2, max_tokens=12, with_hidden=True
+    )
+    seen = []
+    for batch in (batch for rank in batches for batch in rank):
+        assert batch.teacher_hidden_NE.dtype == (torch.bfloat16 if dtype == np.uint16 else torch.float32)
+        assert batch.support_NU.shape == (len(batch.row_N), 1)
+        assert torch.equal(batch.teacher_hidden_NE, batch.index_N[:, None].expand(-1, 3).to(batch.teacher_hidden_NE))
+        seen += batch.index_N.tolist()
+    assert sorted(seen) == list(range(0, sum(LENGTHS), 2))
+
+
 def test_each_kept_row_sees_its_own_context_and_support():
     scored = random_batch(LENGTHS)
     selection = every_second(scored)

@@ -95,8 +95,20 @@ def test_offloaded_weights_leave_the_gpu_and_on_a_cpu_the_engines_copy_is_rank_z
 
 def test_an_engine_takes_its_share_of_a_gpu_and_the_scores_come_on_top():
     assert role_of(gpu_job(), "rollout").memory.total == pytest.approx(0.9 * 80 * GIB)
-    logits = 1024 * 151936 * (2 + 4 + 1)
+    logits = 3 * 512 * 2**20  # logits, log-probabilities and probabilities of a chunk of rows
     assert role_of(gpu_job(), "teacher").memory.total == pytest.approx(0.9 * 80 * GIB + logits)
+    own_way = gpu_job(teacher={"scoring": "prompt_logprobs"})
+    rows = own_way.traffic.longest_sequence * 151936 * (2 + 4 + 1)
+    assert role_of(own_way, "teacher").memory.total == pytest.approx(0.9 * 80 * GIB + rows)
+
+
+def test_hidden_states_travel_in_the_place_of_supports_and_the_learner_holds_their_head():
+    plain, hidden = gpu_job(), gpu_job(loss={"payload": "hidden"})
+    tokens, width = plain.traffic.response_tokens, hidden.teachers[0].model.hidden_size
+    assert hidden.traffic.score_bytes - plain.traffic.score_bytes == 2 * width * tokens
+    assert hidden.traffic.batch_bytes - plain.traffic.batch_bytes == (2 * width - 12 * (64 + 32)) * tokens
+    head = 2 * hidden.teachers[0].model.num_embedding_parameters
+    assert role_of(hidden, "learner").memory.weights - role_of(plain, "learner").memory.weights == head
 
 
 def test_tensor_parallel_divides_the_weights():
@@ -116,11 +128,11 @@ def test_an_engine_of_two_processes_on_a_cpu_is_counted_whole():
 
 
 def test_payload_is_the_bytes_of_the_arrays():
-    """K ids and log-probabilities and the sampled one's; the same for C candidates, and the answer's ids."""
+    """K ids and log-probabilities, the sampled one's and the entropy; the same for C candidates, and the answer's ids."""
     traffic = gpu_job(teacher={"top_k": 64}, rollout={"num_candidates": 16}).traffic
     tokens = 16 * 16 * 8192
     assert traffic.response_tokens == tokens
-    assert traffic.score_bytes == tokens * (64 * 8 + 4 + 16 * 4)
+    assert traffic.score_bytes == tokens * (64 * 8 + 8 + 16 * 4)
     assert traffic.rollout_bytes == tokens * (16 * 8 + 8)
     assert traffic.weight_bytes == 2 * 4_022_468_096
 

@@ -148,7 +148,7 @@ def test_a_teacher_too_large_for_a_gpu_is_told_its_tensor_parallel_size():
 
 def test_a_share_that_leaves_no_room_for_the_scores_is_refused():
     [problem] = refusals(gpu_job(teacher={"gpu_memory_utilization": 1.0}))
-    assert problem.startswith("teacher.gpu_memory_utilization=1: an engine needs 81.0 GiB of a GPU's 80")
+    assert problem.startswith("teacher.gpu_memory_utilization=1: an engine needs 81.5 GiB of a GPU's 80")
 
 
 def test_colocated_roles_share_gpus_and_their_memory():

@@ -33,6 +33,7 @@ def test_a_score_request_arrives_as_it_was_sent(with_candidates):
     sent = [ROLLOUTS[0], replace(ROLLOUTS[1], prompt=shown), ROLLOUTS[2]]
     request = unpack_score_request(pack_score_request(sent, 6, VOCABULARY, with_candidates=with_candidates))
     assert (request.top_k, request.vocabulary, request.with_candidates) == (6, VOCABULARY, with_candidates)
+    assert not request.with_hidden
     for rollout, arrived in zip(sent, request.rollouts, strict=True):
         assert arrived.prompt.scored_after.tolist() == rollout.prompt.scored_after.tolist()
         assert arrived.response_ids.tolist() == rollout.response_ids.tolist()
@@ -41,10 +42,17 @@ def test_a_score_request_arrives_as_it_was_sent(with_candidates):
     assert request.num_tokens == sum(len(r.prompt.scored_after) + len(r) for r in sent)
 
 
+@pytest.mark.parametrize("hidden_dtype", [None, np.float32, np.uint16])
 @pytest.mark.parametrize("with_candidates", [True, False])
-def test_scores_arrive_bit_for_bit(with_candidates):
+def test_scores_arrive_bit_for_bit(with_candidates, hidden_dtype):
+    rng = np.random.default_rng(0)
     scores = [
-        replace(item.scores, candidate_logprobs=item.scores.top_logprobs * 2 if with_candidates else None)
+        replace(
+            item.scores,
+            candidate_logprobs=item.scores.top_logprobs * 2 if with_candidates else None,
+            entropy=-item.scores.sampled_logprobs,
+            hidden=None if hidden_dtype is None else rng.integers(0, 9, (len(item.rollout), 7)).astype(hidden_dtype),
+        )
         for item in SCORED
     ]
     arrived = unpack_scores(pack_scores(scores, with_candidates=True), [len(r) for r in ROLLOUTS])
@@ -55,6 +63,11 @@ def test_scores_arrive_bit_for_bit(with_candidates):
             else:
                 assert getattr(other, name).dtype == array.dtype
                 np.testing.assert_array_equal(getattr(other, name), array)
+
+
+def test_a_request_for_hidden_states_says_so():
+    body = pack_score_request(ROLLOUTS, 6, VOCABULARY, with_candidates=False, with_hidden=True)
+    assert unpack_score_request(body).with_hidden
 
 
 def test_answers_arrive_bit_for_bit():
