@@ -128,7 +128,7 @@ def test_an_engine_of_two_processes_on_a_cpu_is_counted_whole():
 
 
 def test_payload_is_the_bytes_of_the_arrays():
-    """K ids and log-probabilities, the sampled one's and the entropy; the same for C candidates, and the answer's ids."""
+    """K ids and log-probabilities, the sampled one's, the entropy; the same for C candidates, and the answer's ids."""
     traffic = gpu_job(teacher={"top_k": 64}, rollout={"num_candidates": 16}).traffic
     tokens = 16 * 16 * 8192
     assert traffic.response_tokens == tokens
