@@ -18,7 +18,7 @@ from torch import Tensor
 from opsd.data.grading import check_grader
 from opsd.errors import ConfigError, StageError
 from opsd.ops.head.exact import sums_over_tokens
-from opsd.ops.losses.objective import Objective
+from opsd.ops.losses.objective import PACKED_INPUTS, RESIDUAL_INPUTS, Objective
 from opsd.ops.row_function import name_of
 from opsd.ops.signals import Statistics, statistics_of
 from opsd.types import BatchStats, Rollout, Selection, TokenStats
@@ -53,7 +53,8 @@ def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
         except StageError:  # a threshold of the user's own may leave none of the made-up tokens
             place_T = torch.arange(len(batch.tokens))
             selection = Selection(index_N=place_T, weight_N=torch.ones(len(place_T)))
-            objective = Objective(parts=tuple(part for part in objective.parts if not part[1].inputs))
+            parts = tuple(part for part in objective.parts if PACKED_INPUTS.issuperset(part[1].inputs))
+            objective = Objective(parts=parts)
         check_objective(objective, selection)
     check_grader(cfg.data.grader)
     no_engines: Any = NoEngines()
@@ -128,13 +129,18 @@ def check_tokens(where: str, values: Any, num_tokens: int, *, dtype: torch.dtype
 
 def check_objective(objective: Objective, selection: Selection) -> None:
     """Every part of the loss on made-up buckets: one finite value per row, with a finite gradient in the student."""
-    missing = objective.inputs - {"support_NU", *selection.inputs}
+    missing = objective.inputs - PACKED_INPUTS - selection.inputs.keys()
     if missing:
         raise HookError(f"the loss needs {', '.join(sorted(missing))}, which the selection does not give")
+    if objective.inputs & RESIDUAL_INPUTS and selection.temperature_N is not None:
+        raise HookError(
+            "loss.residual=true needs tokens at temperature 1, at which the answers are drawn, and the selection gives "
+            "each a temperature of its own"
+        )
     student_NB, teacher_NB, support_NU = made_up_buckets(len(selection))
     student_NB.requires_grad_()
     has_token_NB = ~teacher_NB.isneginf()
-    available = {"support_NU": support_NU, **selection.inputs}
+    available = {**made_up_inputs(teacher_NB, support_NU), **selection.inputs}
     for _, loss in objective.parts:
         part, where = Objective.of(loss), f"{loss.setting}: {name_of(loss)}"
         try:
@@ -208,6 +214,14 @@ def made_up_statistics(statistics: Statistics, num_tokens: int) -> dict[str, Ten
                 "(-inf for both models)"
             )
     return {name: value_T.float() for name, value_T in found.items()}
+
+
+def made_up_inputs(teacher_NB: Tensor, support_NU: Tensor) -> dict[str, Tensor]:
+    """What the packing would give of these buckets, PACKED_INPUTS; every second row's first token is outside."""
+    outside_N = torch.arange(len(teacher_NB)) % 2 == 1
+    first_N, rest_N = teacher_NB[:, 0], teacher_NB[:, -1]
+    tail_N = torch.where(outside_N, torch.logaddexp(first_N, rest_N), rest_N)
+    return {"support_NU": support_NU, "outside_N": outside_N, "teacher_tail_N": tail_N}
 
 
 def made_up_buckets(num_rows: int) -> tuple[Tensor, Tensor, Tensor]:

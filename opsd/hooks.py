@@ -14,7 +14,7 @@ from torch import Tensor
 from opsd.config.checks import function_named
 from opsd.errors import ConfigError
 from opsd.ops.losses.objective import Loss, Objective
-from opsd.ops.losses.table import LOSSES, REFUSED
+from opsd.ops.losses.table import LOSSES, REFUSED, UNBIASED
 from opsd.ops.row_function import name_of
 from opsd.ops.signals import Statistics
 from opsd.types import BatchStats, Rollout, Selection, StepReport
@@ -74,6 +74,13 @@ def bind_objective(loss: LossConfig) -> Objective:
         raise ConfigError(f"loss.divergence={loss.divergence}: {REFUSED[loss.divergence]}")
     known = {name: Loss.of(entry) for name, entry in LOSSES.items()}
     alone = {name: entry for name, entry in known.items() if not entry.only_beside}
+    if loss.residual:
+        if loss.divergence not in UNBIASED:
+            raise ConfigError(
+                f"loss.residual=true needs loss.divergence={' or '.join(UNBIASED)}, got {loss.divergence}: other "
+                "divergences have no such form"
+            )
+        alone |= UNBIASED
     parts = [(1.0, bind_loss("loss.divergence", alone, loss.divergence, "loss.options", loss.options))]
     for name, settings in loss.terms.items():
         options = {key: value for key, value in settings.items() if key != "weight"}

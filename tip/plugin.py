@@ -22,7 +22,7 @@ import opsd.hooks
 from opsd.errors import ConfigError, StageError
 from opsd.hook_checks import HookError, check_selection, check_tokens
 from opsd.hooks import TrainHooks, bind_entry
-from opsd.ops.losses.objective import Objective
+from opsd.ops.losses.objective import PACKED_INPUTS, Objective
 from opsd.ops.row_function import name_of
 from opsd.ops.signals import STATISTICS, Statistics
 from opsd.types import BatchStats, Selection, StepReport, TokenStats
@@ -109,7 +109,7 @@ class TokenImportance:
         """
         self.warning.look_at(batch)
         selection = self._select(batch)
-        missing = self.objective.inputs - {"support_NU", *selection.inputs}
+        missing = self.objective.inputs - PACKED_INPUTS - selection.inputs.keys()
         if missing:
             raise HookError(f"the loss needs {', '.join(sorted(missing))}, which no entry of `adjust` gives")
         return without_zero_weights(selection)

@@ -95,6 +95,9 @@ class LossConfig:
     # What comes from the teacher to the loss. logprobs: of the support's tokens; all others are one bucket. hidden: its
     # last hidden state of each kept token, from which the learner makes the whole distribution: no support, no bias.
     payload: str = "logprobs"
+    # The reverse KL alone: a gradient that is, on average over the answers, that of the whole vocabulary and not that
+    # of the named tokens and a rest. Needs rollout.temperature=1, rollout.top_p=1 and the student's own answers.
+    residual: bool = False
 
     def __post_init__(self) -> None:
         one_of("loss.support", self.support, SUPPORTS)
@@ -230,8 +233,20 @@ class RunConfig:
             )
         at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)
+        if self.loss.residual:
+            self._check_draws()
         if self.resume == "auto" and self.overwrite:
             raise ConfigError("resume=auto and overwrite=true contradict each other: choose one")
+
+    def _check_draws(self) -> None:
+        """Refuses answers that are no draws from the student's whole distribution at temperature 1."""
+        for name in ("temperature", "top_p"):
+            value = getattr(self.rollout, name)
+            if value != 1.0:
+                raise ConfigError(
+                    f"loss.residual=true needs rollout.{name}=1, got {value}: its gradient is right on average over "
+                    "answers drawn from the student's whole distribution"
+                )
 
 
 Config = TypeVar("Config")

@@ -19,6 +19,7 @@ from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.learner.model import Divergence
 from opsd.learner.packing import MicroBatch, pack
 from opsd.learner.worker import LearnerWorker
+from opsd.ops.losses.objective import RESIDUAL_INPUTS, Objective
 from opsd.ops.signals import Statistics
 from opsd.types import Selection, StepReport, TokenStats, Vocabulary
 
@@ -46,6 +47,7 @@ class LearnerGroup:
         """
         self.support = support
         self.takes_hidden = teacher is not None
+        self.residual = bool(Objective.of(divergence).inputs & RESIDUAL_INPUTS)
         self.vocabulary = vocabulary
         self.student_path = student.path
         self.micro_batch_tokens = learner.micro_batch_tokens
@@ -125,6 +127,7 @@ class LearnerGroup:
             num_ranks=len(self.workers),
             max_tokens=self.micro_batch_tokens,
             with_hidden=with_hidden,
+            residual=self.residual,
         )
 
     def weights(self, dtype: str) -> ray.ObjectRef:

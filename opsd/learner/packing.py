@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from opsd.batch import ScoredBatch
-from opsd.ops.align import TokenRows, predicting_rows, support_buckets
+from opsd.errors import StageError
+from opsd.ops.align import TokenRows, predicting_rows, sampled_outside, support_buckets
 from opsd.types import Mixture, Selection, Vocabulary
 
 
@@ -32,7 +33,7 @@ class MicroBatch:
     temperature_N: Tensor | None = None  # float32 [N]
     other_ids_L: Tensor | None = None  # int64 [L], see Mixture; None: nothing is mixed
     own_share_L: Tensor | None = None  # float32 [L]
-    inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each, see Selection
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each, see Selection; with RESIDUAL_INPUTS if asked
     # [N, E] float32 or bfloat16, the teacher's last hidden states; None: its log-probabilities are all that is known
     teacher_hidden_NE: Tensor | None = None
 
@@ -51,13 +52,15 @@ def pack(
     num_ranks: int,
     max_tokens: int,
     with_hidden: bool = False,
+    residual: bool = False,
 ) -> list[list[MicroBatch]]:
     """Micro-batches for each rank: equal in number over ranks, near equal in tokens, at most max_tokens each.
 
     A sequence longer than max_tokens gets a micro-batch of its own, so with max_tokens 0 each does. A rank without a
     sequence gets a micro-batch without rows, because every rank must take part in every collective.
+    `residual`: with RESIDUAL_INPUTS among the inputs.
     """
-    whole = pack_whole(scored, selection, support, vocabulary)
+    whole = pack_whole(scored, selection, support, vocabulary, residual=residual)
     if with_hidden:
         whole = replace(whole, teacher_hidden_NE=kept_hidden(scored, selection.index_N.numpy()))
     lengths = whole.cu_seq_lens.diff().tolist()
@@ -73,7 +76,9 @@ def pack(
     return [[_part(whole, g[i]) if i < len(g) else empty for i in range(num_micro_batches)] for g in groups]
 
 
-def pack_whole(scored: ScoredBatch, selection: Selection, support: str, vocabulary: Vocabulary) -> MicroBatch:
+def pack_whole(
+    scored: ScoredBatch, selection: Selection, support: str, vocabulary: Vocabulary, *, residual: bool = False
+) -> MicroBatch:
     """Every rollout that keeps a token, in one row; weights are divided by the selection's denominator.
 
     A sequence ends at the last row that predicts a kept token: what follows cannot change the loss.
@@ -105,7 +110,10 @@ def pack_whole(scored: ScoredBatch, selection: Selection, support: str, vocabula
         weight_N=selection.weight_N / denominator,
         index_N=selection.index_N,
         temperature_N=selection.temperature_N,
-        inputs=selection.inputs,
+        inputs={
+            **selection.inputs,
+            **(_residual_inputs(scored, index_N, support, vocabulary) if residual else {}),
+        },
         **_mixed(mixtures, token_ids),
     )
 
@@ -114,11 +122,7 @@ def kept_buckets(
     scored: ScoredBatch, index_N: np.ndarray, support: str, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
     """`support_buckets` of the tokens at `index_N`, ascending places in the batch: [N, U] and [N, U + 1]."""
-    parts, start = [], 0
-    for rows in TokenRows.in_groups(scored.items, vocabulary):
-        first, last = np.searchsorted(index_N, [start, start + len(rows)])
-        parts.append(support_buckets(rows.take(index_N[first:last] - start), support, vocabulary))
-        start += len(rows)
+    parts = [support_buckets(rows, support, vocabulary) for rows in _kept_rows(scored, index_N, vocabulary)]
     ids, logprobs = zip(*parts, strict=True)
     return np.concatenate(ids), np.concatenate(logprobs)
 
@@ -133,6 +137,30 @@ def kept_hidden(scored: ScoredBatch, index_N: np.ndarray) -> Tensor:
         parts.append(item.scores.hidden[kept_N])
     hidden_NE = torch.from_numpy(np.concatenate(parts))
     return hidden_NE.view(torch.bfloat16) if hidden_NE.dtype == torch.uint16 else hidden_NE
+
+
+def _residual_inputs(
+    scored: ScoredBatch, index_N: np.ndarray, support: str, vocabulary: Vocabulary
+) -> dict[str, Tensor]:
+    """`sampled_outside` of the tokens at `index_N`. Raises StageError for an answer that is no draw of the student."""
+    for rollout in scored.rollouts:
+        if rollout.policy_version < 0 or rollout.mixture is not None:
+            raise StageError(
+                "learn: loss.residual=true learns from the current student's own answers alone, and one to prompt "
+                f"{rollout.prompt.index} is not its own"
+            )
+    parts = [sampled_outside(rows, support, vocabulary) for rows in _kept_rows(scored, index_N, vocabulary)]
+    outside, tails = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return {"outside_N": outside, "teacher_tail_N": tails}
+
+
+def _kept_rows(scored: ScoredBatch, index_N: np.ndarray, vocabulary: Vocabulary) -> Iterator[TokenRows]:
+    """The tokens at `index_N`, a group of rollouts at a time."""
+    start = 0
+    for rows in TokenRows.in_groups(scored.items, vocabulary):
+        first, last = np.searchsorted(index_N, [start, start + len(rows)])
+        yield rows.take(index_N[first:last] - start)
+        start += len(rows)
 
 
 def _mixed(mixtures: list[Mixture | None], token_ids: list[np.ndarray]) -> dict[str, Any]:

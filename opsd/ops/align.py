@@ -213,6 +213,24 @@ def support_buckets(rows: TokenRows, support: str, vocabulary: Vocabulary) -> tu
     return ids_TU, np.concatenate([logprobs_TU, rest_T[:, None]], axis=1)
 
 
+def sampled_outside(rows: TokenRows, support: str, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Where the sampled event is in none of the lists that the support is made of, and the teacher's mass outside them.
+
+    `support_buckets` names that event in any case, so its buckets depend on what was sampled. The lists do not.
+    Returns bool [T], and the log of the mass float32 [T] with the bounds of `rest_logprob`.
+    """
+    event_T1 = rows.events_T[:, None]
+    outside_T = np.ones(len(rows), bool)
+    if support in ("teacher", "union"):
+        outside_T &= (rows.top_ids_TK != event_T1).all(axis=1)
+    if support in ("student", "union"):
+        outside_T &= (rows.candidate_ids_TC != event_T1).all(axis=1)
+    ids_TU, logprobs_TB = support_buckets(rows, support, vocabulary)
+    logprobs_TU = logprobs_TB[:, :-1].copy()
+    logprobs_TU[outside_T, 0] = -np.inf
+    return outside_T, rest_logprob(logprobs_TU, (ids_TU >= 0).sum(axis=1) - outside_T, vocabulary)
+
+
 def _share_of_log_size(entropy_T: np.ndarray, vocabulary: Vocabulary) -> Tensor:
     return torch.from_numpy(np.clip(entropy_T / math.log(vocabulary.size), 0.0, 1.0).astype(np.float32))
 

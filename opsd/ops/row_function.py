@@ -17,8 +17,8 @@ class RowFunction:
     """`function(student_logprobs_NB, teacher_logprobs_NB, **inputs, **options) -> [N]`, and its inputs by name.
 
     An input is a tensor [N, ...]: `support_NU`, the token ids of the buckets but the rest (-1: an empty slot), or, for
-    a loss, what the selection gave by that name in `Selection.inputs`. Travels to the learner's processes, so the
-    function must be importable there.
+    a loss, `outside_N` and `teacher_tail_N` (`sampled_outside` in opsd/ops/align.py) or what the selection gave by that
+    name in `Selection.inputs`. Travels to the learner's processes, so the function must be importable there.
     """
 
     function: Callable[..., Tensor]

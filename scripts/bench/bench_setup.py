@@ -15,6 +15,9 @@ def parse_args(description: str, *extra: tuple[str, dict]) -> argparse.Namespace
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", help="folder with student/ and teacher/")
     parser.add_argument("prompts", help="JSONL, one prompt a line")
+    parser.add_argument(
+        "--student", default="", help="folder of another student than the pair's, such as a trained one"
+    )
     parser.add_argument("--prompt-key", default="prompt")
     parser.add_argument("--chat-template", action="store_true")
     parser.add_argument("--max-tokens", type=int, default=48, help="of one response")
@@ -33,7 +36,7 @@ def load_setup(args: argparse.Namespace, rollout: RolloutConfig, teacher_top_k: 
     cfg = RunConfig(
         output_dir="",
         device=args.device,
-        student=StudentConfig(path=f"{args.pair}/student"),
+        student=StudentConfig(path=args.student or f"{args.pair}/student"),
         teacher=TeacherConfig(path=f"{args.pair}/teacher", top_k=teacher_top_k, dtype=rollout.dtype),
         rollout=rollout,
         data=data,

@@ -3,9 +3,11 @@
     python scripts/bench/bench_support.py outputs/smollm2-pair train.jsonl --prompt-key question --chat-template
 
 The student answers prompts; both models' dense distributions on these answers are the truth. Table 1: the reverse KL
-and its gradient for each support and K. Table 2: the same at a temperature (`idts`, `adakd`), and what there is of it
-where the student is its own teacher. Table 3: which half of the tokens soft_or selects from each source of statistics,
-and what that costs. All in float32 (the dense side in float64), transformers engines.
+and its gradient for each support and K; with the residual for tokens that are drawn anew, once and on average over
+several draws of every token. Table 2: the same at a temperature (`idts`, `adakd`), and what there is of it where the
+student is its own teacher. Table 3: which half of the tokens soft_or selects from each source of statistics, and what
+that costs. All in float32 (the dense side in float64), transformers engines. `--student` takes a trained student in
+place of the pair's.
 """
 # T response tokens of all rollouts, V vocabulary, D width, U support size, B = U + 1 buckets
 
@@ -16,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,25 +25,32 @@ from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import ScoredBatch, rollout_stats
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
-from opsd.config.run import LearnerConfig, RunConfig
+from opsd.config.run import LearnerConfig, LossConfig, RunConfig
+from opsd.hooks import bind_objective
 from opsd.learner.group import LearnerGroup
-from opsd.learner.packing import kept_buckets
+from opsd.learner.packing import pack_whole
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import DIVERGENCES, reverse_kl
 from opsd.preflight import Setup
 from opsd.types import ScoredRollout, Selection, TokenStats, Vocabulary
-from support_truth import Dense, dense_truth, events, known, make_scored
+from support_truth import Dense, dense_truth, events, known, make_scored, redrawn
 from tip.scores import SCORES
 from tip.selectors import SELECTORS
 
 TOP_KS = (16, 64, 256)
 NUM_CANDIDATES = (16, 32, 64)
+RESIDUAL_TOP_K = 64
 TEMPERATURES = (0.6, 1.0, 1.25, 1.65)  # idts at base 1 gives 0.61 to 1.65
 TEMPERED_TOP_K = 64
+Gradients = tuple[Tensor, Tensor, Tensor]  # value of each token, gradient to the hidden states, gradient to the head
 
 
 def main() -> None:
-    args = parse_args(__doc__, ("--num-rollouts", {"type": int, "default": 24}))
+    args = parse_args(
+        __doc__,
+        ("--num-rollouts", {"type": int, "default": 24}),
+        ("--num-draws", {"type": int, "default": 64, "help": "of every token, for the residual"}),
+    )
     num_known = max(TOP_KS)
     rollout = RolloutConfig(backend="transformers", max_response_tokens=args.max_tokens, num_candidates=num_known)
     cfg, setup = load_setup(args, rollout, teacher_top_k=num_known)
@@ -53,7 +61,7 @@ def main() -> None:
         f"{dense.stats.reverse_kl_T.mean():.4f} nats, forward {dense.stats.forward_kl_T.mean():.4f}, "
         f"entropy {dense.stats.entropy_T.mean() * math.log(setup.vocabulary.size):.4f}"
     )
-    support_table(scored, dense, setup.vocabulary)
+    support_table(scored, dense, setup.vocabulary, args.num_draws)
     temperature_table(dense, setup.vocabulary, [len(item.rollout) for item in scored])
     selection_table(cfg, setup, scored, dense)
 
@@ -62,45 +70,59 @@ def batch_of(items: Iterable[ScoredRollout]) -> ScoredBatch:
     return ScoredBatch(items=tuple(items))
 
 
-def support_table(scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabulary) -> None:
+def support_table(scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabulary, num_draws: int) -> None:
     rows = []
     for support in ("teacher", "student", "union"):
         for top_k in TOP_KS:
-            value_T, grad_hidden_TD, grad_weight_VD = sparse_gradients(
-                [known(item, top_k, top_k) for item in scored], support, dense, vocabulary
-            )
-            difference_T = value_T.double().cpu() - dense.stats.reverse_kl_T
-            rows.append(
-                [
-                    support,
-                    str(top_k),
-                    f"{difference_T.mean() / dense.stats.reverse_kl_T.mean():+.2%}",
-                    f"{difference_T.abs().max():.4f}",
-                    *agreement(grad_hidden_TD, dense.grad_hidden_TD),
-                    *agreement(grad_weight_VD, dense.grad_weight_VD),
-                ]
-            )
+            items = [known(item, top_k, top_k) for item in scored]
+            rows.append([support, str(top_k), *against(sparse_gradients(items, support, dense, vocabulary), dense)])
+    draws = redrawn([known(item, RESIDUAL_TOP_K, RESIDUAL_TOP_K) for item in scored], dense, vocabulary, num_draws)
+    for support in ("teacher", "union"):
+        first, *others = draws
+        total = sparse_gradients(first, support, dense, vocabulary, residual=True)
+        rows.append([f"{support} + residual, one draw", str(RESIDUAL_TOP_K), *against(total, dense)])
+        for items in others:
+            for tensor, addend in zip(
+                total, sparse_gradients(items, support, dense, vocabulary, residual=True), strict=True
+            ):
+                tensor.add_(addend)
+        means = tuple(tensor / num_draws for tensor in total)
+        rows.append([f"{support} + residual, mean of {num_draws}", str(RESIDUAL_TOP_K), *against(means, dense)])
     header = ["support", "K", "bias of the reverse KL", "largest gap, nats", "hidden gradient: cosine",
               "relative error", "head gradient: cosine", "relative error"]  # fmt: skip
     print_table("Sparse against dense reverse KL (student and union: K candidates of the student)", header, rows)
 
 
+def against(gradients: Gradients, dense: Dense) -> list[str]:
+    """The columns of a row of the table."""
+    value_T, grad_hidden_TD, grad_weight_VD = gradients
+    difference_T = value_T.double().cpu() - dense.stats.reverse_kl_T
+    return [
+        f"{difference_T.mean() / dense.stats.reverse_kl_T.mean():+.2%}",
+        f"{difference_T.abs().max():.4f}",
+        *agreement(grad_hidden_TD, dense.grad_hidden_TD),
+        *agreement(grad_weight_VD, dense.grad_weight_VD),
+    ]
+
+
 def sparse_gradients(
-    scored: list[ScoredRollout], support: str, dense: Dense, vocabulary: Vocabulary
-) -> tuple[Tensor, Tensor, Tensor]:
+    scored: list[ScoredRollout], support: str, dense: Dense, vocabulary: Vocabulary, *, residual: bool = False
+) -> Gradients:
     """(per token reverse KL [T], gradient of its mean to the hidden states [T, D] and to the head [V, D])."""
-    buckets = kept_buckets(batch_of(scored), np.arange(len(dense.hidden_TD)), support, vocabulary)
-    support_TU, teacher_TB = map(torch.from_numpy, buckets)
+    every = Selection(index_N=torch.arange(len(dense.hidden_TD)), weight_N=torch.ones(len(dense.hidden_TD)))
+    batch = pack_whole(batch_of(scored), every, support, vocabulary, residual=residual).to(dense.hidden_TD.device)
+    objective = bind_objective(LossConfig(residual=residual))
     hidden_TD, weight_VD = (tensor.clone().requires_grad_() for tensor in (dense.hidden_TD, dense.weight_VD))
     loss, value_T = sparse_head_loss(
         hidden_TD,
         weight_VD,
-        support_TU.to(hidden_TD.device),
-        teacher_TB.to(hidden_TD.device),
-        torch.full((len(hidden_TD),), 1 / len(hidden_TD), device=hidden_TD.device),
-        reverse_kl,
+        batch.support_NU,
+        batch.teacher_logprobs_NB,
+        batch.weight_N,
+        objective,
         vocab_size=vocabulary.size,
         stop_ids=vocabulary.stop_ids,
+        row_inputs=objective.takes(batch.inputs),
     )
     loss.backward()
     return value_T, hidden_TD.grad, weight_VD.grad

@@ -65,6 +65,27 @@ def known(item: ScoredRollout, top_k: int, num_candidates: int, *, candidates_sc
     return ScoredRollout(rollout=rollout, scores=scores)
 
 
+def redrawn(
+    scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabulary, num_draws: int
+) -> list[list[ScoredRollout]]:
+    """The same rows, `num_draws` times, each with a token that the student draws there in place of the one it wrote.
+
+    The contexts stay, so a draw's "answer" is no text: it is what may have come at each place.
+    """
+    generator = torch.Generator(dense.hidden_TD.device).manual_seed(0)
+    lengths = [len(item.rollout) for item in scored]
+    draws: list[list[ScoredRollout]] = [[] for _ in range(num_draws)]
+    for item, hidden_TD, teacher_TV in zip(scored, dense.hidden_TD.split(lengths), dense.teacher_logprobs, strict=True):
+        student_TV = events(hidden_TD.double() @ dense.weight_VD[: vocabulary.size].double().T, vocabulary)
+        drawn_TM = torch.multinomial(student_TV.exp(), num_draws, replacement=True, generator=generator)
+        known_TM = teacher_TV.gather(1, drawn_TM).cpu().numpy()
+        for number, items in enumerate(draws):
+            rollout = dataclasses.replace(item.rollout, response_ids=drawn_TM[:, number].cpu().numpy().astype(np.int32))
+            scores = dataclasses.replace(item.scores, sampled_logprobs=known_TM[:, number])
+            items.append(ScoredRollout(rollout=rollout, scores=scores))
+    return draws
+
+
 def dense_truth(cfg: RunConfig, rollouts: list[Rollout], vocabulary: Vocabulary, device: str) -> Dense:
     """Both models over whole answers, one rollout at a time; logits and softmax in float64."""
     student, teacher = (

@@ -1,6 +1,7 @@
 """Whole runs on the inputs that people have, the wrong ones too."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -27,6 +28,20 @@ def test_transformers_backends_union_support_and_jsd(pair, tmp_path):
     assert all(0 < line["loss"] < 0.6931 for line in lines)  # a Jensen-Shannon divergence is at most log 2
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert all(line["kept_ratio"] == pytest.approx(0.25, abs=0.01) for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("joined")
+def test_the_residual_trains_on_the_teachers_top_k(pair, tmp_path):
+    """The first step's gradient is another than the coarse one's; the loss is a lower bound with fewer names."""
+    settings = (*TRANSFORMERS, "loss.support=teacher", "teacher.top_k=3", "selector=all")
+    with_residual = training_lines(finished(pair, tmp_path / "residual", *settings, "loss.residual=true"))
+    coarse = training_lines(finished(pair, tmp_path / "coarse", *settings))
+    for line in with_residual:
+        assert math.isfinite(line["loss"]) and line["loss"] > 0 and math.isfinite(line["grad_norm"])
+    assert with_residual[0]["loss"] < coarse[0]["loss"]
+    assert with_residual[0]["grad_norm"] > 1.05 * coarse[0]["grad_norm"]
+    assert with_residual[-1]["reverse_kl"] < with_residual[0]["reverse_kl"]
 
 
 @pytest.mark.slow

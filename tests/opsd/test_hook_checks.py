@@ -104,6 +104,25 @@ def test_every_function_of_ours_passes(name):
     check_hooks(TrainHooks(divergence=LOSSES[name], select=select), RunConfig(data=DataConfig(grader="math")))
 
 
+def test_the_residual_passes_and_refuses_temperatures():
+    """Also where a threshold leaves no made-up token: its inputs are not the selection's."""
+    cfg = RunConfig(loss=LossConfig(residual=True))
+    hooks = build_hooks(cfg)
+    check_hooks(hooks, cfg)
+
+    def none(batch):
+        return Selection(index_N=torch.tensor([0]), weight_N=torch.zeros(1))
+
+    check_hooks(replace(hooks, select=none), cfg)
+
+    def tempered(batch):
+        return replace(select_all(batch), temperature_N=torch.full((8,), 2.0))
+
+    with pytest.raises(ConfigError, match="^loss.residual=true needs tokens at temperature 1, .* the selection gives"):
+        check_hooks(replace(hooks, select=tempered), cfg)
+    check_hooks(replace(build_hooks(RunConfig()), select=tempered), RunConfig())
+
+
 def test_nothing_is_drawn_that_the_run_would_notice():
     torch.manual_seed(3)
     expected = torch.rand(2)

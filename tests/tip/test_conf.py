@@ -97,6 +97,24 @@ def test_settings_out_of_range_are_refused(override, message):
         compose_tip(override)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.temperature=0.7", "loss.residual=true needs rollout.temperature=1, got 0.7"),
+        ("rollout.top_p=0.9", "loss.residual=true needs rollout.top_p=1, got 0.9"),
+        ("answers=mixed stats=learner", "loss.residual=true needs answers=student, got mixed"),
+        ("answers=teacher_pairs stats=learner", "loss.residual=true needs answers=student, got teacher_pairs"),
+        ("method=mixkd", "loss.residual=true needs answers=student, got mixtures"),
+        ("method=adakd", "loss.residual=true needs tokens at temperature 1, .* leave adjust.temperature out"),
+    ],
+)
+def test_the_residual_is_refused_where_answers_are_no_draws_of_the_students(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_tip("loss.residual=true", *override.split())
+    compose_tip(*override.split())
+    assert compose_tip("loss.residual=true").loss.residual
+
+
 def test_plain_distillation_knows_no_selector():
     with pytest.raises(ConfigError, match="selector"):
         compose_config(OmegaConf.create({"selector": {"ratio": 0.5}}), RunConfig)

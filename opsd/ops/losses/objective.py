@@ -11,6 +11,11 @@ from torch import Tensor
 from opsd.errors import StageError
 from opsd.ops.row_function import RowFunction, check_row_values, name_of
 
+# Row inputs that say where the sampled event stands to the support: see `sampled_outside` in opsd/ops/align.py.
+RESIDUAL_INPUTS = frozenset({"outside_N", "teacher_tail_N"})
+# Those that the learner's packing makes. A loss's other inputs are the selection's.
+PACKED_INPUTS = RESIDUAL_INPUTS | {"support_NU"}
+
 
 @dataclass(frozen=True)
 class Loss(RowFunction):

@@ -17,6 +17,7 @@ from torch import Tensor
 from opsd.ops.losses.divergences import DIVERGENCES, forward_then_reverse
 from opsd.ops.losses.objective import Loss
 from opsd.ops.losses.policy import kdrl, kdrl_advantage, kdrl_mask, policy_gradient
+from opsd.ops.losses.residual import residual_reverse_kl
 from opsd.ops.losses.terms import dac_kl, kendall, pearson, sinkhorn
 
 BEYOND_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
@@ -31,6 +32,9 @@ BEYOND_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "dac_kl": Loss(dac_kl, only_beside=True),
 }
 LOSSES = ChainMap(BEYOND_DIVERGENCES, DIVERGENCES)
+# What `loss.residual=true` puts in the place of a divergence: on average over the sampled token, the gradient of the
+# dense one.
+UNBIASED: dict[str, Loss] = {"reverse_kl": Loss(residual_reverse_kl, inputs=("outside_N", "teacher_tail_N"))}
 REFUSED = {
     "k1": "log pi(y) - log q(y) backpropagated directly has a gradient of 0 in expectation: use kdrl, whose k2 "
     "has that of the reverse KL",

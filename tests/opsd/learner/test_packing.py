@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from opsd.errors import StageError
 from opsd.learner.packing import kept_buckets, pack, pack_whole
 from opsd.ops import align
-from opsd.types import Selection, Vocabulary
+from opsd.types import Mixture, Selection, Vocabulary
 from tests.opsd.builders import batch_of, scored_rollouts
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
@@ -129,6 +130,38 @@ def test_temperatures_and_inputs_stay_with_their_tokens(num_ranks, max_tokens):
         assert torch.equal(batch.inputs["advantage_N"], -batch.index_N.float())
         assert torch.equal(batch.inputs["wrong_N"], batch.index_N % 4 == 0)
     assert all(b.to("cpu").inputs.keys() == {"advantage_N", "wrong_N"} for b in batches)
+
+
+@pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 10_000), (3, 13)])
+def test_the_residuals_inputs_stay_with_their_tokens(num_ranks, max_tokens, monkeypatch):
+    """Of each kept token alone, in whatever group, rank and micro-batch it lands."""
+    scored = random_batch(LENGTHS)
+    [rows] = align.TokenRows.in_groups(scored.items, VOCABULARY)
+    outside, tail = align.sampled_outside(rows, "teacher", VOCABULARY)
+    assert 0 < outside.sum() < len(outside)
+    monkeypatch.setattr(align, "GROUP_TOKENS", 6)
+    selection = replace(every_second(scored), inputs={"advantage_N": torch.ones(13)})
+    by_rank = pack(scored, selection, "teacher", VOCABULARY, num_ranks=num_ranks, max_tokens=max_tokens, residual=True)
+    batches = [batch for batches in by_rank for batch in batches]
+    assert sum(len(batch.index_N) for batch in batches) == len(selection)
+    for batch in batches:
+        assert batch.inputs.keys() == {"advantage_N", "outside_N", "teacher_tail_N"}
+        assert batch.inputs["outside_N"].tolist() == outside[batch.index_N].tolist()
+        assert batch.inputs["teacher_tail_N"].tolist() == tail[batch.index_N].tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"policy_version": -1}, {"mixture": Mixture(other_ids=np.zeros(7, np.int32), own_share=0.5)}],
+    ids=["another's", "mixed"],
+)
+def test_the_residual_learns_from_no_answer_but_the_students(change):
+    first, second = random_batch([4, 4]).items
+    scored = batch_of([first, replace(second, rollout=replace(second.rollout, **change))])
+    selection = Selection(index_N=torch.arange(8), weight_N=torch.ones(8))
+    with pytest.raises(StageError, match=r"loss.residual=true learns from the current student's own answers alone"):
+        pack_whole(scored, selection, "teacher", VOCABULARY, residual=True)
+    pack_whole(scored, selection, "teacher", VOCABULARY)
 
 
 def test_trunk_stops_at_the_last_kept_row_and_skips_rollouts_that_keep_nothing():

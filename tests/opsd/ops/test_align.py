@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.ops.align import TokenRows, lookup, predicting_rows, support_buckets, token_stats
+from opsd.ops.align import TokenRows, lookup, predicting_rows, sampled_outside, support_buckets, token_stats
 from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.ops.row_function import RowFunction
 from opsd.ops.signals import STATISTICS
@@ -204,6 +204,32 @@ def test_a_support_of_every_event_has_an_empty_rest(name, vocabulary):
     assert torch.isfinite(value).all()
     if name == "reverse_kl":
         torch.testing.assert_close(value, dense_kl(student, teacher), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("support", ["teacher", "student", "union"])
+@pytest.mark.parametrize("vocabulary", [PLAIN, MERGED])
+def test_a_sampled_event_is_outside_of_lists_that_do_not_depend_on_it(support, vocabulary):
+    """Each event in turn is the sampled one of the same row: the lists and the teacher's tail stay the same."""
+    student, teacher = (own[:1].expand(VOCAB, -1) for own in distributions(vocabulary))
+    rollout, scores = make_scored(
+        student, teacher, list(range(VOCAB)), num_candidates=5, top_k=7, vocabulary=vocabulary, score_candidates=True
+    )
+    rows = rows_of((rollout, scores), vocabulary=vocabulary)
+    outside, tail = sampled_outside(rows, support, vocabulary)
+    lists = {"teacher": scores.top_ids[0], "student": rollout.candidate_ids[0]}
+    lists["union"] = np.concatenate(list(lists.values()))
+    named = sorted(set(lists[support].tolist()))
+    assert outside.tolist() == [event not in named for event in rows.events_T]
+    assert 0 < outside.sum() < VOCAB
+    expected = math.log(1.0 - teacher[0, named].exp().sum().item())
+    np.testing.assert_allclose(tail, np.full(VOCAB, expected, np.float32), rtol=1e-5)
+
+
+def test_a_support_of_every_event_has_no_tail():
+    student, teacher = distributions(MERGED)
+    made = make_scored(student, teacher, RESPONSE, num_candidates=2, top_k=VOCAB, vocabulary=MERGED)
+    outside, tail = sampled_outside(rows_of(made, vocabulary=MERGED), "teacher", MERGED)
+    assert not outside.any() and np.isneginf(tail).all()
 
 
 def test_rollouts_side_by_side_have_the_stats_and_buckets_that_each_has_alone():

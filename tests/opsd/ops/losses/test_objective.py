@@ -11,7 +11,7 @@ from opsd.errors import ConfigError
 from opsd.hooks import bind_objective
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, jsd, reverse_kl
-from opsd.ops.losses.objective import Loss, Objective
+from opsd.ops.losses.objective import RESIDUAL_INPUTS, Loss, Objective
 from opsd.ops.losses.table import LOSSES
 from opsd.ops.losses.terms import pearson
 from opsd.ops.losses.token_adaptive import head_share
@@ -87,6 +87,19 @@ def test_a_configured_loss_travels_to_the_learner():
 def test_a_wrong_loss_is_refused_in_words(settings, message):
     with pytest.raises(ConfigError, match=message):
         bind_objective(LossConfig(**settings))
+
+
+def test_the_residual_takes_the_place_of_the_reverse_kl_alone():
+    objective = pickle.loads(
+        pickle.dumps(bind_objective(LossConfig(residual=True, terms={"pearson": {"weight": 0.5}})))
+    )
+    assert objective.inputs == RESIDUAL_INPUTS
+    assert bind_objective(LossConfig()).inputs == set()
+    for name in ("forward_kl", "jsd", "kdrl", "policy_gradient"):
+        with pytest.raises(ConfigError, match=f"^loss.residual=true needs loss.divergence=reverse_kl, got {name}"):
+            bind_objective(LossConfig(divergence=name, residual=True))
+    with pytest.raises(ConfigError, match="loss.divergence must be one of .*, got 'residual_reverse_kl'"):
+        bind_objective(LossConfig(divergence="residual_reverse_kl"))
 
 
 def test_empty_slots_and_constant_rows_give_pearson_no_nan():
