@@ -12,6 +12,7 @@ from opsd.config.run import RunConfig
 from opsd.errors import StageError, say
 from opsd.evaluation.held_out import accuracy, evaluate
 from opsd.hooks import TrainHooks
+from opsd.monitor.agreement import agreement_metrics
 from opsd.monitor.log import MetricsLog, ProgressBar, progress_bar
 from opsd.monitor.ray import RayMetrics
 from opsd.monitor.step import StepRecord, step_metrics, token_rows
@@ -140,6 +141,12 @@ class Run:
         cfg, ledger, done = self.parts.cfg, self.ledger, record.batch.step + 1
         is_last = done == ledger.last_step
         values = step_metrics(record, ledger.timer.take(), weight_version=self.parts.rollout_pool.policy_version)
+        values |= agreement_metrics(
+            record.scored,
+            record.selection,
+            self.parts.setup.vocabulary,
+            whole_draws=cfg.rollout.temperature == 1.0 and cfg.rollout.top_p == 1.0,
+        )
         self.log.log(done, values)
         self.bar.update(values)
         if record.batch.step == 0 or done % cfg.log.token_view_every == 0 or is_last:

@@ -42,6 +42,9 @@ def test_the_residual_trains_on_the_teachers_top_k(pair, tmp_path):
     assert with_residual[0]["loss"] < coarse[0]["loss"]
     assert with_residual[0]["grad_norm"] > 1.05 * coarse[0]["grad_norm"]
     assert with_residual[-1]["reverse_kl"] < with_residual[0]["reverse_kl"]
+    for line in with_residual:  # figures of both models
+        assert 0.0 < line["overlap_ratio"] == line["kept_overlap_ratio"] < 1.0
+        assert 0.0 < line["overlap_token_advantage"] < 1.0 and math.isfinite(line["coarse_kl_gap"])
 
 
 @pytest.mark.slow
