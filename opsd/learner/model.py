@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class DistillationModel(nn.Module):
         if batch.temperature_N is not None:
             weight_N = weight_N * batch.temperature_N**2
         hidden_ND, weight_VD = self._hidden(batch), self.causal_lm.get_output_embeddings().weight
-        known = {
+        known: dict[str, Any] = {
             "temperature_N": batch.temperature_N,
             "vocab_size": self.vocabulary.size,
             "stop_ids": self.vocabulary.stop_ids,

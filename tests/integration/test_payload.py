@@ -42,6 +42,7 @@ def test_any_engine_and_any_number_of_ranks_give_the_same_loss(pair, tmp_path):
     [
         (("loss.divergence=policy_gradient",), "loss must be a sum over tokens"),
         (("teacher.scoring=prompt_logprobs",), "loss.payload=hidden needs teacher.backend=vllm"),
+        (("loss.residual=true",), "loss.payload=hidden leaves nothing out"),
         (("teacher.follow_decay=0.9",), "teacher.follow_decay changes it"),
     ],
 )

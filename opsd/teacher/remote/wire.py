@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def pack_scores(scores: Sequence[TeacherScores], *, with_candidates: bool) -> by
 def unpack_scores(body: bytes, lengths: Sequence[int]) -> list[TeacherScores]:
     """The scores of rollouts of these lengths. Raises WireError where the frame answers other ones."""
     arrays = from_frame(body)
-    parts = {
+    parts: dict[str, Any] = {
         "top_ids": expect("top_ids", arrays, np.int32, 2),
         "top_logprobs": expect("top_logprobs", arrays, np.float32, 2),
         "sampled_logprobs": expect("sampled_logprobs", arrays, np.float32, 1),
@@ -119,11 +120,9 @@ def unpack_scores(body: bytes, lengths: Sequence[int]) -> list[TeacherScores]:
         if len(rows) != sum(lengths):
             raise WireError(f"{name} has {len(rows)} rows, expected {sum(lengths)}")
     bounds = np.cumsum(lengths)[:-1]
-    split = {name: np.split(rows, bounds) for name, rows in parts.items()}
-    return [
-        TeacherScores(**{"candidate_logprobs": None, **{name: each[place] for name, each in split.items()}})
-        for place in range(len(lengths))
-    ]
+    split: dict[str, Any] = {name: np.split(rows, bounds) for name, rows in parts.items()}
+    split.setdefault("candidate_logprobs", [None] * len(lengths))
+    return [TeacherScores(**{name: each[place] for name, each in split.items()}) for place in range(len(lengths))]
 
 
 def pack_generate_request(
