@@ -10,7 +10,6 @@ the teacher's are all that any exact way needs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from opsd.ops.head.gradients import HeadGradients, column_blocks, softmax_dtype
 from opsd.ops.head.loss import HeadLoss, threshold_for
 from opsd.ops.head.pair import Head, Pair, add_terms, finish, logit_gradient, normalise
 from opsd.ops.head.plan import HeadPlan, plan_for
+from opsd.ops.head.terms import terms_of
 from opsd.ops.losses.objective import Objective
 from opsd.ops.row_function import name_of
 
@@ -136,11 +136,8 @@ class _ExactJob(NamedTuple):
             student = Head(hidden_ND[rows].to(gradients.factor_dtype), weight_VD)
             teacher = Head(self.teacher_hidden_NE[rows].to(teacher_dtype), self.teacher_weight_WE)
             pair = normalise(student, teacher, events, gradients.buffer, blocks)
-            terms = partial(
-                self.objective.on_columns,
-                row_inputs={name: values[rows] for name, values in self.row_inputs.items()},
-                row_values=_row_values(pair, self.objective, vocab_size),
-            )
+            own = {name: values[rows] for name, values in self.row_inputs.items()}
+            terms = terms_of(self.objective, own, _row_values(pair, self.objective, vocab_size))
             value_N, slopes = add_terms(pair, terms, self.weight_N[rows] if any(self.needs_grad) else None)
             per_token_N[rows] = value_N.to(per_token_N.dtype)
             if slopes is None:

@@ -3,8 +3,8 @@
 The vocabulary goes by in blocks of columns, three times before the gradient is multiplied:
 
     normalise    both models' logits and, of each row, both normalisers; the student's likeliest token is set apart
-    add_terms    log-probabilities -> the loss's terms, and G = dL/dlogprob, which takes the place of the teacher's
-    finish       dL/dz_v = G_v - p_v sum_u G_u, in the place of G
+    add_terms    log-probabilities -> the divergence's terms, probabilities p and G, see `opsd.ops.head.terms`
+    finish       dL/dz_v = G_v - p_v sum_u G_u
 
 Between them the buffer holds two numbers per row and token. All are float32 but what is one per row.
 
@@ -17,8 +17,7 @@ all other tokens, and in float64.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,8 +27,7 @@ from opsd.ops.head.buffer import HeadBuffer
 from opsd.ops.head.chunks import inside, merged_stops
 from opsd.ops.head.events import Events
 from opsd.ops.head.gradients import linear
-
-Terms = Callable[[Tensor, Tensor], Tensor]  # log-probabilities of student and teacher [N, C] -> their part of the value
+from opsd.ops.head.terms import LEAST_EXPONENT, NO_EVENT, Terms
 
 
 class Head(NamedTuple):
@@ -39,7 +37,7 @@ class Head(NamedTuple):
     weight_VD: Tensor
 
     def logits(self, columns: slice, events: Events, merged_N: Tensor | None) -> Tensor:
-        """Of the events in these columns at the rows' temperatures, [N, C]; -inf where a column is no event.
+        """Of the events in these columns at the rows' temperatures, [N, C]; NO_EVENT in other columns.
 
         `merged_N`: the stop event's, see `merged_stops`. The one place where logits are made, but for that event's.
         """
@@ -48,9 +46,9 @@ class Head(NamedTuple):
             logits_NC.div_(events.temperature_N[:, None])
         if merged_N is not None:
             for stop_id in inside(events.stop_ids, columns):
-                logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
+                logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else NO_EVENT
         for foreign_id in inside(events.foreign_ids, columns):
-            logits_NC[:, foreign_id - columns.start] = -math.inf
+            logits_NC[:, foreign_id - columns.start] = NO_EVENT
         return logits_NC
 
 
@@ -58,7 +56,7 @@ class Pair(NamedTuple):
     """Both models' distributions on a chunk of rows; the student first, wherever there are two of a thing."""
 
     blocks: list[slice]
-    buffer: HeadBuffer  # [2N, C] of each block: its logits less their maximum, -inf in the row's likeliest token
+    buffer: HeadBuffer  # [2N, C] of each block: its logits less their maximum; NO_EVENT in the row's likeliest token
     offset_NMs: list[Tensor]  # to be added to those of a block: then they are log-probabilities
     likeliest_N1s: list[Tensor]  # float64, log-probabilities of the token that the student finds likeliest
     places: list[tuple[Tensor, Tensor]]  # of each block: rows [K] whose likeliest token is in it, and its column there
@@ -86,7 +84,7 @@ class Pair(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """dL/dlogprob of the student, as far as it is one number per row: float64 [N, 1]."""
+    """G as far as it is one number per row: float64 [N, 1]."""
 
     likeliest_N1: Tensor  # of the likeliest token
     others_N1: Tensor  # the sum over all other tokens
@@ -103,9 +101,9 @@ def normalise(student: Head, teacher: Head, events: Events, buffer: HeadBuffer, 
         for number, shifted_NC in enumerate(buffer.put(columns).chunk(2)):
             logits_NC = models[number].logits(columns, events, stops[number][0])
             max_N1 = logits_NC.amax(1, keepdim=True)
-            max_N1.masked_fill_(max_N1 == -math.inf, 0.0)  # a block without an event
             torch.sub(logits_NC, max_N1, out=shifted_NC)
-            sum_N1s[number].append(torch.exp(shifted_NC, out=logits_NC).sum(1, keepdim=True).double())
+            torch.clamp(shifted_NC, min=LEAST_EXPONENT, out=logits_NC)
+            sum_N1s[number].append(logits_NC.exp_().sum(1, keepdim=True).double())
             max_N1s[number].append(max_N1.double())
             del logits_NC  # the next block's take their place
     max_NMs = torch.cat(max_N1s[0], dim=1), torch.cat(max_N1s[1], dim=1)
@@ -122,22 +120,20 @@ def normalise(student: Head, teacher: Head, events: Events, buffer: HeadBuffer, 
 def add_terms(pair: Pair, terms: Terms, weight_N: Tensor | None) -> tuple[Tensor, Slopes | None]:
     """The chunk's values [N], float64; and, unless the weights are None, what `finish` needs to know of the gradient.
 
-    Afterwards the buffer holds the student's log-probabilities and weight * d value / d logprob, a block's one after
-    the other; of the likeliest tokens neither.
+    Then the buffer holds, of each block, p and G after it, of the likeliest tokens neither.
     """
-    value_N, likeliest_N1 = _value_and_gradient(terms, *pair.likeliest_N1s, weight_N)
-    others_N1 = torch.zeros_like(pair.likeliest_N1s[0])
+    student_N1, teacher_N1 = (logprob_N1.clone() for logprob_N1 in pair.likeliest_N1s)
+    value_N = terms(student_N1, teacher_N1, weight_N)
+    others_N1 = torch.zeros_like(teacher_N1)
     for number, columns in enumerate(pair.blocks):
         student_NC, teacher_NC = (
             shifted_NC.add_(offset_NM[:, number, None])
             for shifted_NC, offset_NM in zip(pair.of(columns), pair.offset_NMs, strict=True)
         )
-        block_value_N, grad_NC = _value_and_gradient(terms, student_NC, teacher_NC, weight_N)
-        value_N = value_N + block_value_N.double()
-        if grad_NC is not None:
-            others_N1 += grad_NC.sum(1, keepdim=True).double()
-            teacher_NC.copy_(grad_NC)
-    return value_N, None if likeliest_N1 is None else Slopes(likeliest_N1, others_N1)
+        value_N = value_N + terms(student_NC, teacher_NC, weight_N).double()
+        if weight_N is not None:
+            others_N1 += teacher_NC.sum(1, keepdim=True).double()
+    return value_N, None if weight_N is None else Slopes(teacher_N1, others_N1)
 
 
 def finish(pair: Pair, slopes: Slopes, events: Events) -> Tensor:
@@ -151,8 +147,8 @@ def finish(pair: Pair, slopes: Slopes, events: Events) -> Tensor:
     stop_N = None
     row_sum_N1 = torch.zeros_like(total_N1)
     for columns, (row_K, place_K) in zip(pair.blocks, pair.places, strict=True):
-        logprobs_NC, grad_NC = pair.of(columns)
-        grad_NC.addcmul_(logprobs_NC.exp_(), total_N1.to(grad_NC.dtype), value=-1.0)
+        probs_NC, grad_NC = pair.of(columns)
+        grad_NC.addcmul_(probs_NC, total_N1.to(grad_NC.dtype), value=-1.0)
         grad_NC[row_K, place_K] = grad_N[row_K].to(grad_NC.dtype)
         if pair.stop_prob_NE is not None:
             for stop_id in inside(events.stop_ids, columns):
@@ -161,7 +157,7 @@ def finish(pair: Pair, slopes: Slopes, events: Events) -> Tensor:
                 grad_NC[:, column] = stop_N * pair.stop_prob_NE[:, events.stop_ids.index(stop_id)]
         if events.temperature_N is not None:
             grad_NC.div_(events.temperature_N[:, None])
-        row_sum_N1 += torch.abs(grad_NC, out=logprobs_NC).sum(1, keepdim=True).double()
+        row_sum_N1 += torch.abs(grad_NC, out=probs_NC).sum(1, keepdim=True).double()
     return row_sum_N1.to(grad_NC.dtype)
 
 
@@ -182,7 +178,7 @@ def _set_likeliest_apart(
 
     Returns where it is, as in `Pair.places`, and its logit [N, 1] in either model.
     """
-    best_N = max_NMs[0].where(sum_NMs[0] > 0.0, -math.inf).argmax(1)
+    best_N = max_NMs[0].argmax(1)
     logit_N1s = torch.empty_like(max_NMs[0][:, :1]), torch.empty_like(max_NMs[1][:, :1])
     places = []
     for number, columns in enumerate(blocks):
@@ -192,19 +188,6 @@ def _set_likeliest_apart(
         places.append((row_K, place_K))
         for shifted_NC, max_NM, sum_NM, logit_N1 in zip(both, max_NMs, sum_NMs, logit_N1s, strict=True):
             logit_N1[row_K, 0] = shifted_NC[row_K, place_K].double() + max_NM[row_K, number]
-            shifted_NC[row_K, place_K] = -math.inf
+            shifted_NC[row_K, place_K] = NO_EVENT
             sum_NM[row_K, number] = shifted_NC[row_K].exp().sum(1).double()
     return places, logit_N1s
-
-
-def _value_and_gradient(
-    terms: Terms, student_NC: Tensor, teacher_NC: Tensor, weight_N: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Values [N], and the gradient [N, C] of their weighted sum in the student's log-probabilities."""
-    if weight_N is None:
-        return terms(student_NC, teacher_NC), None
-    with torch.enable_grad():
-        student_NC = student_NC.detach().requires_grad_()
-        value_N = terms(student_NC, teacher_NC)
-    (grad_NC,) = torch.autograd.grad(value_N, student_NC, weight_N.to(value_N.dtype))
-    return value_N.detach(), grad_NC
