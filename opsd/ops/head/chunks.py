@@ -20,6 +20,7 @@ from torch import Tensor
 
 from opsd.ops.head.buffer import HeadBuffer, rows_in_gradient
 from opsd.ops.head.events import Events
+from opsd.ops.head.form import CapSlopes, HeadForm, OutputHead, cap_slopes
 from opsd.ops.head.gradients import column_blocks, linear, product, softmax_dtype
 from opsd.ops.head.plan import HeadPlan
 
@@ -44,6 +45,8 @@ class Chunk(NamedTuple):
     rest_entropy_N: Tensor | None  # of the tokens in the rest, given that it is one of them; None: not asked for
     stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids
     rest_tail_N: Tensor | None  # float64, what `temper` needs of the rest; None: no temperature
+    form: HeadForm
+    slopes: CapSlopes | None  # None: no soft cap, or shares that were not kept
 
 
 def row_chunks(
@@ -81,7 +84,7 @@ def row_chunks(
 
 def chunk_buckets(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
+    head: OutputHead,
     events: Events,
     buffer: HeadBuffer | None,
     *,
@@ -99,20 +102,13 @@ def chunk_buckets(
     """
     dtype = softmax_dtype(hidden_ND)
     hidden_ND = hidden_ND.to(dtype)
-    merged_N, stop_prob_NE = merged_stops(hidden_ND, weight_VD, events)
+    stop_NE, merged_N = stop_logits(hidden_ND, head, events)
     named_NU = torch.full(events.support_NU.shape, -math.inf, dtype=dtype, device=hidden_ND.device)
     blocks, logsumexp_N1s, entropy_N1s, untempered_N1s = _blocks(events, block_columns), [], [], []
     if buffer is not None:
         buffer.begin(len(hidden_ND))
     for columns, slot_P, place_P in blocks:
-        logits_NC = linear(hidden_ND, weight_VD[columns].to(dtype))
-        if events.temperature_N is not None:
-            logits_NC.div_(events.temperature_N[:, None])
-        if merged_N is not None:
-            for stop_id in inside(events.stop_ids, columns):
-                logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
-        for foreign_id in (i for i in events.foreign_ids if columns.start <= i < columns.stop):
-            logits_NC[:, foreign_id - columns.start] = -math.inf
+        logits_NC = _event_logits(hidden_ND, head, events, merged_N, columns)
         named_NU.view(-1)[slot_P] = logits_NC.view(-1)[place_P]
         logits_NC.view(-1)[place_P] = -math.inf  # out of the rest
         max_N1 = logits_NC.amax(1, keepdim=True)
@@ -136,8 +132,10 @@ def chunk_buckets(
         buffer=buffer,
         scale_NM=scale_NM,
         rest_entropy_N=_rest_entropy(scale_NM, torch.cat(entropy_N1s, dim=1)) if with_entropy else None,
-        stop_prob_NE=stop_prob_NE,
+        stop_prob_NE=None if stop_NE is None else stop_NE.softmax(1),
         rest_tail_N=rest_tail(rest_N1, untempered_N1s, events.temperature_N),
+        form=head.form,
+        slopes=None if buffer is None else cap_slopes(head.form, events, named_NU, stop_NE, logsumexp_NM),
     )
 
 
@@ -153,12 +151,15 @@ def bucket_gradient(chunk: Chunk, grad_logprobs_NB: Tensor) -> Tensor:
 def logit_gradient(
     chunk: Chunk, events: Events, grad_NB: Tensor, grad_rest_entropy_N: Tensor | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """dL/dlogits of the plain head, before temperature and merging, [N, C] of one block after another, from the first.
+    """The gradient in the head's products hidden @ weight.T, [N, C] of one block after another, from the first.
 
     Each is valid until the next one.
     """
-    buffer = chunk.buffer
+    buffer, slopes = chunk.buffer, chunk.slopes
     assert buffer is not None, "the gradient of a chunk whose shares were not kept"
+    grad_NB = chunk.form.scaled(grad_NB)
+    if grad_rest_entropy_N is not None:
+        grad_rest_entropy_N = chunk.form.scaled(grad_rest_entropy_N)
 
     def unnamed(share_NC: Tensor, scale_N1: Tensor) -> Tensor:
         out = gradient[: share_NC.numel()].view(share_NC.shape)
@@ -174,17 +175,34 @@ def logit_gradient(
     first = chunk.blocks[0].columns  # the largest
     gradient = chunk.scale_NM.new_empty(len(chunk.scale_NM) * (first.stop - first.start))
     rest_N1 = grad_NB[:, -1:]
-    named_NU = grad_NB[:, :-1].flatten()
+    named_N, part_NE = named_gradient(chunk, grad_NB).flatten(), stop_parts(chunk)
     stop_N = None
-    for (columns, slot_P, place_P), scale_N1 in zip(chunk.blocks, chunk.scale_NM.split(1, dim=1), strict=True):
-        grad_NC = unnamed(buffer.take(columns), scale_N1)
-        grad_NC.view(-1).index_add_(0, place_P, named_NU[slot_P])
-        if chunk.stop_prob_NE is not None:
+    for block, (columns, slot_P, place_P) in enumerate(chunk.blocks):
+        share_NC = buffer.take(columns)
+        grad_NC = unnamed(share_NC, chunk.scale_NM[:, block, None])
+        if slopes is not None:
+            grad_NC.mul_(slopes.of_shares(share_NC, columns, block))
+        grad_NC.view(-1).index_add_(0, place_P, named_N[slot_P])
+        if part_NE is not None:
             for stop_id in inside(events.stop_ids, columns):
                 column = stop_id - columns.start
                 stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N  # of the event, the lowest id's
-                grad_NC[:, column] = stop_N * chunk.stop_prob_NE[:, events.stop_ids.index(stop_id)]
+                grad_NC[:, column] = stop_N * part_NE[:, events.stop_ids.index(stop_id)]
         yield columns, grad_NC if events.temperature_N is None else grad_NC.div_(events.temperature_N[:, None])
+
+
+def named_gradient(chunk: Chunk, grad_NB: Tensor) -> Tensor:
+    """Of each named token [N, U], from that of its bucket: by the cap's slope, where there is one."""
+    named_NU = grad_NB[:, :-1]
+    return named_NU if chunk.slopes is None else named_NU * chunk.slopes.named_NU
+
+
+def stop_parts(chunk: Chunk) -> Tensor | None:
+    """What each stop id [N, E] gets of the event's gradient: its share of the event, by its own slope; None: one id."""
+    part_NE = chunk.stop_prob_NE
+    if part_NE is None or chunk.slopes is None or chunk.slopes.stop_NE is None:
+        return part_NE
+    return part_NE * chunk.slopes.stop_NE
 
 
 def untempered_logsumexp(logits_NC: Tensor, max_N1: Tensor, temperature_N1: Tensor) -> Tensor:
@@ -206,18 +224,32 @@ def rest_tail(rest_N1: Tensor, untempered_N1s: list[Tensor], temperature_N: Tens
     return tail_N.masked_fill((temperature_N == 1.0) | (rest_N1[:, 0] == -math.inf), 0.0)
 
 
-def merged_stops(hidden_ND: Tensor, weight_VD: Tensor, events: Events) -> tuple[Tensor | None, Tensor | None]:
-    """The stop event's logit [N], and how its probability divides among the stop ids [N, E].
+def stop_logits(hidden_ND: Tensor, head: OutputHead, events: Events) -> tuple[Tensor | None, Tensor | None]:
+    """The logits of the stop ids [N, E], and the event's at its temperature [N]; None where nothing is merged.
 
     They are one event before a temperature divides its logit, as they are in what is known of the teacher.
     """
     if len(events.stop_ids) < 2:
         return None, None
-    logits_NE = product(hidden_ND, weight_VD[list(events.stop_ids)].to(hidden_ND.dtype).T)
+    columns = list(events.stop_ids)
+    logits_NE = head.logits_(product(hidden_ND, head.weight_VD[columns].to(hidden_ND.dtype).T), columns)
     merged_N = logits_NE.logsumexp(1)
+    return logits_NE, merged_N if events.temperature_N is None else merged_N / events.temperature_N
+
+
+def _event_logits(
+    hidden_ND: Tensor, head: OutputHead, events: Events, merged_N: Tensor | None, columns: slice
+) -> Tensor:
+    """The logits of a block [N, C] at their temperature: stop ids merged, -inf at ids that are no tokens."""
+    logits_NC = head.logits_(linear(hidden_ND, head.weight_VD[columns].to(hidden_ND.dtype)), columns)
     if events.temperature_N is not None:
-        merged_N = merged_N / events.temperature_N
-    return merged_N, logits_NE.softmax(1)
+        logits_NC.div_(events.temperature_N[:, None])
+    if merged_N is not None:
+        for stop_id in inside(events.stop_ids, columns):
+            logits_NC[:, stop_id - columns.start] = merged_N if stop_id == events.stop_ids[0] else -math.inf
+    for foreign_id in inside(events.foreign_ids, columns):
+        logits_NC[:, foreign_id - columns.start] = -math.inf
+    return logits_NC
 
 
 def _blocks(events: Events, block_columns: int) -> list[Block]:

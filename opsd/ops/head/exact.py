@@ -17,9 +17,10 @@ from torch import Tensor
 
 from opsd.ops.head.chunks import row_chunks
 from opsd.ops.head.events import Events, events_of, expect_shape
+from opsd.ops.head.form import PLAIN, HeadForm, OutputHead
 from opsd.ops.head.gradients import HeadGradients, column_blocks, softmax_dtype
-from opsd.ops.head.loss import HeadLoss, threshold_for
-from opsd.ops.head.pair import Head, Pair, add_terms, finish, logit_gradient, normalise
+from opsd.ops.head.loss import HeadLoss, is_learning, require_head, threshold_for
+from opsd.ops.head.pair import ModelRows, Pair, add_terms, finish, logit_gradient, normalise
 from opsd.ops.head.plan import HeadPlan, plan_for
 from opsd.ops.head.terms import terms_of
 from opsd.ops.losses.objective import Objective
@@ -46,12 +47,17 @@ def exact_head_loss(
     row_inputs: dict[str, Tensor] | None = None,
     plan: HeadPlan | None = None,
     filter_threshold: float | None = None,
+    bias_V: Tensor | None = None,
+    form: HeadForm = PLAIN,
+    teacher_bias_W: Tensor | None = None,
+    teacher_form: HeadForm = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """sum_n weight_n * divergence(student_n, teacher_n) over all tokens, in nats, with its gradient in the same pass.
 
     student = softmax(hidden @ weight.T), teacher = softmax(teacher_hidden @ teacher_weight.T), after the last norm of
-    each. Returns the loss [] and the unweighted divergence of each row [N], detached, in float32 (float64 where the
-    student's inputs are). The loss is differentiable once, in `hidden_ND` and `weight_VD`; the teacher is a constant.
+    each; `bias_V` and `form`, and those of the teacher, say what else their heads do, see `HeadForm`.
+    Returns the loss [] and the unweighted divergence of each row [N], detached, in float32 (float64 where the student's
+    inputs are). The loss is differentiable once, in `hidden_ND`, `weight_VD` and `bias_V`; the teacher is a constant.
     N = 0 gives loss 0 and zero gradients.
     `divergence`: a `Loss` that is a sum over tokens (`by_token`), such as an entry of DIVERGENCES, or an `Objective` of
     such losses. `row_inputs`: tensors [N, ...] that it takes as keyword arguments, those of the rows at hand.
@@ -72,21 +78,25 @@ def exact_head_loss(
     vocab_size = _shared_vocabulary(vocab_size, len(weight_VD), len(teacher_weight_WE))
     support_N0 = torch.empty(num_rows, 0, dtype=torch.int64, device=hidden_ND.device)
     events = events_of(hidden_ND, weight_VD, support_N0, temperature_N, vocab_size, stop_ids, foreign_ids, plan)
-    is_learning = torch.is_grad_enabled()
+    require_head(weight_VD, bias_V, form)
+    require_head(teacher_weight_WE, teacher_bias_W, teacher_form)
     sizes = {"num_shares": 2, "block_copies": BLOCK_COPIES}
     job = _ExactJob(
         events=events,
         chunks=row_chunks(num_rows, weight_VD, vocab_size, plan, chunk_rows, **sizes),
         teacher_hidden_NE=teacher_hidden_NE.detach(),
-        teacher_weight_WE=teacher_weight_WE.detach(),
+        teacher_head=OutputHead(
+            teacher_weight_WE.detach(), None if teacher_bias_W is None else teacher_bias_W.detach(), teacher_form
+        ),
+        form=form,
         weight_N=weight_N.detach(),
         objective=objective,
-        needs_grad=(is_learning and hidden_ND.requires_grad, is_learning and weight_VD.requires_grad),
+        needs_grad=(is_learning(hidden_ND), is_learning(weight_VD), is_learning(bias_V)),
         filter_threshold=threshold_for(filter_threshold, weight_VD.dtype, plan),
         row_inputs=row_inputs or {},
         plan=plan,
     )
-    return HeadLoss.apply(hidden_ND, weight_VD, job)
+    return HeadLoss.apply(hidden_ND, weight_VD, bias_V, job)
 
 
 def sums_over_tokens(divergence: Callable[..., Tensor] | Objective) -> Objective:
@@ -102,30 +112,34 @@ def sums_over_tokens(divergence: Callable[..., Tensor] | Objective) -> Objective
 
 
 class _ExactJob(NamedTuple):
-    """What `exact_head_loss` computes on the rows, apart from the two tensors that it is differentiable in."""
+    """What `exact_head_loss` computes on the rows, apart from the tensors that it is differentiable in."""
 
     events: Events
     chunks: list[slice]
     teacher_hidden_NE: Tensor
-    teacher_weight_WE: Tensor
+    teacher_head: OutputHead
+    form: HeadForm  # of the student's
     weight_N: Tensor
     objective: Objective
-    needs_grad: tuple[bool, bool]
+    needs_grad: tuple[bool, bool, bool]  # of hidden, weight and bias
     filter_threshold: float
     row_inputs: dict[str, Tensor]
     plan: HeadPlan
 
-    def run(self, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+    def run(
+        self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """The divergence of each row [N], and the gradients of the loss."""
         per_token_N = hidden_ND.new_empty(len(hidden_ND), dtype=softmax_dtype(hidden_ND))
         vocab_size = self.events.vocab_size
         gradients = HeadGradients(
             hidden_ND,
             weight_VD,
-            self.needs_grad,
+            self.needs_grad[:2],
             self.plan,
             vocab_size=vocab_size,
             filter_threshold=self.filter_threshold,
+            bias_V=bias_V if self.needs_grad[2] else None,
         )
         blocks = column_blocks(vocab_size, self.plan.block_columns or BLOCK_COLUMNS)
         teacher_dtype = self.teacher_hidden_NE.dtype
@@ -133,8 +147,8 @@ class _ExactJob(NamedTuple):
             teacher_dtype = softmax_dtype(self.teacher_hidden_NE)
         for rows in self.chunks:
             events = self.events.of(rows)
-            student = Head(hidden_ND[rows].to(gradients.factor_dtype), weight_VD)
-            teacher = Head(self.teacher_hidden_NE[rows].to(teacher_dtype), self.teacher_weight_WE)
+            student = ModelRows(hidden_ND[rows].to(gradients.factor_dtype), OutputHead(weight_VD, bias_V, self.form))
+            teacher = ModelRows(self.teacher_hidden_NE[rows].to(teacher_dtype), self.teacher_head)
             pair = normalise(student, teacher, events, gradients.buffer, blocks)
             own = {name: values[rows] for name, values in self.row_inputs.items()}
             terms = terms_of(self.objective, own, _row_values(pair, self.objective, vocab_size))
@@ -145,7 +159,7 @@ class _ExactJob(NamedTuple):
             else:
                 row_sum_N1 = finish(pair, slopes, events)
                 gradients.add(rows, logit_gradient(pair), row_sum_N1)
-        return per_token_N, gradients.results()
+        return per_token_N, (*gradients.results(), gradients.bias_result())
 
 
 def _row_values(pair: Pair, objective: Objective, vocab_size: int) -> list[dict[str, Tensor]]:

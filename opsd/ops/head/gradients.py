@@ -1,6 +1,8 @@
 """From dL/dlogits of a chunk to the gradients of the head's inputs: two products, without columns that do not count.
 
-    grad_hidden = G @ W        grad_W += G.T @ H        with G = dL/dlogits
+    grad_hidden = G @ W        grad_W += G.T @ H        grad_bias += sum_n G_n        with G = dL/dlogits
+
+The logits are those before a scale or a soft cap, hidden @ weight.T + bias.
 
 Both go through the vocabulary in blocks of columns: a block's gradient is multiplied while the cache still has it, and
 a copy (of the columns that count) is a block's size. On CUDA the block is the whole vocabulary, see
@@ -44,12 +46,16 @@ class HeadGradients:
         *,
         vocab_size: int,
         filter_threshold: float = 0.0,
+        bias_V: Tensor | None = None,
     ) -> None:
+        """`bias_V`: the head's, where its gradient is needed too."""
         self.inputs = hidden_ND, weight_VD
         in_blocks = plan.block_columns is not None
         self.factor_dtype = softmax_dtype(hidden_ND) if in_blocks else hidden_ND.dtype
         self.filter_threshold = filter_threshold
         self.hidden_ND = torch.zeros_like(hidden_ND) if needs_grad[0] else None
+        self.bias = bias_V
+        self.bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=softmax_dtype(bias_V))
         self.buffer = HeadBuffer(
             weight_VD,
             vocab_size=vocab_size,
@@ -61,11 +67,13 @@ class HeadGradients:
     def add(self, rows: slice, grad_blocks: Iterable[tuple[slice, Tensor]], row_sum_N1: Tensor | None = None) -> None:
         """Adds what dL/dlogits of these rows, given in blocks [N, C] of columns, means. They are the buffer's chunk.
 
-        `row_sum_N1`: sum_v |dL/dz_v|, which the filter measures by; None where there is no filter.
+        `row_sum_N1`: sum_v |dL/dz_v|, or a bound of it, which the filter measures by; None where there is no filter.
         """
         hidden_ND = self.inputs[0][rows].to(self.factor_dtype)
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=softmax_dtype(hidden_ND))
         for columns, grad_NC in grad_blocks:
+            if self.bias_V is not None:
+                self.bias_V[columns] += grad_NC.sum(0, dtype=self.bias_V.dtype)
             kept_K = None
             if self.filter_threshold > 0.0:
                 assert row_sum_N1 is not None, "the filter measures by the rows' sums"
@@ -97,6 +105,9 @@ class HeadGradients:
         """The gradients of hidden and weight, in their dtypes; None where not needed."""
         sum_VD = self.buffer.result()
         return self.hidden_ND, None if sum_VD is None else sum_VD.to(self.inputs[1].dtype)
+
+    def bias_result(self) -> Tensor | None:
+        return None if self.bias is None or self.bias_V is None else self.bias_V.to(self.bias.dtype)
 
 
 def kept_columns(grad_NC: Tensor, row_sum_N1: Tensor, threshold: float) -> Tensor | None:

@@ -24,24 +24,26 @@ import torch
 from torch import Tensor
 
 from opsd.ops.head.buffer import HeadBuffer
-from opsd.ops.head.chunks import inside, merged_stops
+from opsd.ops.head.chunks import inside, stop_logits
 from opsd.ops.head.events import Events
+from opsd.ops.head.form import CapSlopes, HeadForm, OutputHead, cap_slopes
 from opsd.ops.head.gradients import linear
 from opsd.ops.head.terms import LEAST_EXPONENT, NO_EVENT, Terms
 
 
-class Head(NamedTuple):
+class ModelRows(NamedTuple):
     """One model's rows and output head."""
 
     hidden_ND: Tensor  # in the dtype of the products' factors
-    weight_VD: Tensor
+    head: OutputHead
 
     def logits(self, columns: slice, events: Events, merged_N: Tensor | None) -> Tensor:
         """Of the events in these columns at the rows' temperatures, [N, C]; NO_EVENT in other columns.
 
-        `merged_N`: the stop event's, see `merged_stops`. The one place where logits are made, but for that event's.
+        `merged_N`: the stop event's, see `stop_logits`. The one place where logits are made, but for that event's.
         """
-        logits_NC = linear(self.hidden_ND, self.weight_VD[columns].to(self.hidden_ND.dtype))
+        product_NC = linear(self.hidden_ND, self.head.weight_VD[columns].to(self.hidden_ND.dtype))
+        logits_NC = self.head.logits_(product_NC, columns)
         if events.temperature_N is not None:
             logits_NC.div_(events.temperature_N[:, None])
         if merged_N is not None:
@@ -61,6 +63,9 @@ class Pair(NamedTuple):
     likeliest_N1s: list[Tensor]  # float64, log-probabilities of the token that the student finds likeliest
     places: list[tuple[Tensor, Tensor]]  # of each block: rows [K] whose likeliest token is in it, and its column there
     stop_prob_NE: Tensor | None  # how the stop event's probability divides among the stop ids, of the student
+    form: HeadForm  # of the student's head
+    slopes: CapSlopes | None  # of its soft cap, where it has one
+    likeliest_logit_N1: Tensor  # the student's, before a temperature
 
     def of(self, columns: slice) -> tuple[Tensor, Tensor]:
         """What the buffer holds of a block, [N, C] of either model."""
@@ -90,16 +95,16 @@ class Slopes(NamedTuple):
     others_N1: Tensor  # the sum over all other tokens
 
 
-def normalise(student: Head, teacher: Head, events: Events, buffer: HeadBuffer, blocks: list[slice]) -> Pair:
+def normalise(student: ModelRows, teacher: ModelRows, events: Events, buffer: HeadBuffer, blocks: list[slice]) -> Pair:
     """Both distributions of a chunk, which begins in `buffer`: the Pair is valid until the next one does."""
     models = student, teacher
-    stops = [merged_stops(model.hidden_ND, model.weight_VD, events) for model in models]
+    stops = [stop_logits(model.hidden_ND, model.head, events) for model in models]
     max_N1s: tuple[list[Tensor], list[Tensor]] = ([], [])  # of either model, in each block
     sum_N1s: tuple[list[Tensor], list[Tensor]] = ([], [])
     buffer.begin(2 * len(student.hidden_ND))
     for columns in blocks:
         for number, shifted_NC in enumerate(buffer.put(columns).chunk(2)):
-            logits_NC = models[number].logits(columns, events, stops[number][0])
+            logits_NC = models[number].logits(columns, events, stops[number][1])
             max_N1 = logits_NC.amax(1, keepdim=True)
             torch.sub(logits_NC, max_N1, out=shifted_NC)
             torch.clamp(shifted_NC, min=LEAST_EXPONENT, out=logits_NC)
@@ -114,7 +119,20 @@ def normalise(student: Head, teacher: Head, events: Events, buffer: HeadBuffer, 
         others_N1 = (max_NM + sum_NM.log()).logsumexp(1, keepdim=True)
         offset_NMs.append((max_NM - torch.logaddexp(others_N1, logit_N1)).to(buffer.apart.dtype))
         likeliest_N1s.append(-torch.logaddexp(torch.zeros_like(logit_N1), others_N1 - logit_N1))
-    return Pair(blocks, buffer, offset_NMs, likeliest_N1s, places, stops[0][1])
+    stop_NE, form = stops[0][0], student.head.form
+    logit_N1, logsumexp_N1 = logit_N1s[0], logit_N1s[0] - likeliest_N1s[0]
+    no_names_N0 = buffer.apart.new_empty(len(logit_N1), 0)
+    return Pair(
+        blocks=blocks,
+        buffer=buffer,
+        offset_NMs=offset_NMs,
+        likeliest_N1s=likeliest_N1s,
+        places=places,
+        stop_prob_NE=None if stop_NE is None else stop_NE.softmax(1),
+        form=form,
+        slopes=cap_slopes(form, events, no_names_N0, stop_NE, logsumexp_N1.expand(-1, len(blocks))),
+        likeliest_logit_N1=logit_N1 if events.temperature_N is None else logit_N1 * events.temperature_N[:, None],
+    )
 
 
 def add_terms(pair: Pair, terms: Terms, weight_N: Tensor | None) -> tuple[Tensor, Slopes | None]:
@@ -137,28 +155,53 @@ def add_terms(pair: Pair, terms: Terms, weight_N: Tensor | None) -> tuple[Tensor
 
 
 def finish(pair: Pair, slopes: Slopes, events: Events) -> Tensor:
-    """Makes dL/dlogits of the plain head, before temperature and merging, of what `add_terms` left in the buffer.
+    """Makes the gradient in the student's products of what `add_terms` left in the buffer: through a temperature, the
+    stop ids, a soft cap and a scale.
 
     Returns sum_v |dL/dz_v| [N, 1]. The likeliest token's is minus the sum of all others', G_u (1 - p_u) - p_u sum G.
+    Under a soft cap a token whose probability underflowed to 0 has no gradient: its logit is not known any more.
     """
     logprob_N1 = pair.likeliest_N1s[0]
     grad_N = (-slopes.likeliest_N1 * logprob_N1.expm1() - logprob_N1.exp() * slopes.others_N1)[:, 0]
     total_N1 = slopes.likeliest_N1 + slopes.others_N1
     stop_N = None
     row_sum_N1 = torch.zeros_like(total_N1)
-    for columns, (row_K, place_K) in zip(pair.blocks, pair.places, strict=True):
+    stop_part_NE = _stop_parts(pair)
+    for number, (columns, (row_K, place_K)) in enumerate(zip(pair.blocks, pair.places, strict=True)):
         probs_NC, grad_NC = pair.of(columns)
         grad_NC.addcmul_(probs_NC, total_N1.to(grad_NC.dtype), value=-1.0)
         grad_NC[row_K, place_K] = grad_N[row_K].to(grad_NC.dtype)
-        if pair.stop_prob_NE is not None:
+        if pair.slopes is not None:
+            grad_NC.mul_(_slopes(pair, pair.slopes, probs_NC, number))
+        if pair.form.scale != 1.0:
+            grad_NC.mul_(pair.form.scale)
+        if stop_part_NE is not None:
             for stop_id in inside(events.stop_ids, columns):
                 column = stop_id - columns.start
                 stop_N = grad_NC[:, column].clone() if stop_N is None else stop_N  # of the event, the lowest id's
-                grad_NC[:, column] = stop_N * pair.stop_prob_NE[:, events.stop_ids.index(stop_id)]
+                grad_NC[:, column] = stop_N * stop_part_NE[:, events.stop_ids.index(stop_id)]
         if events.temperature_N is not None:
             grad_NC.div_(events.temperature_N[:, None])
         row_sum_N1 += torch.abs(grad_NC, out=probs_NC).sum(1, keepdim=True).double()
     return row_sum_N1.to(grad_NC.dtype)
+
+
+def _slopes(pair: Pair, slopes: CapSlopes, probs_NC: Tensor, number: int) -> Tensor:
+    """The cap's derivative [N, C] at every event of a block; `number`: the block's."""
+    columns, (row_K, place_K) = pair.blocks[number], pair.places[number]
+    slope_NC = slopes.of_shares(probs_NC, columns, number)
+    of_likeliest_K = pair.form.slope_(pair.likeliest_logit_N1[row_K, 0].to(slope_NC.dtype))
+    if slopes.event_id is not None:
+        of_likeliest_K.masked_fill_(place_K == slopes.event_id - columns.start, 1.0)
+    slope_NC[row_K, place_K] = of_likeliest_K
+    return slope_NC
+
+
+def _stop_parts(pair: Pair) -> Tensor | None:
+    """What each stop id [N, E] gets of the event's gradient: its share of the event, by its own slope."""
+    if pair.stop_prob_NE is None or pair.slopes is None or pair.slopes.stop_NE is None:
+        return pair.stop_prob_NE
+    return pair.stop_prob_NE * pair.slopes.stop_NE
 
 
 def logit_gradient(pair: Pair) -> Iterator[tuple[slice, Tensor]]:

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from opsd.ops.head.buffer import HeadBuffer
-from opsd.ops.head.chunks import Block, Chunk, rest_tail, untempered_logsumexp
+from opsd.ops.head.chunks import Block, Chunk, named_gradient, rest_tail, stop_parts, untempered_logsumexp
 from opsd.ops.head.events import Events
-from opsd.ops.head.gradients import product, softmax_dtype
+from opsd.ops.head.form import OutputHead, cap_slopes
+from opsd.ops.head.gradients import column_blocks, product, softmax_dtype
 
 SUM_COLUMNS = 16384  # what is summed over the vocabulary by way of a copy, so many columns at a time
 
 
 def whole_buckets(
-    hidden_ND: Tensor, weight_VD: Tensor, events: Events, buffer: HeadBuffer | None, *, with_entropy: bool = False
+    hidden_ND: Tensor, head: OutputHead, events: Events, buffer: HeadBuffer | None, *, with_entropy: bool = False
 ) -> Chunk:
     """`chunk_buckets` with one block, whose slots and places nobody needs."""
     dtype, vocab_size = softmax_dtype(hidden_ND), events.vocab_size
@@ -31,8 +32,8 @@ def whole_buckets(
     if buffer is not None:
         buffer.begin(len(hidden_ND))
         out_NV = buffer.put(columns)
-    logits_NV = product(hidden_ND, weight_VD[columns].T, out=out_NV)
-    stop_prob_NE = _merge_stops(logits_NV, events.stop_ids)
+    logits_NV = head.logits_(product(hidden_ND, head.weight_VD[columns].T, out=out_NV), columns)
+    stop_NE = _merge_stops(logits_NV, events.stop_ids)
     if events.temperature_N is not None:
         logits_NV.div_(events.temperature_N[:, None])
     for foreign_id in events.foreign_ids:
@@ -57,8 +58,10 @@ def whole_buckets(
         buffer=buffer,
         scale_NM=torch.ones_like(rest_N1, dtype=dtype).masked_fill_(rest_N1 == -math.inf, 0.0),
         rest_entropy_N=_row_sums(torch.special.entr, share_NV) if with_entropy else None,
-        stop_prob_NE=stop_prob_NE,
+        stop_prob_NE=None if stop_NE is None else stop_NE.softmax(1),
         rest_tail_N=rest_tail(rest_N1, untempered_N1s, events.temperature_N),
+        form=head.form,
+        slopes=None if buffer is None else cap_slopes(head.form, events, named_NU, stop_NE, rest_N1),
     )
 
 
@@ -69,40 +72,54 @@ def whole_gradient(
     assert chunk.buffer is not None, "the gradient of a chunk whose shares were not kept"
     columns = slice(0, events.vocab_size)
     share_NV = chunk.buffer.take(columns)
+    grad_NB = chunk.form.scaled(grad_NB)
     if events.temperature_N is not None:
         grad_NB = grad_NB / events.temperature_N[:, None]
-        if grad_rest_entropy_N is not None:
-            grad_rest_entropy_N = grad_rest_entropy_N / events.temperature_N
-    rest_N1 = grad_NB[:, -1:]
     if grad_rest_entropy_N is not None:
-        assert chunk.rest_entropy_N is not None, "the gradient of an entropy that the chunk was not asked for"
-        # As in `logit_gradient`; the logarithm is finite where it counts, as 0 log 0 is 0.
-        for share_NC in share_NV.split(SUM_COLUMNS, dim=1):
-            entropy_N1 = grad_rest_entropy_N[:, None]
-            entr_NC = torch.special.entr(share_NC)
-            share_NC.mul_(rest_N1 - entropy_N1 * chunk.rest_entropy_N[:, None]).addcmul_(entr_NC, entropy_N1)
-        rest_N1 = chunk.scale_NM
+        grad_rest_entropy_N = chunk.form.scaled(grad_rest_entropy_N)
+        if events.temperature_N is not None:
+            grad_rest_entropy_N = grad_rest_entropy_N / events.temperature_N
+    rest_N1 = _rest_gradient(chunk, share_NV, grad_NB[:, -1:], grad_rest_entropy_N)
     grad_NV = share_NV if dtype == share_NV.dtype else torch.empty_like(share_NV, dtype=dtype)
     torch.mul(share_NV, rest_N1, out=grad_NV)
     if events.support_NU.shape[1] > 0:
         id_NU, _ = _filled(events.support_NU)
-        grad_NV.scatter_add_(1, id_NU, grad_NB[:, :-1].to(dtype))  # 0 of an empty slot
-    if chunk.stop_prob_NE is not None:
+        grad_NV.scatter_add_(1, id_NU, named_gradient(chunk, grad_NB).to(dtype))  # 0 of an empty slot
+    part_NE = stop_parts(chunk)
+    if part_NE is not None:
         stop_N = grad_NV[:, events.stop_ids[0]].clone()
         for column, stop_id in enumerate(events.stop_ids):
-            grad_NV[:, stop_id].copy_(stop_N * chunk.stop_prob_NE[:, column])
+            grad_NV[:, stop_id].copy_(stop_N * part_NE[:, column])
     yield columns, grad_NV
 
 
+def _rest_gradient(chunk: Chunk, share_NV: Tensor, rest_N1: Tensor, grad_rest_entropy_N: Tensor | None) -> Tensor:
+    """Changes the shares in place so that what is returned, [N, 1], times them is the gradient of the rest's tokens."""
+    if chunk.slopes is None and grad_rest_entropy_N is None:
+        return rest_N1
+    for columns in column_blocks(share_NV.shape[1], SUM_COLUMNS):
+        share_NC = share_NV[:, columns]
+        slope_NC = None if chunk.slopes is None else chunk.slopes.of_shares(share_NC, columns, 0)
+        if grad_rest_entropy_N is not None:
+            assert chunk.rest_entropy_N is not None, "the gradient of an entropy that the chunk was not asked for"
+            # As in `logit_gradient`; the logarithm is finite where it counts, as 0 log 0 is 0.
+            entropy_N1 = grad_rest_entropy_N[:, None]
+            entr_NC = torch.special.entr(share_NC)
+            share_NC.mul_(rest_N1 - entropy_N1 * chunk.rest_entropy_N[:, None]).addcmul_(entr_NC, entropy_N1)
+        if slope_NC is not None:
+            share_NC.mul_(slope_NC)
+    return rest_N1 if grad_rest_entropy_N is None else chunk.scale_NM
+
+
 def _merge_stops(logits_NV: Tensor, stop_ids: tuple[int, ...]) -> Tensor | None:
-    """Moves the stop event's logit to the column of the first, and says how its probability divides, [N, E]."""
+    """Moves the stop event's logit to the first stop id's column; all stop ids' [N, E], None for fewer than two."""
     if len(stop_ids) < 2:
         return None
     stop_NE = torch.stack([logits_NV[:, stop_id] for stop_id in stop_ids], dim=1)
     for stop_id in stop_ids[1:]:
         logits_NV[:, stop_id].fill_(-math.inf)
     logits_NV[:, stop_ids[0]].copy_(stop_NE.logsumexp(1))
-    return stop_NE.softmax(1)
+    return stop_NE
 
 
 def _take_named(logits_NV: Tensor, support_NU: Tensor) -> Tensor:

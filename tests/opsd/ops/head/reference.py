@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from opsd.ops.head.form import PLAIN
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import reverse_kl
 
@@ -49,6 +50,16 @@ def make_support(num_rows, num_slots, options=None):
     support = allowed[torch.stack(order)]
     support[::2, -1] = -1
     return support
+
+
+def dense_logits(hidden, weight, options):
+    """float64 [N, V], as a head with a bias, a scale and a soft cap makes them."""
+    logits = hidden.double() @ weight.double().T
+    if "bias_V" in options:
+        logits = logits + options["bias_V"].double()
+    form = options.get("form", PLAIN)
+    logits = form.scale * logits
+    return logits if form.soft_cap is None else form.soft_cap * torch.tanh(logits / form.soft_cap)
 
 
 def dense_events(logits, options):

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from opsd.ops.head import whole_rows
 from opsd.ops.head.chunks import row_chunks
+from opsd.ops.head.form import HeadForm
 from opsd.ops.head.gradients import add_product_, linear, product
 from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
 from opsd.ops.head.plan import PLANS, plan_for
@@ -167,6 +168,18 @@ def test_the_host_waits_for_nothing(head, dtype):
     found = run_step(CUDA, dtype=dtype, **head_options(head, 7))
     assert found.count("is_nonzero") + found.count("_local_scalar_dense") <= 1
     assert set(found) <= {"is_nonzero", "_local_scalar_dense"}
+
+
+@EVERY_HEAD
+def test_a_bias_a_scale_and_a_cap_do_not_make_the_host_wait(head):
+    found = run_step(
+        CUDA,
+        bias_V=torch.ones(16),
+        form=HeadForm(scale=0.5, soft_cap=3.0),
+        dtype=torch.bfloat16,
+        **head_options(head, 7),
+    )
+    assert set(found) <= {"is_nonzero", "_local_scalar_dense"} and len(found) <= 1
 
 
 @pytest.mark.parametrize("name", sorted(DIVERGENCES))
