@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
@@ -25,9 +25,6 @@ from opsd.models.weights import check_weights
 from opsd.teacher.facts import teacher_facts
 from opsd.teacher.sources import check_sources, section_of, teachers_by_source
 from opsd.types import Prompt, Vocabulary
-
-# Heads that multiply or squash the logits after lm_head; the sparse loss computes them from lm_head alone.
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap")
 
 
 class HasContext(Protocol):
@@ -69,7 +66,6 @@ def check(cfg: RunConfig) -> Setup:
     if not joins_cluster():  # whose nodes may have what this one lacks
         require_vllm({"rollout": cfg.rollout.backend, **{section_of(s): each.backend for s, each in configs.items()}})
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
-    check_head(cfg.student.path, student_config)
     check_weights("student.path", cfg.student.path, cfg.student.trust_remote_code)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
@@ -114,13 +110,6 @@ def check(cfg: RunConfig) -> Setup:
             for source, each in configs.items()
         },
     )
-
-
-def check_head(path: str, config: PreTrainedConfig) -> None:
-    text = config.get_text_config()
-    for name in LOGIT_TRANSFORMS:
-        if getattr(text, name, None) not in (None, 1, 1.0):
-            raise ConfigError(f"student.path={path}: {name}={getattr(text, name)} in its config.json is not supported")
 
 
 def _check_teacher_heads(configs: dict[str, TeacherConfig]) -> None:

@@ -109,6 +109,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Phi": lambda: _of("phi"),
     "Gemma 2": lambda: _of("gemma2", tie_word_embeddings=True),
     "Granite": lambda: _of("granite", logits_scaling=8.0),
+    "Cohere": lambda: _of("cohere", tie_word_embeddings=True, logit_scale=0.25),
 }
 
 

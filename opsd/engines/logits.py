@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from opsd.engines.sampling import Sampling
+from opsd.ops.head.form import HeadForm
 from opsd.ops.head.gradients import product_by_blocks
 from opsd.types import Vocabulary
 
 TOP_GROUP = 64  # columns whose maximum stands for them in the search for the likeliest
 
 
-def float32_logits(head: nn.Linear, hidden_RD: Tensor) -> Tensor:
-    """[R, V] of the plain head; from bfloat16, whose own logits near 20 are off by 0.06, the sums in float32."""
+def float32_logits(head: nn.Linear, form: HeadForm, hidden_RD: Tensor) -> Tensor:
+    """[R, H] as the model makes them; from bfloat16, whose own logits near 20 are off by 0.06, the sums in float32."""
     if head.weight.dtype == torch.float32:
-        return head(hidden_RD)
-    logits_RV = product_by_blocks(hidden_RD, head.weight)
-    return logits_RV if head.bias is None else logits_RV.add_(head.bias)
+        return form.apply_(head(hidden_RD))
+    product_RH = product_by_blocks(hidden_RD, head.weight)
+    return form.apply_(product_RH if head.bias is None else product_RH.add_(head.bias))
 
 
 def shared_logits(logits_RH: Tensor, vocabulary: Vocabulary) -> Tensor:

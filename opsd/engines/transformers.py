@@ -21,8 +21,8 @@ from opsd.engines.row_scores import score_rows, teacher_scores
 from opsd.engines.sampling import Sampling
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, StageError
+from opsd.models.head import head_difference, head_form, require_head
 from opsd.ops.align import predicting_rows
-from opsd.ops.head.plain import head_difference, require_plain_head
 from opsd.ops.mixing import mixed_embeddings
 from opsd.types import Mixture, Rollout, TeacherScores
 
@@ -31,7 +31,7 @@ class TransformersEngine:
     """One model, in eval mode. Padded ids have no probability and all stop ids are merged, exactly."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        """`spec.max_model_tokens` is no matter. Raises ConfigError where the model alters its logits after the head."""
+        """`spec.max_model_tokens` is no matter. Raises ConfigError where the logits are of a form not known here."""
         config = spec.config
         self.vocabulary = spec.vocabulary
         self.policy_version: int | None = None  # None: the weights of `spec.path`
@@ -49,9 +49,10 @@ class TransformersEngine:
             attn_implementation="eager" if eager else None,
         )
         self.model.eval().requires_grad_(False).to(self.device)
-        # `score` applies the head by itself, so nothing (a soft cap, a scale) may stand between it and the logits.
-        difference = head_difference(self.model, allow_bias=True)
-        require_plain_head(f"{config.section}.backend=transformers, path", spec.path, self.model, difference)
+        # `score` applies the head by itself, so nothing else (a soft cap, a scale) may stand between it and the logits.
+        self.head_form = head_form(self.model.config)
+        difference = head_difference(self.model, self.head_form)
+        require_head(f"{config.section}.backend=transformers, path", spec.path, self.model, self.head_form, difference)
 
     def generate(
         self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
@@ -184,9 +185,8 @@ class TransformersEngine:
     def _score_rows(self, rollout: Rollout, hidden_TD: Tensor, top_k: int) -> TeacherScores:
         head = self.model.get_output_embeddings()
         whole = slice(0, len(rollout))
-        rows = score_rows(
-            hidden_TD, partial(float32_logits, head), [(rollout, whole)], top_k=top_k, vocabulary=self.vocabulary
-        )
+        logits_of = partial(float32_logits, head, self.head_form)
+        rows = score_rows(hidden_TD, logits_of, [(rollout, whole)], top_k=top_k, vocabulary=self.vocabulary)
         num_candidates = rollout.candidate_ids.shape[1] if self.scores_candidates else None
         hidden = [hidden_TD] if self.returns_hidden else []
         return teacher_scores([rows], num_candidates=num_candidates, hidden=hidden)

@@ -26,6 +26,7 @@ from opsd.learner.attention import packed_row
 from opsd.learner.loading import agree_on_tensors, bring, require_own_weights
 from opsd.learner.packing import MicroBatch
 from opsd.learner.teacher_head import TeacherHead
+from opsd.models.head import head_form
 from opsd.ops.head.exact import exact_head_loss
 from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, reverse_kl
@@ -41,8 +42,8 @@ Result = TypeVar("Result")
 class DistillationModel(nn.Module):
     """Packed tokens and teacher scores in; out come the summed loss, or the statistics of each token.
 
-    The head runs inside a forward method of this module, so that FSDP2 gathers the head's weight once (also where it
-    is tied to the embedding) and reduces its gradient once.
+    The head runs inside a forward method of this module, so that FSDP2 gathers the head's weight and bias once (also
+    where the weight is tied to the embedding) and reduces their gradients once.
     """
 
     reshard: Callable[[], None]  # FSDP2's, from `shard` on
@@ -62,6 +63,7 @@ class DistillationModel(nn.Module):
         """
         super().__init__()
         self.causal_lm = causal_lm
+        self.head_form = head_form(causal_lm.config)
         self.objective = Objective.of(divergence)
         self.vocabulary = vocabulary
         self.statistics = statistics or {}
@@ -76,12 +78,14 @@ class DistillationModel(nn.Module):
         weight_N = batch.weight_N
         if batch.temperature_N is not None:
             weight_N = weight_N * batch.temperature_N**2
-        hidden_ND, weight_VD = self._hidden(batch), self.causal_lm.get_output_embeddings().weight
+        hidden_ND, (weight_VD, bias_V) = self._hidden(batch), self._head()
         known: dict[str, Any] = {
             "temperature_N": batch.temperature_N,
             "vocab_size": self.vocabulary.size,
             "stop_ids": self.vocabulary.stop_ids,
             "foreign_ids": self.vocabulary.foreign_ids,
+            "bias_V": bias_V,
+            "form": self.head_form,
             "row_inputs": self.objective.takes({"support_NU": batch.support_NU, **batch.inputs}),
         }
         if batch.teacher_hidden_NE is None:
@@ -89,6 +93,7 @@ class DistillationModel(nn.Module):
             return sparse_head_loss(hidden_ND, weight_VD, *buckets, weight_N, self.objective, **known)
         assert self.teacher_head is not None, "hidden states without the head that they are meant for"
         teacher = batch.teacher_hidden_NE, self.teacher_head.weight_VE
+        known.update(teacher_bias_W=self.teacher_head.bias_V, teacher_form=self.teacher_head.form)
         return exact_head_loss(hidden_ND, weight_VD, *teacher, weight_N, self.objective, **known)
 
     def token_stats(self, batch: MicroBatch) -> TokenStats:
@@ -98,13 +103,16 @@ class DistillationModel(nn.Module):
         entropy: neither the student's candidates nor the teacher's order are part of a batch. docs/methods.md,
         Statistics of a token.
         """
+        head_VD, bias_V = self._head()
         student_NB, entropy_N = bucket_logprobs(
             self._hidden(batch),
-            self.causal_lm.get_output_embeddings().weight,
+            head_VD,
             batch.support_NU,
             vocab_size=self.vocabulary.size,
             stop_ids=self.vocabulary.stop_ids,
             foreign_ids=self.vocabulary.foreign_ids,
+            bias_V=bias_V,
+            form=self.head_form,
         )
         # The teacher's rows are float32 and sum to 1 only nearly, so near zero a divergence can come out below it.
         teacher_NB = batch.teacher_logprobs_NB
@@ -125,6 +133,11 @@ class DistillationModel(nn.Module):
     def hidden(self, batch: MicroBatch) -> Tensor:
         """The trunk's last hidden states [N, D] at the rows that the batch names."""
         return self._hidden(batch)
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """The head's weight [V, D] and bias [V], None where it has none; whole inside a forward method alone."""
+        head = self.causal_lm.get_output_embeddings()
+        return head.weight, getattr(head, "bias", None)
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """The trunk's last hidden states [N, D] at the rows that the batch names."""

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from opsd.errors import ConfigError
 from opsd.learner.packing import MicroBatch
+from opsd.models.head import head_form
 from opsd.models.weights import model_without_weights, read_weight
+from opsd.ops.head.form import PLAIN, HeadForm
 from opsd.ops.head.loss import bucket_logprobs
 from opsd.types import Vocabulary
 
@@ -26,6 +28,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # nats; both sides sum 
 class TeacherHead:
     path: str
     weight_VE: Tensor
+    bias_V: Tensor | None = None
+    form: HeadForm = PLAIN
 
     @torch.no_grad()
     def require_scores(self, batch: MicroBatch, vocabulary: Vocabulary) -> None:
@@ -41,6 +45,8 @@ class TeacherHead:
             vocab_size=vocabulary.size,
             stop_ids=vocabulary.stop_ids,
             foreign_ids=vocabulary.foreign_ids,
+            bias_V=self.bias_V,
+            form=self.form,
         )
         off = (logprobs_NB[:, 0] - batch.teacher_logprobs_NB[rows, 0]).abs().max().item()
         if not off <= TOLERANCE[batch.teacher_hidden_NE.dtype]:
@@ -53,7 +59,13 @@ class TeacherHead:
 def load_teacher_head(path: str, *, trust_remote_code: bool, device: torch.device, dtype: str) -> TeacherHead:
     """Raises ConfigError where the folder has no files that hold it alone."""
     model = model_without_weights(path, trust_remote_code=trust_remote_code)
-    weight_VE = read_weight(path, model, model.get_output_embeddings().weight)
-    if weight_VE is None:
-        raise ConfigError(f"loss.payload=hidden: no weight file of {path} holds its lm_head by a name that is known")
-    return TeacherHead(path=path, weight_VE=weight_VE.to(device, getattr(torch, dtype)))
+    head, found = model.get_output_embeddings(), {}
+    for name in ("weight", "bias"):
+        wanted = getattr(head, name, None)
+        if wanted is None:
+            continue
+        value = read_weight(path, model, wanted)
+        if value is None:
+            raise ConfigError(f"loss.payload=hidden: no weight file of {path} holds the {name} of its lm_head")
+        found[name] = value.to(device, getattr(torch, dtype))
+    return TeacherHead(path=path, weight_VE=found["weight"], bias_V=found.get("bias"), form=head_form(model.config))

@@ -1,12 +1,15 @@
 """What is measured of a student before its first step, because no list of architectures is ever complete.
 
-Its logits must be its last hidden states times lm_head.weight, or the loss is another model's. And two sequences packed
-into one row must give what each gives alone: a short convolution, linear attention or a state-space layer carries state
-over their border, and some attention does not learn where it is. Such a student runs one sequence at a time.
+Its logits must be what the sparse loss makes of its last hidden states, or the loss is another model's. And two
+sequences packed into one row must give what each gives alone: a short convolution, linear attention or a state-space
+layer carries state over their border, and some attention does not learn where it is. Such a student runs one sequence
+at a time.
 """
 # L tokens of a row, N rows that are compared, D width
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -15,7 +18,7 @@ from transformers import PreTrainedModel
 
 from opsd.learner.model import DistillationModel
 from opsd.learner.packing import MicroBatch
-from opsd.ops.head.plain import HeadDifference, head_difference, require_plain_head
+from opsd.models.head import HeadDifference, head_difference, require_head
 
 NUM_BEFORE, NUM_COMPARED = 12, 8  # tokens of the first sequence of a row, and of the second
 # Of a hidden state, relative to its length. Alone: other shapes, so other rounding, in every layer. After another
@@ -26,12 +29,11 @@ AFTER_TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 @torch.no_grad()
 def require_student_head(model: DistillationModel, path: str, device: torch.device) -> None:
-    """Raises ConfigError, on every rank or on none, where the student does more than multiply by lm_head.weight."""
-    found = model.measure(head_difference)
+    """Raises ConfigError, on every rank or on none, where the student's logits are not of the form that is trained."""
+    found = model.measure(partial(head_difference, form=model.head_form))
     model.reshard()
-    largest = highest(found.largest, device)
-    found = HeadDifference(largest=largest, tolerance=found.tolerance, has_bias=found.has_bias)
-    require_plain_head("student.path", path, model.causal_lm, found)
+    found = HeadDifference(largest=highest(found.largest, device), tolerance=found.tolerance)
+    require_head("student.path", path, model.causal_lm, model.head_form, found)
 
 
 @torch.no_grad()

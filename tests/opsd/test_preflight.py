@@ -13,7 +13,7 @@ from opsd.errors import ConfigError, DataError
 from opsd.models.facts import read_facts
 from opsd.models.folder import model_config, text_setting
 from opsd.plan.models import read_model
-from opsd.preflight import check, check_counts, check_head
+from opsd.preflight import check, check_counts
 from tests.tiny_models import ALPHABET, make_char_tokenizer, make_tiny_qwen3
 from tiny_architectures import make_architecture
 
@@ -114,15 +114,6 @@ def test_the_support_is_the_best_that_the_teacher_can_score(models, tmp_path):
 def test_a_support_that_the_teacher_cannot_score_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="loss.support=union needs .*, which teacher does not give: take a"):
         check(config(models, tmp_path, loss=LossConfig(support="union")))
-
-
-def test_a_head_that_bends_its_logits_is_refused(models, tmp_path):
-    file = models / "student" / "config.json"
-    saved = file.read_text()
-    file.write_text(json.dumps({**json.loads(saved), "final_logit_softcapping": 30.0}))
-    with pytest.raises(ConfigError, match="final_logit_softcapping=30.0 .* is not supported"):
-        check(config(models, tmp_path))
-    file.write_text(saved)
 
 
 def test_the_vocabulary_of_several_teachers_is_what_all_of_them_share(models, tmp_path):
@@ -227,15 +218,6 @@ def test_a_multimodal_models_facts_are_its_language_models(with_vision):
     assert (facts.vocab_size, facts.stop_ids, facts.max_position_embeddings) == (64, (0, 9), 300)
     sizes = read_model("student", str(with_vision))
     assert (sizes.num_hidden_layers, sizes.vocab_size, sizes.tied) == (2, 64, True)
-
-
-@pytest.mark.parametrize("name", ["final_logit_softcapping", "logits_soft_cap", "logits_scaling"])
-def test_a_soft_cap_within_a_multimodal_config_is_found(with_vision, name):
-    config = json.loads((with_vision / "config.json").read_text())
-    config["text_config"][name] = 30.0
-    (with_vision / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=f"{name}=30.0 .* is not supported"):
-        check_head(str(with_vision), model_config("student.path", str(with_vision), False))
 
 
 def test_a_config_without_a_context_is_refused_by_the_fields_name(with_vision):

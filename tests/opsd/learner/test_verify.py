@@ -1,4 +1,4 @@
-"""Students that cannot be packed, or whose head does more: found before the first step, and right where they train."""
+"""Students that cannot be packed, and heads of every form: found before the first step, and right where they train."""
 
 import copy
 from types import SimpleNamespace
@@ -10,6 +10,9 @@ from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
     BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
     Lfm2Config,
     Llama4TextConfig,
     MistralConfig,
@@ -74,6 +77,13 @@ ALONE = {
     "bloom, attention that is not told": BloomConfig(
         vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3
     ),
+}
+
+FORMS = {
+    "phi, a bias": PhiConfig(**SIZES),
+    "gemma 2, a soft cap": Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0),
+    "granite, a divisor": GraniteConfig(**SIZES, logits_scaling=0.4),
+    "cohere, a multiplier": CohereConfig(**SIZES, logit_scale=0.25),
 }
 
 
@@ -160,13 +170,17 @@ def test_rollouts_statistics_and_gradients_are_those_of_each_answer_alone(name, 
     torch.testing.assert_close(found, truth, rtol=0, atol=1e-4)
     assert (student_logprobs(model, packed) - truth).abs().max() > 0.1
 
+    require_equal_gradients(sharded(path, divergence=sampled_logprob), path, alone)
+
+
+def require_equal_gradients(model, path, batches):
+    """Of the sampled tokens' log-probabilities, in every weight; `batches` hold one answer each."""
     plain = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
-    for batch in alone:
+    for batch in batches:
         logprobs = plain(batch.token_ids_L[None], use_cache=False).logits[0, batch.row_N, :60].log_softmax(-1)
         sampled = logprobs.gather(1, batch.support_NU[:, :1])[:, 0]
         (batch.weight_N * sampled).sum().backward()
-    model = sharded(path, divergence=sampled_logprob)
-    for batch in alone:
+    for batch in batches:
         model(batch)[0].backward()
     for key, parameter in model.causal_lm.named_parameters():
         wanted = plain.get_parameter(key).grad
@@ -183,12 +197,41 @@ def student_logprobs(model, batches):
     return stats.student_logprob_T[index_N.argsort()].double()
 
 
-def test_a_bias_of_the_head_is_refused_by_name(tmp_path):
-    causal_lm = AutoModelForCausalLM.from_config(PhiConfig(**SIZES))
-    torch.nn.init.normal_(causal_lm.lm_head.bias)
+@pytest.mark.parametrize("name", list(FORMS))
+def test_a_head_of_its_own_form_has_the_models_values_and_gradients(name, tmp_path):
+    """A bias, a soft cap or a scale: rollouts, scores, statistics, and the gradient of every weight."""
+    torch.manual_seed(0)
+    causal_lm = AutoModelForCausalLM.from_config(copy.deepcopy(FORMS[name]))
+    if causal_lm.lm_head.bias is not None:
+        torch.nn.init.normal_(causal_lm.lm_head.bias)
     causal_lm.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=f"student.path={tmp_path}: PhiForCausalLM .*a bias of lm_head"):
-        require_student_head(sharded(str(tmp_path)), str(tmp_path), CPU)
+    path = str(tmp_path)
+    model = sharded(path, divergence=sampled_logprob)
+    require_student_head(model, path, CPU)
+    scored = scored_by_itself(path)
+    expected = [true_logprobs(path, item) for item in scored]
+    for item, logprobs in zip(scored, expected, strict=True):
+        for found in (item.rollout.sampled_logprobs, item.scores.sampled_logprobs):
+            np.testing.assert_allclose(found, logprobs.numpy(), atol=1e-4)
+    truth = torch.cat(expected)
+    every = Selection(index_N=torch.arange(len(truth)), weight_N=torch.ones(len(truth)))
+    [batches] = pack(batch_of(scored), every, "teacher", VOCABULARY, num_ranks=1, max_tokens=0)
+    torch.testing.assert_close(student_logprobs(model, batches), truth, rtol=0, atol=1e-4)
+    require_equal_gradients(model, path, batches)
+
+
+def test_a_head_of_another_form_is_refused_by_name(folders, monkeypatch):
+    model = sharded(folders["qwen3"])
+    forward = model.causal_lm.forward
+
+    def cubed(**inputs):
+        output = forward(**inputs)
+        output.logits = output.logits**3
+        return output
+
+    monkeypatch.setattr(model.causal_lm, "forward", cubed)
+    with pytest.raises(ConfigError, match="student.path=the/student: Qwen3ForCausalLM makes logits of another form"):
+        require_student_head(model, "the/student", CPU)
 
 
 def test_a_plain_head_passes_on_the_sharded_student(folders):
