@@ -206,6 +206,20 @@ def test_the_filter_errs_within_its_bound_and_never_in_the_bias(form):
     assert all(torch.equal(one, other) for one, other in zip(results[0.0][2:], results[1e-2][2:], strict=True))
 
 
+def test_the_filter_keeps_the_same_columns_whatever_the_scale():
+    hidden, weight, teacher = make_head(num_rows=20, vocab=200, dtype=torch.float64)
+    support = make_support(20, 4, {"vocab_size": 200})
+    arguments = (support, dense_buckets(teacher, support)[0], torch.ones(20), reverse_kl)
+    grads = []
+    for scale in (1.0, 8.0, 1 / 8):
+        options = {"form": HeadForm(scale=scale), "filter_threshold": 1e-2, "chunk_rows": 3, "plan": SMALL_BLOCKS}
+        loss, _ = sparse_head_loss(hidden / scale, weight, *arguments, **options)
+        grads.append(torch.autograd.grad(loss, weight)[0])
+    loss, _ = sparse_head_loss(hidden, weight, *arguments, filter_threshold=0.0)
+    assert not torch.allclose(grads[0], torch.autograd.grad(loss, weight)[0])
+    torch.testing.assert_close(grads[1:], grads[:1] * 2)
+
+
 @EVERY_PLAN
 def test_logits_far_beyond_the_cap_have_a_gradient_of_zero(plan):
     hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
