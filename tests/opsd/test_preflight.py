@@ -104,16 +104,17 @@ def test_more_log_probabilities_than_tokens_are_refused(models, tmp_path):
 
 
 def test_the_support_is_the_best_that_the_teacher_can_score(models, tmp_path):
-    assert check(config(models, tmp_path)).support == "teacher"
-    exact = {"top_k": 8, "backend": "transformers"}
-    assert check(config(models, tmp_path, teacher_options=exact)).support == "union"
-    asked = check(config(models, tmp_path, teacher_options=exact, loss=LossConfig(support="teacher")))
+    assert check(config(models, tmp_path)).support == "union"
+    own_way = {"top_k": 8, "scoring": "prompt_logprobs"}
+    assert check(config(models, tmp_path, teacher_options=own_way)).support == "teacher"
+    asked = check(config(models, tmp_path, loss=LossConfig(support="teacher")))
     assert asked.support == "teacher"
 
 
 def test_a_support_that_the_teacher_cannot_score_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="loss.support=union needs .*, which teacher does not give: take a"):
-        check(config(models, tmp_path, loss=LossConfig(support="union")))
+        own_way = {"top_k": 8, "scoring": "prompt_logprobs"}
+        check(config(models, tmp_path, teacher_options=own_way, loss=LossConfig(support="union")))
 
 
 def test_the_vocabulary_of_several_teachers_is_what_all_of_them_share(models, tmp_path):
