@@ -4,10 +4,10 @@
 
 The student answers prompts; both models' dense distributions on these answers are the truth. Table 1: the reverse KL
 and its gradient for each support and K; with the residual for tokens that are drawn anew, once and on average over
-several draws of every token. Table 2: the same at a temperature (`idts`, `adakd`), and what there is of it where the
-student is its own teacher. Table 3: which half of the tokens soft_or selects from each source of statistics, and what
-that costs. All in float32 (the dense side in float64), transformers engines. `--student` takes a trained student in
-place of the pair's.
+several draws of every token; and from the teacher's hidden states. Table 2: the same at a temperature (`idts`,
+`adakd`), and what there is of it where the student is its own teacher. Table 3: which half of the tokens soft_or
+selects from each source of statistics, and what that costs. All in float32 (the dense side in float64), transformers
+engines. `--student` takes a trained student in place of the pair's.
 """
 # T response tokens of all rollouts, V vocabulary, D width, U support size, B = U + 1 buckets
 
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,9 @@ from opsd.config.engine import RolloutConfig
 from opsd.config.run import LearnerConfig, LossConfig, RunConfig
 from opsd.hooks import bind_objective
 from opsd.learner.group import LearnerGroup
-from opsd.learner.packing import pack_whole
+from opsd.learner.packing import kept_hidden, pack_whole
+from opsd.learner.teacher_head import TeacherHead, load_teacher_head
+from opsd.ops.head.exact import exact_head_loss
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import DIVERGENCES, reverse_kl
 from opsd.preflight import Setup
@@ -61,7 +64,10 @@ def main() -> None:
         f"{dense.stats.reverse_kl_T.mean():.4f} nats, forward {dense.stats.forward_kl_T.mean():.4f}, "
         f"entropy {dense.stats.entropy_T.mean() * math.log(setup.vocabulary.size):.4f}"
     )
-    support_table(scored, dense, setup.vocabulary, args.num_draws)
+    teacher = load_teacher_head(
+        cfg.teacher.path, trust_remote_code=False, device=dense.hidden_TD.device, dtype="float32"
+    )
+    support_table(scored, dense, setup.vocabulary, args.num_draws, teacher)
     temperature_table(dense, setup.vocabulary, [len(item.rollout) for item in scored])
     selection_table(cfg, setup, scored, dense)
 
@@ -70,7 +76,9 @@ def batch_of(items: Iterable[ScoredRollout]) -> ScoredBatch:
     return ScoredBatch(items=tuple(items))
 
 
-def support_table(scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabulary, num_draws: int) -> None:
+def support_table(
+    scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabulary, num_draws: int, teacher: TeacherHead
+) -> None:
     rows = []
     for support in ("teacher", "student", "union"):
         for top_k in TOP_KS:
@@ -88,6 +96,7 @@ def support_table(scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabul
                 tensor.add_(addend)
         means = tuple(tensor / num_draws for tensor in total)
         rows.append([f"{support} + residual, mean of {num_draws}", str(RESIDUAL_TOP_K), *against(means, dense)])
+    rows.append(["none: hidden states", "", *against(exact_gradients(scored, dense, vocabulary, teacher), dense)])
     header = ["support", "K", "bias of the reverse KL", "largest gap, nats", "hidden gradient: cosine",
               "relative error", "head gradient: cosine", "relative error"]  # fmt: skip
     print_table("Sparse against dense reverse KL (student and union: K candidates of the student)", header, rows)
@@ -123,6 +132,26 @@ def sparse_gradients(
         vocab_size=vocabulary.size,
         stop_ids=vocabulary.stop_ids,
         row_inputs=objective.takes(batch.inputs),
+    )
+    loss.backward()
+    return value_T, hidden_TD.grad, weight_VD.grad
+
+
+def exact_gradients(
+    scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabulary, teacher: TeacherHead
+) -> Gradients:
+    """As `sparse_gradients`, with loss.payload=hidden."""
+    hidden_TD, weight_VD = (tensor.clone().requires_grad_() for tensor in (dense.hidden_TD, dense.weight_VD))
+    every_T = np.arange(len(hidden_TD))
+    loss, value_T = exact_head_loss(
+        hidden_TD,
+        weight_VD,
+        kept_hidden(batch_of(scored), every_T).to(hidden_TD.device),
+        teacher.weight_VE,
+        torch.full((len(hidden_TD),), 1 / len(hidden_TD), device=hidden_TD.device),
+        DIVERGENCES["reverse_kl"],
+        vocab_size=vocabulary.size,
+        stop_ids=vocabulary.stop_ids,
     )
     loss.backward()
     return value_T, hidden_TD.grad, weight_VD.grad

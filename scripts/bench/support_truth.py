@@ -44,7 +44,8 @@ def make_scored(cfg: RunConfig, setup: Setup, num_rollouts: int) -> list[ScoredR
     requests = [(prompt, 0, request_seed(cfg.seed, 0, prompt.index, 0)) for prompt in prompts]
     rollouts = in_order(student.generate(requests, sampling, policy_version=0))
     scoring = dataclasses.replace(cfg.teacher, backend="transformers", max_batch_tokens=1024)
-    teacher = TransformersEngine(dataclasses.replace(setup.teachers[DEFAULT], config=scoring))
+    spec = dataclasses.replace(setup.teachers[DEFAULT], config=scoring, returns_hidden=True)
+    teacher = TransformersEngine(spec)
     scores = teacher.score(rollouts, cfg.teacher.top_k)
     return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
 
