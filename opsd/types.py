@@ -111,8 +111,7 @@ class TeacherScores:
     top_logprobs: np.ndarray  # float32 [T, K]; -inf in an empty slot
     sampled_logprobs: np.ndarray  # float32 [T], of the event that the student sampled
     candidate_logprobs: np.ndarray | None  # float32 [T, C] at Rollout.candidate_ids; None: the backend cannot
-    # [T, D] float32, or uint16 that are bfloat16: the last hidden states that the rows come from; None: not asked for
-    hidden: np.ndarray | None = None
+    hidden: np.ndarray | None = None  # [T, D], last hidden states, float32 or bfloat16 as uint16; None: not asked for
     entropy: np.ndarray | None = None  # float32 [T], nats, of the whole distribution; None: the backend cannot
     attention: np.ndarray | None = None  # float32 [T], that the teacher pays to y_t; None: not asked for
 
@@ -120,10 +119,9 @@ class TeacherScores:
         num_tokens = len(self.sampled_logprobs)
         if self.hidden is not None:
             expect_shape("hidden", self.hidden, (num_tokens, self.hidden.shape[-1]))
-        if self.entropy is not None:
-            expect_shape("entropy", self.entropy, (num_tokens,))
-        if self.attention is not None:
-            expect_shape("attention", self.attention, (num_tokens,))
+        for name, values in (("entropy", self.entropy), ("attention", self.attention)):
+            if values is not None:
+                expect_shape(name, values, (num_tokens,))
         expect_shape("top_ids", self.top_ids, (num_tokens, self.top_ids.shape[-1]))
         expect_shape("top_logprobs", self.top_logprobs, self.top_ids.shape)
 
