@@ -23,8 +23,9 @@ class Loss(RowFunction):
 
     has_value: bool = True  # False: only its gradient has a meaning, so no schedule may follow it
     only_beside: bool = False  # it compares a part of the buckets, so it is no loss by itself
-    # A sum over buckets: on some of them its value is their part of the sum, a bucket that neither model can reach
-    # adds nothing, and so it has an exact form, on every token of the vocabulary (`exact_head_loss`).
+    # A sum over buckets: on some of them its value is their part of the sum, and a bucket that neither model can reach
+    # adds nothing. So it has an exact form, on every token of the vocabulary (`exact_head_loss`), where the
+    # log-probabilities of a column that is no token are -1e30.
     by_token: bool = False
     # What such a function needs of whole rows, so that it may see a part of them only: a keyword argument of it, and
     # the function (student_logprobs_NB, teacher_logprobs_NB, **options) -> [N] that makes it, detached.
