@@ -150,7 +150,9 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
     optimizer = build_optimizer(model.parameters(), cfg)
     scheduler = build_scheduler(optimizer, cfg, num_steps)
     scorer = start_engine("transformers", teacher)
-    engine = start_engine(backend, student)
+    trunk = type(causal_lm.base_model)
+    with unchanged(trunk):
+        engine = start_engine(backend, student)
     packed, difference, moved, first = 0.0, 0.0, 0.0, None
     for step in range(num_steps + 1):
         engine.update_weights(weights_of(model), step)
@@ -174,7 +176,8 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
     moved = largest(learner_logprobs(model, first[0], 1) - first[1])
     save_student(exported, weights_of(model), student, trust_remote_code=False)
     AutoModelForCausalLM.from_pretrained(exported)  # vLLM's engine alone would not notice what transformers misses
-    again = start_engine(backend, str(exported))
+    with unchanged(trunk):
+        again = start_engine(backend, str(exported))
     again_T = np.concatenate([scores.sampled_logprobs for scores in again.score(rollouts, TOP_K)])
     return {
         "alone": row_tokens == 1,
@@ -183,6 +186,21 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
         "exported": largest(again_T - alone_T),
         "moved": moved,
     }
+
+
+@contextmanager
+def unchanged(trunk: type) -> Iterator[None]:
+    """vLLM runs some models by transformers' code and changes its class: other models of this process would not run.
+
+    In a training run the engines have processes of their own.
+    """
+    own = {name: vars(trunk).get(name) for name in ("__init__", "__call__")}
+    yield
+    for name, value in own.items():
+        if value is not None:
+            setattr(trunk, name, value)
+        elif name in vars(trunk):
+            delattr(trunk, name)
 
 
 def start_engine(backend: str, folder: str) -> Engine:
