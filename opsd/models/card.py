@@ -52,6 +52,14 @@ def model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
+def events_of(loss: dict[str, Any], support: str) -> str:
+    """What the divergence was a sum over."""
+    if loss.get("payload") == "hidden":
+        return "every token, from the teacher's hidden states"
+    residual = ", with the residual of the sampled token" if loss.get("residual") else ""
+    return f"{SUPPORTS[support]} and one rest bucket{residual}"
+
+
 def training_facts(config: dict[str, Any], support: str, step: int, dtype: str) -> list[tuple[str, Any]]:
     data, rollout, learner = config["data"], config["rollout"], config["learner"]
     return [
@@ -59,7 +67,7 @@ def training_facts(config: dict[str, Any], support: str, step: int, dtype: str) 
         ("teacher", Path(config["teacher"]["path"]).name),
         ("answers written by", config.get("answers", "student")),
         ("tokens trained on", selection(config)),
-        ("loss", f"{config['loss']['divergence']}, on {SUPPORTS[support]} and one rest bucket"),
+        ("loss", f"{config['loss']['divergence']}, on {events_of(config['loss'], support)}"),
         ("steps", f"{step} of {config['num_steps']}"),
         ("answers per step", data["prompts_per_step"] * data["samples_per_prompt"]),
         ("sampling", f"temperature {rollout['temperature']}, at most {rollout['max_response_tokens']} tokens"),

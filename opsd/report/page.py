@@ -60,6 +60,10 @@ def _subtitle(run: RunData) -> str:
     if chosen and chosen != "all":
         chosen = f"{selector.get('score')} ({chosen})"
     support = run.summary.get("support") or loss.get("support")
+    if loss.get("payload") == "hidden":
+        support = "every token (hidden states)"
+    elif loss.get("residual"):
+        support = f"{support}, with the residual"
     facts = [
         ("student", (config.get("student") or {}).get("path")),
         ("teacher", ", ".join([*filter(None, [teacher.get("path")]), *(teacher.get("urls") or []), *others])),
