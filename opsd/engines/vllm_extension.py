@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from opsd.engines.lifetime import end_with_parent
 from opsd.engines.vllm_rows import ResponseRows
@@ -42,17 +42,28 @@ class WorkerExtension:
         """Load a full Hugging Face state dict, without a tied `lm_head`, into the running model, in place.
 
         `model.load_weights` would leave a CPU model half written, since its linear weights have been repacked;
-        `reload_weights` unpacks, loads and repacks. Not so a tied `lm_head`: its packed copy of the embedding would
-        silently keep the old values, so on CPU the head is packed anew (an untied head: once more, the same).
+        `reload_weights` unpacks, loads and repacks. Not so a tied `lm_head`, whose packed copy of the embedding would
+        silently keep the old values, and a mixture's experts: see `pack_anew`.
         Every rank is given all weights and keeps its share.
         """
         from vllm.platforms import current_platform
 
         self.reload_weights(weights_iterator=iter(named.items()))
         if current_platform.is_cpu():
-            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-            from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+            pack_anew(self.model_runner.get_model())
 
-            for module in self.model_runner.get_model().modules():  # the head may lie within a multimodal wrapper
-                if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
-                    dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+def pack_anew(model: nn.Module) -> None:
+    """What vLLM's CPU build packs when it loads a model and forgets when it reloads one: heads, a mixture's experts.
+
+    Experts would be read as if they were packed, so that not even the same weights gave the same answers.
+    """
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for module in model.modules():  # the head may lie within a multimodal wrapper
+        if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(module)

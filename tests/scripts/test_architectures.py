@@ -15,6 +15,12 @@ def test_a_step_of_the_odd_ones(name):
     check(architectures.trial(name, "transformers", num_steps=1))
 
 
+@pytest.mark.slow
+def test_a_vllm_engine_of_a_mixture_of_experts_follows_the_learner():
+    """vLLM's CPU build packs the experts, and forgot it when it got new weights."""
+    check(architectures.trial_apart("Qwen3-MoE", "vllm"))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("backend", ["transformers", "vllm"])
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
