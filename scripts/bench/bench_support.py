@@ -40,9 +40,7 @@ from support_truth import Dense, dense_truth, events, known, make_scored, redraw
 from tip.scores import SCORES
 from tip.selectors import SELECTORS
 
-TOP_KS = (16, 64, 256)
 NUM_CANDIDATES = (16, 32, 64)
-RESIDUAL_TOP_K = 64
 TEMPERATURES = (0.6, 1.0, 1.25, 1.65)  # idts at base 1 gives 0.61 to 1.65
 TEMPERED_TOP_K = 64
 Gradients = tuple[Tensor, Tensor, Tensor]  # value of each token, gradient to the hidden states, gradient to the head
@@ -52,9 +50,14 @@ def main() -> None:
     args = parse_args(
         __doc__,
         ("--num-rollouts", {"type": int, "default": 24}),
+        (
+            "--top-ks",
+            {"type": int, "nargs": "+", "default": [16, 64, 256], "help": "K; of the residual the middle one"},
+        ),
+        ("--only-supports", {"action": "store_true", "help": "the first table alone"}),
         ("--num-draws", {"type": int, "default": 64, "help": "of every token, for the residual"}),
     )
-    num_known = max(TOP_KS)
+    num_known = max(args.top_ks)
     rollout = RolloutConfig(backend="transformers", max_response_tokens=args.max_tokens, num_candidates=num_known)
     cfg, setup = load_setup(args, rollout, teacher_top_k=num_known)
     scored = make_scored(cfg, setup, args.num_rollouts)
@@ -67,9 +70,11 @@ def main() -> None:
     teacher = load_teacher_head(
         cfg.teacher.path, trust_remote_code=False, device=dense.hidden_TD.device, dtype="float32"
     )
-    support_table(scored, dense, setup.vocabulary, args.num_draws, teacher)
+    support_table(scored, dense, setup.vocabulary, args.top_ks, args.num_draws, teacher)
+    if args.only_supports:
+        return
     temperature_table(dense, setup.vocabulary, [len(item.rollout) for item in scored])
-    selection_table(cfg, setup, scored, dense)
+    selection_table(cfg, setup, scored, dense, args.top_ks)
 
 
 def batch_of(items: Iterable[ScoredRollout]) -> ScoredBatch:
@@ -77,25 +82,30 @@ def batch_of(items: Iterable[ScoredRollout]) -> ScoredBatch:
 
 
 def support_table(
-    scored: list[ScoredRollout], dense: Dense, vocabulary: Vocabulary, num_draws: int, teacher: TeacherHead
+    scored: list[ScoredRollout],
+    dense: Dense,
+    vocabulary: Vocabulary,
+    top_ks: list[int],
+    num_draws: int,
+    teacher: TeacherHead,
 ) -> None:
-    rows = []
+    rows, drawn_k = [], sorted(top_ks)[len(top_ks) // 2]
     for support in ("teacher", "student", "union"):
-        for top_k in TOP_KS:
+        for top_k in top_ks:
             items = [known(item, top_k, top_k) for item in scored]
             rows.append([support, str(top_k), *against(sparse_gradients(items, support, dense, vocabulary), dense)])
-    draws = redrawn([known(item, RESIDUAL_TOP_K, RESIDUAL_TOP_K) for item in scored], dense, vocabulary, num_draws)
+    draws = redrawn([known(item, drawn_k, drawn_k) for item in scored], dense, vocabulary, num_draws)
     for support in ("teacher", "union"):
         first, *others = draws
         total = sparse_gradients(first, support, dense, vocabulary, residual=True)
-        rows.append([f"{support} + residual, one draw", str(RESIDUAL_TOP_K), *against(total, dense)])
+        rows.append([f"{support} + residual, one draw", str(drawn_k), *against(total, dense)])
         for items in others:
             for tensor, addend in zip(
                 total, sparse_gradients(items, support, dense, vocabulary, residual=True), strict=True
             ):
                 tensor.add_(addend)
         means = tuple(tensor / num_draws for tensor in total)
-        rows.append([f"{support} + residual, mean of {num_draws}", str(RESIDUAL_TOP_K), *against(means, dense)])
+        rows.append([f"{support} + residual, mean of {num_draws}", str(drawn_k), *against(means, dense)])
     rows.append(["none: hidden states", "", *against(exact_gradients(scored, dense, vocabulary, teacher), dense)])
     header = ["support", "K", "bias of the reverse KL", "largest gap, nats", "hidden gradient: cosine",
               "relative error", "head gradient: cosine", "relative error"]  # fmt: skip
@@ -221,7 +231,7 @@ def agreement(found: Tensor, truth: Tensor) -> tuple[str, str]:
     return f"{cosine:.5f}", f"{(found - truth).norm() / truth.norm():.2%}"
 
 
-def selection_table(cfg: RunConfig, setup: Setup, scored: list[ScoredRollout], dense: Dense) -> None:
+def selection_table(cfg: RunConfig, setup: Setup, scored: list[ScoredRollout], dense: Dense, top_ks: list[int]) -> None:
     """With ratio 0.5. The learner's pass and its step are those of a real LearnerGroup, one rank, best of three."""
     lengths = [len(item.rollout) for item in scored]
     rows = []
@@ -236,7 +246,7 @@ def selection_table(cfg: RunConfig, setup: Setup, scored: list[ScoredRollout], d
             device=setup.device,
         )
         learner.wait_ready()
-        for top_k in TOP_KS:
+        for top_k in top_ks:
             exact, seconds = timed(partial(learner.token_stats, batch_of(known(item, top_k, 16) for item in scored)))
             rows.append(["learner", str(top_k), "", "", *overlaps(exact, exact, dense, lengths), f"{seconds:.3f}"])
             for num_candidates in NUM_CANDIDATES:
