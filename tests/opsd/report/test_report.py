@@ -145,19 +145,6 @@ def test_the_head_names_models_selector_and_ratio_also_while_the_run_goes_on(run
     assert ("support union" in text) == finished
 
 
-@pytest.mark.parametrize(
-    ("loss", "said"),
-    [
-        ({"payload": "hidden"}, "support every token (hidden states)"),
-        ({"residual": True}, "support union, with the residual"),
-    ],
-)
-def test_the_head_says_what_the_loss_saw_of_the_teacher(run_dir, loss, said):
-    config = {"student": {"path": "models/pupil"}, "loss": {"divergence": "reverse_kl", **loss}}
-    (run_dir / "summary.json").write_text(json.dumps({**summary(), "config": config, "support": "union"}))
-    assert said in Page(render_page(read_run(run_dir))).text
-
-
 def test_dropped_tokens_can_be_read_and_the_split_of_the_quadrants_is_said(page, report_path):
     source = report_path.read_text()
     assert "line-through" not in source

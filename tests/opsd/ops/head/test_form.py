@@ -287,22 +287,3 @@ def test_a_cap_takes_no_tensor_of_rows_times_vocabulary_more():
         with LargestTensor() as largest:
             sparse_head_loss(hidden, weight, *arguments, chunk_rows=20, plan=plan, **options)
         assert largest.numel == 20 * 400  # the shares of a chunk
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"bias_V": torch.zeros(15)}, r"bias_V must have shape \(16,\), got \(15,\)"),
-        ({"form": HeadForm(scale=0.0)}, "form.scale must be a number other than 0, got 0.0"),
-        ({"form": HeadForm(scale=math.nan)}, "form.scale must be a number other than 0, got nan"),
-        ({"form": HeadForm(soft_cap=0.0)}, "form.soft_cap must be above 0, or None for no cap, got 0.0"),
-        ({"form": HeadForm(soft_cap=-30.0)}, "form.soft_cap must be above 0, or None for no cap, got -30.0"),
-    ],
-)
-def test_a_head_that_does_not_fit_is_refused_by_name(changed, message):
-    hidden, weight, _ = make_head()
-    support = make_support(7, 4)
-    with pytest.raises(ValueError, match=message):
-        bucket_logprobs(hidden, weight, support, **changed)
-    with pytest.raises(ValueError, match=message):
-        sparse_head_loss(hidden, weight, support, torch.zeros(7, 5), torch.ones(7), reverse_kl, **changed)
