@@ -12,11 +12,6 @@ def check_payload(cfg: RunConfig) -> None:
     if cfg.loss.payload != "hidden":
         return
     require_hidden(cfg.teacher)
-    if cfg.loss.residual:
-        raise ConfigError(
-            "loss.residual=true mends what loss.payload=logprobs leaves out, and "
-            "loss.payload=hidden leaves nothing out: set one of them"
-        )
     if cfg.teacher.by_source:
         raise ConfigError("loss.payload=hidden takes one teacher, got teacher.by_source: set loss.payload=logprobs")
     if cfg.teacher.follow_decay is not None:

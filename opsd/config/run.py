@@ -102,6 +102,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         one_of("loss.support", self.support, SUPPORTS)
         one_of("loss.payload", self.payload, PAYLOADS)
+        if self.residual and self.payload == "hidden":
+            raise ConfigError(
+                "loss.residual=true mends what loss.payload=logprobs leaves out, and "
+                "loss.payload=hidden leaves nothing out: set one of them"
+            )
         for name, settings in self.terms.items():
             if not isinstance(settings, dict) or not isinstance(settings.get("weight"), (int, float)):
                 raise ConfigError(f"loss.terms.{name} must look like {{weight: 0.1}}, got {settings!r}")
