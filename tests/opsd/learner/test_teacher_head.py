@@ -76,7 +76,7 @@ def test_states_of_the_same_model_pass_and_others_are_refused(tmp_path):
         head.require_scores(replace(batch, teacher_hidden_NE=batch.teacher_hidden_NE * torch.nan), VOCABULARY)
 
 
-def test_a_folder_without_such_a_file_is_refused(tmp_path, monkeypatch):
+def test_a_folder_without_such_a_file_is_refused(tmp_path):
     path = make_tiny_qwen3(tmp_path, tied=False, seed=1, eos_token_id=0)
     weights = load_file(path / "model.safetensors")
     save_file({f"other.{name}": weight for name, weight in weights.items()}, path / "model.safetensors")
