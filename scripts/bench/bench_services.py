@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 import ray
@@ -154,6 +155,10 @@ def teacher_rows(
     throughput = [ratio_row("score (prompt and response)", f"its top {cfg.teacher.top_k}, flat", ours, flat)]
     rows = wire_rows(scored, stored_bytes(objects), setup.vocabulary)
     ray.kill(bare)
+    hidden_pool = TeacherPool(replace(setup.teachers[DEFAULT], returns_hidden=True), role="hidden")
+    with_hidden = scored_batch(hidden_pool.begin([dict(enumerate(rollouts))]))
+    num_bytes = stored_bytes(ray.put([item.scores for item in with_hidden.items]))
+    rows.append(["scores, loss.payload=hidden", f"{num_bytes / sum(map(len, rollouts)):.0f}", ""])
     return throughput, rows
 
 
