@@ -25,13 +25,21 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_RAY = ("report", "plan", "models", "config", "ops", "teacher.remote")
+# The libraries are loaded once, and each package in a fork of a process that has nothing of ours yet.
 IMPORT = """
-import importlib, json, pkgutil, sys
-package = importlib.import_module(sys.argv[1])
-for module in pkgutil.walk_packages(package.__path__, sys.argv[1] + "."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-print(json.dumps([name for name in sys.argv[2:] if name in sys.modules]))
+import importlib, json, os, pkgutil, sys
+import numpy, torch, transformers
+names = sys.argv[1].split(",")
+for root in sys.argv[2:]:
+    before = [name for name in names if name in sys.modules]
+    if os.fork() == 0:
+        package = importlib.import_module(root)
+        for module in pkgutil.walk_packages(package.__path__, root + "."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        print(json.dumps([root, [name for name in names if name in sys.modules]]), flush=True)
+        os._exit(0)
+    assert not before and os.wait()[1] == 0, (root, before)
 """
 
 
@@ -72,19 +80,21 @@ def test_no_two_rooms_import_each_other():
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("package", WITHOUT_RAY)
-def test_what_needs_no_cluster_loads_no_ray(package):
-    assert loaded(f"opsd.{package}", "ray", "vllm", "tip") == []
-
-
-def test_the_evaluation_does_not_load_the_training_run():
-    assert loaded("opsd.evaluation", "opsd.run", "tip") == []
-    assert "opsd.run" not in ast.dump(ast.parse((ROOT / "opsd" / "evaluate.py").read_text()))
-
-
-def loaded(package, *names):
-    """Which of the modules `names` a fresh process has after all of `package` was imported."""
-    command = [sys.executable, "-c", IMPORT, package, *names]
+@pytest.fixture(scope="module")
+def loaded():
+    """By package, which of the modules below a fresh process has after all of it was imported."""
+    packages = [f"opsd.{name}" for name in (*WITHOUT_RAY, "evaluation")]
+    command = [sys.executable, "-c", IMPORT, "ray,vllm,tip,opsd.run", *packages]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
-    return json.loads(process.stdout.splitlines()[-1])
+    return dict(json.loads(line) for line in process.stdout.splitlines())
+
+
+@pytest.mark.parametrize("package", WITHOUT_RAY)
+def test_what_needs_no_cluster_loads_no_ray(loaded, package):
+    assert not {"ray", "vllm", "tip"} & set(loaded[f"opsd.{package}"])
+
+
+def test_the_evaluation_does_not_load_the_training_run(loaded):
+    assert not {"opsd.run", "tip"} & set(loaded["opsd.evaluation"])
+    assert "opsd.run" not in ast.dump(ast.parse((ROOT / "opsd" / "evaluate.py").read_text()))
