@@ -28,6 +28,10 @@ class StageError(RuntimeError):
     """A stage of a running step failed (rollout, score, select, learn, sync); names the step and the worker."""
 
 
+class WorkerLost(StageError):
+    """A worker's process is gone, or does not answer: its run may start again from a checkpoint."""
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """What a command does: our errors become one line on stderr and exit code 2; so does Ctrl-C, with exit code 130.

@@ -21,13 +21,14 @@ import yaml
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from opsd.checkpoints import LEARNER, read_state, require_whole
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, DataError, StageError
 from opsd.learner.checkpoint import read_weights
 from opsd.models.card import model_card
 from opsd.models.student_folder import save_student
 from opsd.models.weights import model_without_weights
-from opsd.run_folder import RunFolder, read_state
+from opsd.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,8 @@ def base_folder(source: Source) -> Path:
 
 def weights_of(source: Source, trust_remote_code: bool) -> dict[str, Tensor]:
     if source.checkpoint is not None:
-        return read_weights(source.checkpoint / "learner")
+        require_whole(source.checkpoint, contents=True)
+        return read_weights(source.checkpoint / LEARNER)
     student = AutoModelForCausalLM.from_pretrained(
         source.run / "student", dtype="auto", trust_remote_code=trust_remote_code
     )

@@ -20,6 +20,7 @@ from opsd.report.build import build_report
 from opsd.run_parts import RunParts, start_parts
 from opsd.run_state import Figures, Ledger, resume, state_of
 from opsd.run_summary import run_summary
+from opsd.saver import Saver
 from opsd.stopping import StopRequest, stop_signals
 from opsd.types import Prompt
 from opsd.weight_sync import check_agreement
@@ -69,7 +70,8 @@ def _start(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack) -> Run:
     say(f"ready   after {ledger.startup_s:.0f} s; steps {ledger.first_step} to {ledger.last_step}")
     stop = stack.enter_context(stop_signals())
     ledger.timer.start()
-    return Run(parts=parts, ledger=ledger, log=log, bar=bar, stop=stop)
+    saver = Saver(folder=parts.folder, learner=parts.learner, cfg=cfg.checkpoint)
+    return Run(parts=parts, ledger=ledger, log=log, bar=bar, stop=stop, saver=saver)
 
 
 def start_metrics(parts: RunParts, ledger: Ledger, log: MetricsLog, *, resumed: bool) -> None:
@@ -91,15 +93,19 @@ class Run:
     log: MetricsLog
     bar: ProgressBar
     stop: StopRequest
+    saver: Saver
 
     def steps(self) -> Iterator[int]:
         """The steps to do. Where the run is told to stop, they end after a whole one, with a checkpoint of it."""
         for step in range(self.ledger.first_step, self.ledger.last_step):
+            self.parts.lock.require()
+            self.saver.finish(wait=False)
             self.stop.in_step = True
             yield step
             if self.stop.requested:
-                if self.ledger.saved_step != self.ledger.done:
+                if self.saver.newest_step != self.ledger.done:
                     self.save()
+                self.saver.finish(wait=True)
                 return
             self.stop.in_step = False
 
@@ -107,7 +113,8 @@ class Run:
         """The teacher's and the untrained student's figures; a resumed run has them already."""
         parts, ledger = self.parts, self.ledger
         if ledger.owes_evaluation:
-            ledger.owes_evaluation, ledger.after = False, self.evaluate(ledger.first_step)
+            ledger.owes_evaluation = False
+            ledger.measured(self.evaluate(ledger.first_step), ledger.first_step)
         if ledger.before:
             return
         with ledger.timer.phase("evaluate"):
@@ -156,17 +163,13 @@ class Run:
             if self.stop.requested and not is_last:  # it may take minutes
                 ledger.owes_evaluation = True
             else:
-                ledger.after = self.evaluate(done)
+                ledger.measured(self.evaluate(done), done)
         if is_last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
             self.save()
 
     def save(self) -> None:
-        """A checkpoint of the steps that are done, from which resume=auto continues exactly."""
-        folder, ledger = self.parts.folder, self.ledger
-        unfinished = folder.begin_checkpoint(ledger.done)
-        self.parts.learner.save(unfinished / "learner")
-        folder.finish_checkpoint(unfinished, state_of(self.parts, ledger), self.parts.cfg.checkpoint.keep)
-        ledger.saved_step = ledger.done
+        """A checkpoint of the steps that are done, from which resume=auto continues exactly; see `Saver`."""
+        self.saver.begin(self.ledger.done, state_of(self.parts, self.ledger))
 
     def finish(self) -> dict[str, Any]:
         """Write summary.json, the report and the student, in this order: nothing that fails costs what is known.
@@ -174,11 +177,12 @@ class Run:
         Raises KeyboardInterrupt, after a report without a summary, where the run was told to stop before its last step.
         """
         parts, ledger = self.parts, self.ledger
+        self.saver.finish(wait=True)
         if ledger.done < ledger.last_step:
             say(f"report  {build_report(parts.folder.path)}")
             raise KeyboardInterrupt(f"stopped after step {ledger.done} of {parts.cfg.num_steps}")
         if not ledger.after:  # a resumed run may find every step done
-            ledger.after = self.evaluate(ledger.last_step)
+            ledger.measured(self.evaluate(ledger.last_step), ledger.last_step)
         summary = run_summary(parts.cfg, parts.setup, ledger)
         parts.folder.write_summary(summary)
         report = build_report(parts.folder.path)

@@ -30,6 +30,8 @@ from opsd.plan.sharing import require_shared_room
 from opsd.preflight import Setup, check
 from opsd.rollout import RolloutPool
 from opsd.run_folder import RunFolder
+from opsd.run_inputs import fingerprints, require_outside
+from opsd.run_lock import RunLock, locked
 from opsd.teacher.pool import TeacherPool
 from opsd.teacher.router import Teacher, start_teachers
 from opsd.teacher.sources import section_of, teachers_by_source
@@ -45,6 +47,7 @@ class RunParts:
     hooks: TrainHooks
     setup: Setup
     folder: RunFolder
+    lock: RunLock  # on the folder, while the run lives
     changed: dict[str, tuple[Any, Any]]  # settings in which a resumed run differs from its beginning
     prompt_source: PromptSource
     rollout_pool: RolloutPool
@@ -93,7 +96,10 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
     for line in setup.prompt_lines:
         say(line)
     folder = RunFolder(cfg.output_dir)
-    changed = folder.claim(cfg)
+    folder.require_ours(cfg)
+    require_outside(folder.path, cfg)
+    lock = stack.enter_context(locked(folder.path))
+    changed = folder.claim(cfg, fingerprints(cfg))
     prompt_source = PromptSource(
         setup.train_prompts, cfg.data.prompts_per_step, seed=cfg.seed, shuffle=cfg.data.shuffle
     )
@@ -120,6 +126,7 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
         hooks=hooks,
         setup=setup,
         folder=folder,
+        lock=lock,
         changed=changed,
         prompt_source=prompt_source,
         rollout_pool=rollout_pool,

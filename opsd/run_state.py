@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from opsd.checkpoints import LEARNER, learner_sums, read_state, require_whole
 from opsd.config.run import RunConfig
-from opsd.errors import say
+from opsd.errors import DataError, say
 from opsd.learner.optim import learning_rate_factor
 from opsd.monitor.log import PhaseTimer
 from opsd.monitor.step import StepRecord
-from opsd.run_folder import read_state
 from opsd.run_parts import RunParts
 
 Figures = dict[str, float | None]  # of an evaluation, by name
@@ -30,9 +31,9 @@ class Ledger:
     counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))
     before: Figures = field(default_factory=dict)  # the evaluation at step 0; empty: not made yet
     after: Figures = field(default_factory=dict)  # the newest evaluation
+    after_step: int | None = None  # at which it was made
     teacher_accuracy: float | None = None
     owes_evaluation: bool = False  # one that was due, and that the run was stopped before
-    saved_step: int | None = None  # of the newest checkpoint that this run has written
     startup_s: float = 0.0
     timer: PhaseTimer = field(default_factory=PhaseTimer)
     began: float = field(default_factory=time.perf_counter)
@@ -47,6 +48,17 @@ class Ledger:
         self.counts["tokens_trained"] += record.report.num_kept
         self.counts["rollouts_dropped"] += record.scored.dropped.total()
         self.counts.update(record.graded)
+
+    def measured(self, figures: Figures, step: int) -> None:
+        self.after, self.after_step = figures, step
+
+    @property
+    def score(self) -> float | None:
+        """What checkpoint.keep_best goes by, more is better; None where nothing was measured at this step."""
+        if self.after_step != self.done:
+            return None
+        accuracy, reverse_kl = self.after.get("accuracy"), self.after.get("reverse_kl")
+        return accuracy if accuracy is not None else None if reverse_kl is None else -reverse_kl
 
     @property
     def wall_s(self) -> float:
@@ -65,6 +77,10 @@ def state_of(parts: RunParts, ledger: Ledger) -> dict[str, Any]:
         "counts": dict(ledger.counts),
         "hooks": parts.hooks.state_dict(),
         "before": ledger.before,
+        "after": ledger.after,
+        "after_step": ledger.after_step,
+        "eval": asdict(parts.cfg.eval),  # how these were measured
+        "score": ledger.score,
         "teacher_accuracy": ledger.teacher_accuracy,
         "owes_evaluation": ledger.owes_evaluation,
         "support": parts.setup.support,  # for who exports this checkpoint
@@ -74,27 +90,54 @@ def state_of(parts: RunParts, ledger: Ledger) -> dict[str, Any]:
 
 
 def resume(parts: RunParts, ledger: Ledger) -> bool:
-    """With resume=auto, continue from the newest checkpoint, if there is one; says what it does, and whether it did."""
+    """With resume=auto, continue from the newest whole checkpoint, if there is one; says what it does, and whether it
+    did. Raises DataError where there are checkpoints and none can be used."""
     if parts.cfg.resume != "auto":
         return False
-    checkpoint = parts.folder.newest_checkpoint()
+    checkpoint = newest_whole(parts)
     if checkpoint is None:
         say(f"resume  there is no checkpoint in {parts.folder.path}: from step 0")
         return False
     state = read_state(checkpoint)
-    parts.learner.load(checkpoint / "learner")
+    parts.learner.load(checkpoint / LEARNER)
     parts.prompt_source.position = state["prompt_position"]
     parts.hooks.load_state_dict(state["hooks"])
     ledger.first_step = ledger.done = state["step"]
     ledger.counts.update(state["counts"])
     ledger.before, ledger.teacher_accuracy = state["before"], state["teacher_accuracy"]
-    ledger.owes_evaluation = state.get("owes_evaluation", False)  # older checkpoints have no such key
+    ledger.owes_evaluation = state["owes_evaluation"]
+    if state["after_step"] == state["step"] and state["eval"] == asdict(parts.cfg.eval):
+        ledger.measured(state["after"], state["step"])
     ledger.earlier_wall_s, ledger.earlier_phase_s = state["wall_s"], Counter(state["phase_s"])
     say(f"resume  {checkpoint}")
     for name, (before, now) in parts.changed.items():
         consequence = _learning_rate_change(parts.cfg, state["step"], before) if name == "num_steps" else ""
         say(f"resume  {name}={now}, it was {before}{consequence}")
     return True
+
+
+def newest_whole(parts: RunParts) -> Path | None:
+    """The newest checkpoint that is as it was written and this learner's; later ones are named and set aside.
+
+    None where there is none at all. Raises DataError where there are some and none can be used: nothing is touched.
+    """
+    checkpoints, refused = parts.folder.checkpoints, {}
+    for checkpoint in reversed(checkpoints.finished()):
+        try:
+            require_whole(checkpoint, contents=False)
+            parts.learner.require_loadable(checkpoint / LEARNER, learner_sums(checkpoint))
+        except DataError as error:
+            refused[checkpoint] = error
+            continue
+        for damaged, reason in refused.items():
+            aside = checkpoints.set_aside(damaged)
+            say(f"resume  {reason}; it is set aside as {aside.name}, and the one before it used")
+        return checkpoint
+    if refused:
+        raise DataError(
+            f"{'; '.join(map(str, refused.values()))}: no checkpoint is left to resume from; overwrite=true begins anew"
+        )
+    return None
 
 
 def _learning_rate_change(cfg: RunConfig, step: int, num_steps_before: int) -> str:

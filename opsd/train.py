@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import hydra
@@ -16,7 +18,7 @@ from opsd.config.auto import resolve_device, with_dtypes
 from opsd.config.run import RunConfig, compose_config
 from opsd.config.setting_names import refuse_misspelt
 from opsd.data.epochs import with_epochs_as_steps
-from opsd.errors import reported
+from opsd.errors import WorkerLost, reported, say
 from opsd.hook_checks import check_hooks, checked_select
 from opsd.hooks import TrainHooks, load_build_hooks
 from opsd.monitor.step import StepRecord, queue_lengths
@@ -53,14 +55,23 @@ def loop(run: Run) -> None:
 def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> dict[str, Any]:
     """A whole run. Returns what summary.json holds.
 
+    Where a worker is lost it starts again from its newest checkpoint, `max_restarts` times at most.
     Raises ConfigError, DataError or StageError, and KeyboardInterrupt where it is told to stop.
     """
     cfg = with_dtypes(with_epochs_as_steps(cfg), resolve_device(cfg.device))
-    hooks = build_hooks(cfg)
-    check_hooks(hooks, cfg)
-    with started(cfg, hooks) as run:
-        loop(run)
-        return run.finish()
+    for attempt in itertools.count(1):
+        hooks = build_hooks(cfg)
+        check_hooks(hooks, cfg)
+        try:
+            with started(cfg, hooks) as run:
+                loop(run)
+                return run.finish()
+        except WorkerLost as error:
+            if attempt > cfg.max_restarts:
+                raise
+            say(f"restart {attempt} of {cfg.max_restarts}: {error}")
+            cfg = replace(cfg, resume="auto", overwrite=False)
+    raise AssertionError("the attempts never end by themselves")
 
 
 def launch(config_class: type[RunConfig], conf_module: str, config_name: str) -> None:

@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"train"},
     {"run", "evaluate"},
-    {"run_parts", "run_state", "run_summary"},
+    {"run_parts", "run_state", "run_summary", "saver"},
     {"evaluation", "plan", "report", "export", "stopping"},
-    {"hooks", "hook_checks", "preflight", "weight_sync"},
+    {"hooks", "hook_checks", "preflight", "weight_sync", "run_inputs"},
     {"teacher", "rollout"},
     {"engines", "learner"},
-    {"data", "cluster", "monitor", "run_folder", "batch"},
+    {"data", "cluster", "monitor", "run_folder", "batch", "checkpoints", "run_lock"},
     {"ops", "config", "models"},
-    {"types", "errors"},
+    {"types", "errors", "files"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_RAY = ("report", "plan", "models", "config", "ops", "teacher.remote")

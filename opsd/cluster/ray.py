@@ -13,8 +13,9 @@ from typing import Any
 
 import ray
 
+from opsd.cluster.reach import require_answer
 from opsd.config.auto import joins_cluster
-from opsd.errors import ConfigError, DataError, StageError, say
+from opsd.errors import ConfigError, DataError, StageError, WorkerLost, say
 
 
 @contextmanager
@@ -23,6 +24,8 @@ def ray_cluster(*, dashboard: bool):
 
     Raises StageError where neither is possible.
     """
+    if joins_cluster():
+        require_answer(os.environ["RAY_ADDRESS"])
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other process on the machine starves the run
     local: dict[str, Any] = {}
     if not joins_cluster():
@@ -109,5 +112,5 @@ def gather(stage: str, refs: Sequence[Any]) -> list[Any]:
                 raise error.cause from None
             raise StageError(f"{stage}: worker {index} failed: {error}") from error
         except ray.exceptions.RayError as error:
-            raise StageError(f"{stage}: worker {index} was lost: {error}") from error
+            raise WorkerLost(f"{stage}: worker {index} was lost: {error}") from error
     return results

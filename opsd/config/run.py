@@ -176,6 +176,12 @@ class EvalConfig:
 class CheckpointConfig:
     every: int = 0  # steps; 0: only at the end
     keep: int = 2  # newest checkpoints that stay
+    # The best one stays, too: by held-out accuracy, or where nothing is graded by the reverse KL, of the evaluation at
+    # its step (eval.every).
+    keep_best: bool = False
+    # Write while the next steps run: a save takes the time of a copy, and each rank needs host memory for one of its
+    # weights and moments.
+    in_background: bool = False
 
     def __post_init__(self) -> None:
         at_least("checkpoint.every", self.every, 0)
@@ -209,10 +215,14 @@ class RunConfig:
     hooks: str = "opsd.hooks:build_hooks"  # package.module:function, given this config, returns TrainHooks
     hook_options: dict[str, Any] = field(default_factory=dict)  # free: what a build_hooks of your own reads
     resume: str = "never"  # never | auto: continue from the newest checkpoint in output_dir
+    # With resume=auto: go on although settings, data or models differ from the run's beginning in what it learns.
+    resume_changed: bool = False
     overwrite: bool = False  # delete an earlier run in output_dir
     # rollout | learner: whose log-probabilities entropy and divergence of a token come from. A further forward pass of
     # the student (learner) makes the entropy exact; the divergences stay on the tokens that the teacher scored.
     stats: str = "rollout"
+    # How often the run starts itself again, from its newest checkpoint, where a worker's process is lost.
+    max_restarts: int = 3
     stop_at_step: int = 0  # save a checkpoint and stop there, for a queue with a time limit; 0: run to num_steps
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -238,6 +248,7 @@ class RunConfig:
             )
         at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)
+        at_least("max_restarts", self.max_restarts, 0)
         if self.loss.residual:
             self._check_draws()
         if self.resume == "auto" and self.overwrite:

@@ -16,6 +16,7 @@ from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, start_actor
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import LearnerConfig, StudentConfig
+from opsd.files import FileSum
 from opsd.learner.model import Divergence
 from opsd.learner.packing import MicroBatch, pack
 from opsd.learner.worker import LearnerWorker
@@ -150,8 +151,25 @@ class LearnerGroup:
         """As `weights`, of the running mean; only for a group that keeps one."""
         return [worker.gather_weights.remote(dtype, mean=True) for worker in self.workers][0]
 
-    def save(self, folder: Path) -> None:
-        gather("checkpoint", [worker.save.remote(folder.absolute()) for worker in self.workers])
+    def save(self, folder: Path, *, in_background: bool) -> None:
+        """Each rank begins to write its file; `saved` ends it. `in_background`: steps may go on meanwhile."""
+        refs = [worker.save.remote(folder.absolute(), in_background) for worker in self.workers]
+        gather("checkpoint", refs)
+
+    def saved(self, *, wait: bool) -> dict[str, FileSum] | None:
+        """What the ranks have written since `save`, by file name; None where one is not done yet.
+
+        Raises DataError where a file could not be written.
+        """
+        written = gather("checkpoint", [worker.saved.remote(wait) for worker in self.workers])
+        return None if None in written else dict(written)
+
+    def require_loadable(self, folder: Path, sums: dict[str, FileSum]) -> None:
+        """Raises DataError, with nothing loaded, for a damaged checkpoint or another learner's.
+
+        `sums`: of its files, by name.
+        """
+        gather("resume", [worker.require_loadable.remote(folder.absolute(), sums) for worker in self.workers])
 
     def load(self, folder: Path) -> None:
         gather("resume", [worker.load.remote(folder.absolute()) for worker in self.workers])

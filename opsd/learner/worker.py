@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ray
@@ -15,13 +16,15 @@ from torch import Tensor
 from opsd.cluster.ray import require_here
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import LearnerConfig, StudentConfig
-from opsd.errors import ConfigError, StageError
-from opsd.learner.checkpoint import load_learner, save_learner
+from opsd.errors import ConfigError, DataError, StageError
+from opsd.files import FileSum, file_sum, unlike
+from opsd.learner.checkpoint import load_learner, part_of_checkpoint, require_fit
 from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel, Divergence, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.packing import MicroBatch
+from opsd.learner.shards import Shards
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.teacher_head import load_teacher_head
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
@@ -89,6 +92,7 @@ class LearnerWorker:
             )
         self.model = DistillationModel(causal_lm, divergence, vocabulary, statistics, teacher_head=self.teacher_head)
         self.is_first_step = True
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
         shard(
             self.model,
             device=device,
@@ -167,8 +171,28 @@ class LearnerWorker:
         if self.shares_gpu:
             torch.cuda.empty_cache()
 
-    def save(self, folder: Path) -> None:
-        save_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
+    def save(self, folder: Path, copy: bool) -> None:
+        """Begins to write this rank's part of a checkpoint; `saved` ends it. `copy`: training goes on meanwhile."""
+        part = part_of_checkpoint(self.model, self.optimizer, self.scheduler, self.mean, copy=copy)
+
+        def write() -> tuple[str, FileSum]:
+            path = part.write(folder)
+            return path.name, file_sum(path)
+
+        self.saving = self.writer.submit(write)
+
+    def saved(self, wait: bool) -> tuple[str, FileSum] | None:
+        """The name of this rank's file, and what is in it; None where it is not written yet. Raises DataError."""
+        return self.saving.result() if wait or self.saving.done() else None
+
+    def require_loadable(self, folder: Path, sums: dict[str, FileSum]) -> None:
+        """Raises DataError unless this rank's share of the files is as it was written, and all fit this learner."""
+        for name, wanted in sorted(sums.items())[dist.get_rank() :: dist.get_world_size()]:
+            wrong = unlike(folder / name, wanted)
+            if wrong:
+                raise DataError(f"{folder}: {wrong}")
+        with Shards(folder) as stored:
+            require_fit(stored, self.model, self.mean)
 
     def load(self, folder: Path) -> None:
         load_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)

@@ -83,13 +83,15 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str, teacher: Mode
     stored = BYTES[cfg.rollout.dtype] * model.num_parameters if device == "cpu" else 0.0
     sending = stored + 4.0 * model.num_embedding_parameters - held - activations
     follows = held if cfg.teacher.follow_decay is not None else 0.0  # the running mean of the weights
+    # What is being saved lies in host memory while the next steps run.
+    copied = 3 * shard + follows if device == "cpu" and cfg.checkpoint.in_background else 0.0
     of_teacher = 0.0 if teacher is None else BYTES[cfg.teacher.dtype] * teacher.num_embedding_parameters
     return Memory(
         weights=held + follows + of_teacher,
         gradients=held,
         optimizer=2 * held,
         activations=activations,
-        buffers=stored + max(gathered + head, sending),
+        buffers=stored + copied + max(gathered + head, sending),
         runtime=RUNTIME_CPU["learner"] if device == "cpu" else RUNTIME_GPU["learner"],
     )
 

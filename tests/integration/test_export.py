@@ -49,9 +49,10 @@ def trained(base, run):
         before = learner.token_stats(scored).student_logprob_T
         for _ in range(3):
             learner.train_step(scored, every)
-        unfinished = folder.begin_checkpoint(3)
-        learner.save(unfinished / "learner")
-        folder.finish_checkpoint(unfinished, {"step": 3}, keep=1)
+        unfinished = folder.checkpoints.begin(3)
+        learner.save(unfinished / "learner", in_background=False)
+        sums = learner.saved(wait=True)
+        folder.checkpoints.finish(unfinished, {"step": 3}, sums, keep=1)
         after = learner.token_stats(scored).student_logprob_T
     assert (after - before).abs().max() > 0.1, "equal weights would hide an export of the base model"
     return scored, after.numpy()

@@ -190,7 +190,8 @@ def test_the_running_mean_follows_the_weights_and_survives_a_checkpoint(actors, 
         expected = {name: 0.9 * mean + 0.1 * now[name] for name, mean in expected.items()}
     torch.testing.assert_close(first("gather_weights", "float32", True), expected)
     assert any((expected[name] - now[name]).abs().max() > 1e-5 for name in now)
-    first("save", tmp_path / "learner")
+    first("save", tmp_path / "learner", False)
+    first("saved", True)
     collective(actors, "stop")
     start(actors[:1], model_path, mean_decay=0.9)
     first("load", tmp_path / "learner", ranks=actors[:1])
@@ -253,7 +254,8 @@ def test_steps_and_checkpoints_agree_over_ranks(actors, model_path, tmp_path):
     collective(actors[:1], "stop")
     start(actors, model_path)
     together = [collective(actors, "train_step", two_ranks)[0] for _ in range(2)]
-    collective(actors, "save", [tmp_path / "learner"] * 2)
+    collective(actors, "save", [tmp_path / "learner"] * 2, [True] * 2)
+    collective(actors, "saved", [True] * 2)
     collective(actors, "stop")
     start(actors[:1], model_path)
     collective(actors[:1], "load", [tmp_path / "learner"])

@@ -1,5 +1,7 @@
 """A run's folder is never another run's, and an interrupted checkpoint is never resumed."""
 
+import errno
+import os
 from dataclasses import asdict, replace
 
 import pytest
@@ -7,7 +9,8 @@ import pytest
 from opsd.config.engine import RolloutConfig, TeacherConfig
 from opsd.config.run import CheckpointConfig, DataConfig, LearnerConfig, PlacementConfig, RunConfig, StudentConfig
 from opsd.errors import ConfigError
-from opsd.run_folder import FREE_ON_RESUME, RunFolder, flat, read_state
+from opsd.report.plots import CHARTS
+from opsd.run_folder import FREE_ON_RESUME, REPORT_CHARTS, RunFolder, flat
 
 
 def config(folder, **changes):
@@ -101,11 +104,85 @@ def test_resume_and_overwrite_together_are_refused(tmp_path):
         config(tmp_path, resume="auto", overwrite=True)
 
 
-def test_newest_finished_checkpoint_is_found_and_older_ones_go(tmp_path):
-    folder = RunFolder(str(tmp_path))
-    assert folder.newest_checkpoint() is None
-    for step in (5, 10, 100):
-        folder.finish_checkpoint(folder.begin_checkpoint(step), {"step": step}, keep=2)
-    folder.begin_checkpoint(200)  # never finished
-    assert read_state(folder.newest_checkpoint()) == {"step": 100}
-    assert sorted(p.name for p in folder.checkpoints.glob("step_*")) == ["step_000010", "step_000100"]
+def test_overwrite_deletes_what_a_run_made_and_nothing_else(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.claim(config(folder.path))
+    for name in ("metrics.jsonl", "metrics.replaced_1.jsonl", "summary.json", "loss.png", "student/model.safetensors"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).touch()
+    for name in ("thesis.tex", "photo.png", "notes/ideas.md"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_text("years of work")
+    folder.claim(config(folder.path, overwrite=True))
+    left = {str(each.relative_to(folder.path)) for each in folder.path.rglob("*") if each.is_file()}
+    assert left == {"config.yaml", ".opsd-run.json", "thesis.tex", "photo.png", "notes/ideas.md"}
+
+
+@pytest.mark.parametrize("changes", [{"overwrite": True}, {"resume": "auto"}])
+def test_a_config_yaml_makes_no_run_of_a_folder(tmp_path, changes):
+    (tmp_path / "config.yaml").write_text("title: a thesis\n")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="no .opsd-run.json, so no run of this version made it"):
+        RunFolder(str(tmp_path)).claim(config(tmp_path, **changes))
+    assert (tmp_path / "thesis.tex").exists() and "thesis" in (tmp_path / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "student", "metrics.jsonl"])
+def test_overwrite_follows_no_link(tmp_path, name):
+    elsewhere = tmp_path / "scratch"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.claim(config(folder.path))
+    (folder.path / name).symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match=f"{name} is a link to {elsewhere}"):
+        folder.claim(config(folder.path, overwrite=True))
+    assert (elsewhere / "file").exists()
+
+
+def test_the_charts_of_a_report_are_known_by_name():
+    assert set(REPORT_CHARTS) == set(CHARTS)
+
+
+def test_a_run_does_not_go_back_behind_its_checkpoint(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.claim(config(folder.path))
+    (folder.path / "checkpoints" / "step_000012").mkdir(parents=True)
+    folder.claim(config(folder.path, resume="auto", stop_at_step=12))
+    with pytest.raises(ConfigError, match="stop_at_step=6: .* has a checkpoint after step 12 already"):
+        folder.claim(config(folder.path, resume="auto", stop_at_step=6))
+
+
+def test_what_changed_is_refused_unless_it_is_asked_for(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.claim(config(folder.path))
+    changes = {"resume": "auto", "seed": 3}
+    with pytest.raises(ConfigError, match="seed differs .* resume_changed=true goes on all the same"):
+        folder.claim(config(folder.path, **changes))
+    assert folder.claim(config(folder.path, resume_changed=True, **changes)) == {"seed": (0, 3)}
+
+
+def test_inputs_with_other_contents_are_noticed_and_equal_ones_may_move(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.claim(config(folder.path), {"data.train_path": "sum 1", "student.path": "sum 2"})
+    again = config(folder.path, resume="auto")
+    moved = replace(again, data=replace(again.data, train_path="elsewhere"))
+    sums = {"data.train_path": "sum 1", "student.path": "sum 2"}
+    assert folder.claim(moved, sums) == {"data.train_path": ("a", "elsewhere")}
+    with pytest.raises(ConfigError, match="student.path differs .* it had s as it was, this one has s with other cont"):
+        folder.claim(again, {**sums, "student.path": "sum 3"})
+
+
+def test_a_full_disk_leaves_the_settings_of_a_run_as_they_were(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.claim(config(folder.path))
+    before = (folder.path / "config.yaml").read_text()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert folder.claim(config(folder.path, resume="auto")) == {}  # nothing changed, nothing written
+    with pytest.raises(OSError, match="No space left"):
+        folder.claim(config(folder.path, resume="auto", num_steps=400))
+    assert (folder.path / "config.yaml").read_text() == before

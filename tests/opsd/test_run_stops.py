@@ -15,6 +15,7 @@ from opsd.config.engine import EngineSpec, RolloutConfig, TeacherConfig
 from opsd.config.run import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RunConfig, StudentConfig
 from opsd.errors import reported
 from opsd.evaluation.held_out import Evaluation
+from opsd.files import file_sum
 from opsd.hooks import build_hooks
 from opsd.monitor.jsonl import read_jsonl
 from opsd.run import started
@@ -61,9 +62,12 @@ class Part:
             loss=float(self.steps_seen), grad_norm=1.0, learning_rate=1e-3, num_kept=14, num_trunk_tokens=20
         )
 
-    def save(self, folder):
-        folder.mkdir()
-        (folder / "seen").write_text(str(self.steps_seen))
+    def save(self, folder, *, in_background):
+        self.saving = folder / "seen"
+        self.saving.write_text(str(self.steps_seen))
+
+    def saved(self, *, wait):
+        return {"seen": file_sum(self.saving)}
 
     def load(self, folder):
         self.steps_seen = int((folder / "seen").read_text())

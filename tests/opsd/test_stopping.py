@@ -30,11 +30,13 @@ def listening():
 def run_of(num_steps, *, signal_in=(), saves=(), stop):
     """The bookkeeping of a run whose steps do nothing; its process gets a SIGTERM within the steps of `signal_in`."""
     ledger = Ledger(last_step=num_steps)
-    run = SimpleNamespace(ledger=ledger, stop=stop, saved=[])
+    saver = SimpleNamespace(newest_step=None, finish=lambda wait: None)
+    parts = SimpleNamespace(lock=SimpleNamespace(require=lambda: None))
+    run = SimpleNamespace(ledger=ledger, stop=stop, saver=saver, parts=parts, saved=[])
 
     def save():
         run.saved.append(ledger.done)
-        ledger.saved_step = ledger.done
+        saver.newest_step = ledger.done
 
     def step_through():
         for step in Run.steps(run):
@@ -130,8 +132,8 @@ def test_what_was_started_ends_where_the_rest_does_not_start(monkeypatch):
 def test_the_last_line_says_what_there_is_to_go_on_from(tmp_path, capsys, steps, said):
     folder = RunFolder(str(tmp_path))
     for step in steps:
-        folder.finish_checkpoint(folder.begin_checkpoint(step), {"step": step}, keep=2)
-    folder.begin_checkpoint(30)  # interrupted
+        folder.checkpoints.finish(folder.checkpoints.begin(step), {"step": step}, {}, keep=2)
+    folder.checkpoints.begin(30)  # interrupted
     with pytest.raises(SystemExit) as ended, reported(), says_what_is_left(str(tmp_path)):
         raise KeyboardInterrupt
     assert ended.value.code == 130

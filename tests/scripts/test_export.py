@@ -11,9 +11,11 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opsd.export as export_script
+from opsd.checkpoints import Checkpoints
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
-from opsd.learner.checkpoint import save_learner
+from opsd.files import file_sum
+from opsd.learner.checkpoint import part_of_checkpoint
 from opsd.learner.loading import load_student
 from opsd.learner.model import DistillationModel, shard
 from opsd.learner.optim import build_optimizer, build_scheduler
@@ -57,14 +59,15 @@ def run(request, tmp_path_factory):
         model = DistillationModel(causal_lm, reverse_kl, Vocabulary(size=64, stop_ids=(0,)))
         shard(model, device="cpu", num_ranks=1, dtype="float32")
         optimizer = build_optimizer(model.parameters(), LearnerConfig())
+        checkpoints = Checkpoints(root / "run" / "checkpoints")
         for step in (2, 4):
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.fill_(step / 10)
-            checkpoint = root / "run" / "checkpoints" / f"step_{step:06d}"
-            checkpoint.mkdir(parents=True)
-            save_learner(checkpoint / "learner", model, optimizer, build_scheduler(optimizer, LearnerConfig(), 4), None)
-            (checkpoint / "state.json").write_text(json.dumps({"step": step}))
+            unfinished = checkpoints.begin(step)
+            scheduler = build_scheduler(optimizer, LearnerConfig(), 4)
+            path = part_of_checkpoint(model, optimizer, scheduler, None).write(unfinished / "learner")
+            checkpoints.finish(unfinished, {"step": step}, {path.name: file_sum(path)}, keep=9)
     (root / "run" / "config.yaml").write_text(yaml.safe_dump(asdict(cfg)))
     (root / "run" / "summary.json").write_text(json.dumps(SUMMARY))
     return root / "run"
@@ -146,8 +149,9 @@ def test_a_mistake_gets_one_message(run, tmp_path, monkeypatch, source, said):
 def test_a_damaged_checkpoint_and_a_lost_base_model_are_named(run, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    (copy / "checkpoints" / "step_000004" / "learner" / ".metadata").unlink()
-    with pytest.raises(SystemExit, match="step_000004/learner: cannot read this learner's checkpoint"):
+    shard = copy / "checkpoints" / "step_000004" / "learner" / "rank_0.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    with pytest.raises(SystemExit, match="step_000004: rank_0.safetensors has other contents than were written"):
         exported(monkeypatch, copy, tmp_path / "out")
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["student"]["path"] = "models/gone"

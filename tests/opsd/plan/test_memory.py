@@ -83,6 +83,17 @@ def test_more_ranks_and_checkpointing_need_less_and_a_running_mean_more():
     assert learner(teacher={"follow_decay": 0.999}).weights == 2 * base.weights
 
 
+def test_a_checkpoint_in_the_background_takes_a_copy_of_what_is_saved_from_the_host():
+    def on_the_cpu(**sections):
+        return role_of(replace(gpu_job(**sections), device="cpu"), "learner").memory
+
+    plain, copied = on_the_cpu(), on_the_cpu(checkpoint={"in_background": True})
+    assert copied.total - plain.total == plain.weights + plain.optimizer
+    assert (
+        role_of(gpu_job(checkpoint={"in_background": True}), "learner").memory == role_of(gpu_job(), "learner").memory
+    )
+
+
 def test_offloaded_weights_leave_the_gpu_and_on_a_cpu_the_engines_copy_is_rank_zeros():
     memory = role_of(gpu_job(learner={"cpu_offload": True}), "learner").memory
     assert memory.weights == memory.gradients == memory.optimizer == 0
