@@ -32,8 +32,8 @@ class Vocabulary:
             raise ValueError(f"stop_ids must be ascending, distinct and at least one, got {self.stop_ids}")
         if self.stop_ids[0] < 0 or self.stop_ids[-1] >= self.size:
             raise ValueError(f"stop_ids must lie in 0..{self.size - 1}, got {self.stop_ids}")
-        foreign = self.foreign_ids
-        if list(foreign) != sorted(set(foreign)) or any(i in self.stop_ids or not 0 <= i < self.size for i in foreign):
+        foreign, stops = self.foreign_ids, set(self.stop_ids)
+        if list(foreign) != sorted(set(foreign)) or any(i in stops or not 0 <= i < self.size for i in foreign):
             raise ValueError(
                 f"foreign_ids must be ascending, distinct, below {self.size} and no stop ids, got {foreign}"
             )

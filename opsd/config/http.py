@@ -1,10 +1,8 @@
-"""How a run reaches a teacher behind HTTP: time limits, retries, the token."""
+"""How a run reaches a teacher behind HTTP: time limits, retries, where the token is."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from opsd.config.checks import at_least, positive
@@ -34,23 +32,9 @@ class HttpConfig:
 
 def check_url(field: str, url: str) -> None:
     """Raises ConfigError unless it is http(s)://host[:port] without a password."""
+    if "@" in url:  # before any message that quotes it
+        host = url.rpartition("@")[2]
+        raise ConfigError(f"{field} must hold no user or password ({host}): give a token in teacher.http")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{field} must hold addresses such as http://host:8100, got {url!r}")
-    if parts.username or parts.password:
-        raise ConfigError(f"{field} must hold no user or password ({parts.hostname}): give a token in teacher.http")
-
-
-def read_token(section: str, token_file: str, token_env: str) -> str:
-    """The bearer token from the file, else from the environment; empty where there is none.
-
-    Raises ConfigError where the file is missing or empty.
-    """
-    if not token_file:
-        return os.environ.get(token_env, "").strip()
-    if not Path(token_file).is_file():
-        raise ConfigError(f"{section}token_file={token_file}: there is no such file")
-    token = Path(token_file).read_text(encoding="utf-8").strip()
-    if not token:
-        raise ConfigError(f"{section}token_file={token_file}: the file is empty")
-    return token

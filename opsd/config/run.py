@@ -6,11 +6,12 @@ of range, an unknown key and a missing path all raise ConfigError there, before 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opsd.config.checks import at_least, in_range, one_of, positive
 from opsd.config.engine import DTYPES, RolloutConfig, TeacherConfig
+from opsd.config.secrets import refuse_secrets
 from opsd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -279,4 +280,5 @@ def compose_config(hydra_cfg: DictConfig, config_class: type[Config]) -> Config:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).split())) from error
+    refuse_secrets(asdict(cfg))
     return cfg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -18,5 +19,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0, got {self.top_k}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1 or self.num_candidates < 1:
-            raise ValueError(f"need temperature >= 0, 0 < top_p <= 1, max_tokens and num_candidates >= 1, got {self}")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ValueError(f"need a finite temperature >= 0 and 0 < top_p <= 1, got {self}")
+        if self.max_tokens < 1 or self.num_candidates < 1:
+            raise ValueError(f"need max_tokens and num_candidates >= 1, got {self}")

@@ -11,9 +11,9 @@ from opsd.config.backends import ENGINES
 from opsd.config.engine import TeacherConfig, scores_candidates
 from opsd.errors import ConfigError
 from opsd.models.facts import ModelFacts, read_facts
+from opsd.teacher.remote.client import client_settings, describe, get_when_ready, sentence
 from opsd.teacher.remote.http import served_info
 from opsd.teacher.remote.openai import PATH, served_model
-from opsd.teacher.remote.transport import client_settings, get_when_ready, sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +59,20 @@ def _facts_of_http(cfg: TeacherConfig, role: str, asked: bool) -> TeacherFacts:
             f"teacher.top_k={cfg.top_k}: the server allows {info['max_top_k']} (its own teacher.top_k when it starts)"
         )
     model = ModelFacts(
-        tokens=tuple(get_when_ready(cfg.urls[0], "/vocabulary", cfg.http).json()),
+        tokens=get_when_ready(cfg.urls[0], "/vocabulary", cfg.http, _read_vocabulary),
         vocab_size=info["vocab_size"],
         stop_ids=tuple(info["stop_ids"]),
         max_position_embeddings=info["max_model_tokens"],
     )
     return TeacherFacts(model=model, scores_candidates=asked and info["scores_candidates"])
+
+
+def _read_vocabulary(response: httpx.Response) -> tuple[str | None, ...]:
+    """Raises ValueError where it is none."""
+    tokens = response.json()
+    if not isinstance(tokens, list) or not all(token is None or isinstance(token, str) for token in tokens):
+        raise ValueError("expected a JSON list of tokens")
+    return tuple(tokens)
 
 
 FACTS: dict[str, Callable[[TeacherConfig, str, bool], TeacherFacts]] = {
@@ -78,8 +86,11 @@ def _check_num_logprobs(cfg: TeacherConfig, name: str, model: ModelFacts) -> Non
     """vLLM's default allows 20: ask once, before a model is loaded here."""
     num_logprobs = min(cfg.top_k + len(model.stop_ids) - 1, model.vocab_size)
     body = {"model": name, "prompt": [0, 0], "max_tokens": 1, "prompt_logprobs": num_logprobs}
-    with httpx.Client(**client_settings(cfg.http)) as client:
-        response = client.post(cfg.urls[0].rstrip("/") + PATH, json=body)
+    try:
+        with httpx.Client(**client_settings(cfg.http)) as client:
+            response = client.post(cfg.urls[0].rstrip("/") + PATH, json=body)
+    except httpx.RequestError as error:
+        raise ConfigError(f"teacher.urls: {cfg.urls[0]}{PATH} has not answered: {describe(error)}") from error
     if response.status_code != 200:
         raise ConfigError(
             f"teacher.top_k={cfg.top_k}: {cfg.urls[0]} does not return {num_logprobs} log-probabilities (start it with "

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 MEDIA_TYPE = "application/vnd.safetensors"
-PROTOCOL = 2  # what the frames of wire.py hold; client and server must agree
+PROTOCOL = 3  # what /info says and the frames of wire.py hold; client and server must agree
 
 
 class WireError(ValueError):

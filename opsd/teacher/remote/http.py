@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +16,29 @@ from opsd.engines.groups import split_evenly
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
+from opsd.teacher.remote.client import get_when_ready
 from opsd.teacher.remote.frames import MEDIA_TYPE, PROTOCOL
-from opsd.teacher.remote.transport import RequestFailed, Transport, get_when_ready, no_scores
-from opsd.teacher.remote.wire import pack_generate_request, pack_score_request, unpack_answers, unpack_scores
-from opsd.types import NoScores, Prompt, Rollout, TeacherScores
+from opsd.teacher.remote.transport import RequestFailed, Transport, no_scores
+from opsd.teacher.remote.wire import (
+    check_ids,
+    check_scores,
+    pack_generate_request,
+    pack_score_request,
+    score_bytes,
+    unpack_answers,
+    unpack_scores,
+)
+from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
 
 HEADERS = {"Content-Type": MEDIA_TYPE}
+ANSWER_BYTES = 16  # of each token that a teacher writes: id, log-probability, and a candidate's
 FRAME_OVERHEAD_BYTES = 4096  # more than a frame's header has
+LIMITS = ("max_rollouts", "max_tokens", "max_body_bytes", "max_answer_bytes")
+INFO = {  # what a server of our protocol says of itself, as far as it is read here
+    **dict.fromkeys((*LIMITS, "protocol", "vocab_size", "max_model_tokens", "max_top_k", "hidden_bytes"), int),
+    "stop_ids": list,
+    "scores_candidates": bool,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +84,40 @@ class RemoteEngines:
         """An even part for each server, in as few requests as its limits allow. Does not wait."""
         pending = []
         for share in split_evenly(rollouts, len(self.cfg.urls)):
-            costs = [(1, _num_tokens(r), 4 * (_num_tokens(r) + r.candidate_ids.size)) for r in share]
-            for part in _within_limits(share, costs, self.info):
+            for part in _within_limits(share, [self._cost(rollout, top_k) for rollout in share], self.info):
                 pending.append(self._post_score(part, top_k))
         return pending
 
-    def _post_score(self, rollouts: Sequence[Rollout], top_k: int) -> PendingPart:
-        with_candidates = self.info["scores_candidates"] and self.scores_candidates
-        body = pack_score_request(
-            rollouts, top_k, self.vocabulary, with_candidates=with_candidates, with_hidden=self.returns_hidden
+    @property
+    def _with_candidates(self) -> bool:
+        return self.info["scores_candidates"] and self.scores_candidates
+
+    def _cost(self, rollout: Rollout, top_k: int) -> tuple[int, ...]:
+        """Of scoring it, as LIMITS count."""
+        num_tokens = _num_tokens(rollout)
+        answer_bytes = len(rollout) * score_bytes(
+            top_k=top_k,
+            num_candidates=rollout.candidate_ids.shape[1] if self._with_candidates else 0,
+            hidden_bytes=self.info["hidden_bytes"] if self.returns_hidden else 0,
         )
-        read = partial(_unpacked_scores, lengths=[len(rollout) for rollout in rollouts])
+        return (1, num_tokens, 4 * (num_tokens + rollout.candidate_ids.size), answer_bytes)
+
+    def _post_score(self, rollouts: Sequence[Rollout], top_k: int) -> PendingPart:
+        with_candidates, with_hidden = self._with_candidates, self.returns_hidden
+        body = pack_score_request(
+            rollouts, top_k, self.vocabulary, with_candidates=with_candidates, with_hidden=with_hidden
+        )
+        read = partial(
+            _unpacked_scores,
+            rollouts=rollouts,
+            check=partial(
+                check_scores,
+                top_k=top_k,
+                vocabulary=self.vocabulary,
+                with_candidates=with_candidates,
+                with_hidden=with_hidden,
+            ),
+        )
         scores = self.transport.post("/score", read, content=body, headers=HEADERS)
         return PendingPart(rollouts=rollouts, scores=scores)
 
@@ -110,12 +149,14 @@ class RemoteEngines:
         under_way = {}
         places = range(len(requests))
         for share in split_evenly(places, len(self.cfg.urls)):
-            costs = [(1, len(requests[p][0].token_ids) + sampling.max_tokens, 8 * len(requests[p][0].token_ids))
-                     for p in share]  # fmt: skip
+            costs = [
+                (1, len(ids) + sampling.max_tokens, 8 * len(ids), ANSWER_BYTES * sampling.max_tokens)
+                for ids in (requests[place][0].token_ids for place in share)
+            ]
             for part in _within_limits(share, costs, self.info):
                 prompts, samples, seeds = ([requests[place][i] for place in part] for i in range(3))
                 body = pack_generate_request(prompts, seeds, sampling, self.vocabulary)
-                read = partial(_unpacked_answers, prompts=prompts, samples=samples)
+                read = partial(_unpacked_answers, prompts=prompts, samples=samples, vocabulary=self.vocabulary)
                 under_way[self.transport.post("/generate", read, content=body, headers=HEADERS)] = part
         for answers in as_completed(under_way):
             yield dict(zip(under_way[answers], answers.result(), strict=True))
@@ -123,11 +164,11 @@ class RemoteEngines:
 
 def served_info(cfg: TeacherConfig) -> dict[str, Any]:
     """What all of the servers say at /info. Raises ConfigError where two differ or one speaks another protocol."""
-    infos = {url: get_when_ready(url, "/info", cfg.http).json() for url in cfg.urls}
+    infos = {url: get_when_ready(url, "/info", cfg.http, _read_info) for url in cfg.urls}
     first_url, first = next(iter(infos.items()))
-    if first.get("protocol") != PROTOCOL:
-        raise ConfigError(f"teacher.urls: {first_url} speaks protocol {first.get('protocol')}, expected {PROTOCOL}")
     for url, info in infos.items():
+        if info["protocol"] != PROTOCOL:
+            raise ConfigError(f"teacher.urls: {url} speaks protocol {info['protocol']}, expected {PROTOCOL}")
         differ = sorted(name for name in first.keys() | info.keys() if first.get(name) != info.get(name))
         if differ:
             raise ConfigError(
@@ -136,24 +177,45 @@ def served_info(cfg: TeacherConfig) -> dict[str, Any]:
     return first
 
 
-def _unpacked_scores(response: httpx.Response, lengths: list[int]) -> list[TeacherScores]:
-    """Raises WireError."""
-    return unpack_scores(response.content, lengths)
+def _read_info(response: httpx.Response) -> dict[str, Any]:
+    """Raises ValueError where it is no server's."""
+    info = response.json()
+    if not isinstance(info, dict) or not isinstance(info.get("protocol"), int):
+        raise ValueError("expected a JSON object with a protocol")
+    wrong = [name for name, kind in INFO.items() if not isinstance(info.get(name), kind)]
+    if info["protocol"] == PROTOCOL and wrong:
+        raise ValueError(f"expected {wrong[0]} as {INFO[wrong[0]].__name__}, got {info.get(wrong[0])!r}")
+    return info
 
 
-def _unpacked_answers(response: httpx.Response, prompts: list[Prompt], samples: list[int]) -> list[Rollout]:
-    return unpack_answers(response.content, prompts=prompts, samples=samples)
+def _unpacked_scores(
+    response: httpx.Response, rollouts: Sequence[Rollout], check: Callable[[TeacherScores, Rollout], None]
+) -> list[TeacherScores]:
+    """Raises ValueError where the frame answers another question."""
+    scores = unpack_scores(response.content, [len(rollout) for rollout in rollouts])
+    for rollout, each in zip(rollouts, scores, strict=True):
+        check(each, rollout)
+    return scores
+
+
+def _unpacked_answers(
+    response: httpx.Response, prompts: list[Prompt], samples: list[int], vocabulary: Vocabulary
+) -> list[Rollout]:
+    answers = unpack_answers(response.content, prompts=prompts, samples=samples)
+    for answer in answers:
+        check_ids("response_ids", answer.response_ids, vocabulary)
+    return answers
 
 
 def _num_tokens(rollout: Rollout) -> int:
     return len(rollout.prompt.scored_after) + len(rollout)
 
 
-def _within_limits(items: Sequence, costs: list[tuple[int, int, int]], info: dict[str, Any]) -> list[Sequence]:
-    """Contiguous parts that each stay below a server's limits of (rollouts, tokens, bytes); a larger item alone."""
-    limits = (info["max_rollouts"], info["max_tokens"], info["max_body_bytes"] - FRAME_OVERHEAD_BYTES)
+def _within_limits(items: Sequence, costs: Sequence[tuple[int, ...]], info: dict[str, Any]) -> list[Sequence]:
+    """Contiguous parts that each stay below a server's LIMITS; an item that does not stays alone."""
+    limits = [info[name] - (FRAME_OVERHEAD_BYTES if name.endswith("_bytes") else 0) for name in LIMITS]
     bounds = [0]
-    used: tuple[int, ...] = (0, 0, 0)
+    used: tuple[int, ...] = (0,) * len(LIMITS)
     for place, cost in enumerate(costs):
         used = tuple(a + b for a, b in zip(used, cost, strict=True))
         if place > bounds[-1] and any(have > limit for have, limit in zip(used, limits, strict=True)):

@@ -27,7 +27,8 @@ from opsd.engines.events import event_rows
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
-from opsd.teacher.remote.transport import Transport, get_when_ready, result_of
+from opsd.teacher.remote.client import get_when_ready
+from opsd.teacher.remote.transport import Transport, result_of
 from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
 
 PATH = "/v1/completions"
@@ -104,11 +105,18 @@ def served_model(cfg: TeacherConfig) -> dict[str, Any]:
     """The one model that all servers have, as /v1/models describes it. Raises ConfigError where they differ."""
     models = {}
     for url in cfg.urls:
-        listed = get_when_ready(url, "/v1/models", cfg.http).json()["data"]
-        models[url] = {name: listed[0].get(name) for name in ("id", "max_model_len")}
+        models[url] = get_when_ready(url, "/v1/models", cfg.http, _read_model)
     if len({str(model) for model in models.values()}) > 1:
         raise ConfigError(f"teacher.urls must serve the same teacher, got {models}")
     return next(iter(models.values()))
+
+
+def _read_model(response: httpx.Response) -> dict[str, Any]:
+    """Raises one of UNREADABLE where it is no list of models."""
+    model = {name: response.json()["data"][0][name] for name in ("id", "max_model_len")}
+    if not isinstance(model["id"], str) or not isinstance(model["max_model_len"], int):
+        raise ValueError(f"expected a model's id and max_model_len, got {model}")
+    return model
 
 
 def scores_of(rollout: Rollout, response: httpx.Response, top_k: int, vocabulary: Vocabulary) -> TeacherScores:
@@ -141,6 +149,8 @@ def answer_of(prompt: Prompt, sample: int, response: httpx.Response, vocabulary:
     """A stop id's log-probability is its own, not that of all stop ids: the server names no others."""
     choice = _choice(response)
     ids = np.array(choice["token_ids"], np.int32)
+    if ids.ndim != 1 or ids.min(initial=0) < 0:
+        raise ValueError("expected token_ids as a list of ids")
     return Rollout(
         prompt=prompt,
         sample=sample,

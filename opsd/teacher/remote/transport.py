@@ -19,17 +19,14 @@ from typing import Any, TypeVar
 
 import httpx
 
-from opsd.config.http import HttpConfig, read_token
-from opsd.errors import ConfigError, StageError
+from opsd.config.http import HttpConfig
+from opsd.errors import StageError
+from opsd.teacher.remote.client import BUSY, UNREADABLE, client_settings, describe, is_repeated, sentence, unread
 from opsd.types import NoScores, TeacherScores
 
-# The server is busy, or not there any more; another one, or the same one later, may answer. So it may after any other
-# 5xx, which a server that is well also says of a request that it breaks on.
-BUSY = (408, 429, 502, 503, 504)
 # What the request itself is refused for: too long, malformed. Other codes are about the address or the token.
 REFUSED = (400, 413, 422)
 MOST_ATTEMPTS = 2  # at a request on which servers that are well fail
-UNREADABLE = (ValueError, KeyError, TypeError, IndexError)  # what reading a malformed answer raises
 
 Answer = TypeVar("Answer")
 
@@ -148,9 +145,12 @@ class Transport:
         """
         server.in_flight += 1
         try:
-            response = await self._client.post(server.url + path, **body)
-        except httpx.TransportError as error:
-            return None, describe(error), False
+            async with asyncio.timeout(self.cfg.timeout_s):  # httpx's own is for each part that comes
+                response = await self._client.post(server.url + path, **body)
+        except TimeoutError:
+            return None, f"no whole answer within {self.cfg.timeout_s:g} s", False
+        except httpx.RequestError as error:
+            return None, describe(error), isinstance(error, httpx.DecodingError)
         finally:
             server.in_flight -= 1
         status, said = response.status_code, f"{response.status_code} {sentence(response)}"
@@ -163,7 +163,7 @@ class Transport:
         try:
             answer = read(response)
         except UNREADABLE as error:
-            return None, f"its answer cannot be read: {type(error).__name__}: {error}", True
+            return None, f"its answer cannot be read: {unread(error, response)}", True
         server.answered()
         return answer, "", False
 
@@ -180,49 +180,3 @@ def no_scores(failed: RequestFailed) -> NoScores:
     """What stands in place of the scores of the one rollout that was asked about."""
     logger.warning("an answer without scores, which is dropped: %s", failed.said)
     return NoScores(reason=failed.reason, said=failed.said)
-
-
-def get_when_ready(url: str, path: str, cfg: HttpConfig) -> httpx.Response:
-    """A server's answer to GET, once it has one. Raises ConfigError after start_timeout_s, or where it refuses."""
-    give_up_at, waited = time.monotonic() + cfg.start_timeout_s, False
-    with httpx.Client(**client_settings(cfg)) as client:
-        while True:
-            try:
-                response = client.get(url.rstrip("/") + path)
-                reason = f"{response.status_code} {sentence(response)}"
-            except httpx.TransportError as error:
-                response, reason = None, describe(error)
-            if response is not None and response.status_code == 200:
-                return response
-            if response is not None and not is_repeated(response.status_code):
-                raise ConfigError(f"teacher.urls: {url}{path} refuses: {reason}")
-            if time.monotonic() >= give_up_at:
-                raise ConfigError(f"teacher.urls: {url} is not ready after {cfg.start_timeout_s:g} s: {reason}")
-            if not waited:
-                logger.warning("waiting for the teacher server %s: %s", url, reason)
-            waited = True
-            time.sleep(cfg.backoff_s)
-
-
-def is_repeated(status: int) -> bool:
-    return status in BUSY or status >= 500
-
-
-def client_settings(cfg: HttpConfig) -> dict:
-    token = read_token("teacher.http.", cfg.token_file, cfg.token_env)
-    return {
-        "headers": {"Authorization": f"Bearer {token}"} if token else {},
-        "timeout": httpx.Timeout(cfg.timeout_s, connect=cfg.connect_timeout_s, pool=None),
-        # Servers close a connection that idles for 5 s: a request must not meet that.
-        "limits": httpx.Limits(max_connections=None, keepalive_expiry=2.0),
-        "trust_env": False,  # a cluster's proxy is for the internet, not for the next node
-    }
-
-
-def describe(error: httpx.TransportError) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-def sentence(response: httpx.Response) -> str:
-    """What the server says of an error, cut to a line."""
-    return " ".join(response.text.split())[:500]

@@ -13,6 +13,8 @@ from opsd.engines.sampling import Sampling
 from opsd.teacher.remote.frames import WireError, expect, from_frame, number, pack_sequences, to_frame, unpack_sequences
 from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
+MOST_IDS = 2**20  # of a vocabulary; several times what the largest has
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
@@ -101,6 +103,14 @@ def pack_scores(scores: Sequence[TeacherScores], *, with_candidates: bool) -> by
     return to_frame({name: np.concatenate([getattr(score, name) for score in scores]) for name in names})
 
 
+def score_bytes(*, top_k: int, num_candidates: int, hidden_bytes: int) -> int:
+    """Of the answer, for each response token: ids and log-probabilities of the top k, its own, the entropy, the rest.
+
+    `num_candidates` and `hidden_bytes`: 0 where they are not asked for.
+    """
+    return 8 * top_k + 4 + 4 + 4 * num_candidates + hidden_bytes
+
+
 def unpack_scores(body: bytes, lengths: Sequence[int]) -> list[TeacherScores]:
     """The scores of rollouts of these lengths. Raises WireError where the frame answers other ones."""
     arrays = from_frame(body)
@@ -123,6 +133,35 @@ def unpack_scores(body: bytes, lengths: Sequence[int]) -> list[TeacherScores]:
     split: dict[str, Any] = {name: np.split(rows, bounds) for name, rows in parts.items()}
     split.setdefault("candidate_logprobs", [None] * len(lengths))
     return [TeacherScores(**{name: each[place] for name, each in split.items()}) for place in range(len(lengths))]
+
+
+def check_scores(
+    scores: TeacherScores,
+    rollout: Rollout,
+    *,
+    top_k: int,
+    vocabulary: Vocabulary,
+    with_candidates: bool,
+    with_hidden: bool,
+) -> None:
+    """Raises WireError unless these could be the scores that were asked for."""
+    expected = {
+        "top_ids": (len(rollout), top_k),
+        "candidate_logprobs": rollout.candidate_ids.shape if with_candidates else None,
+        "hidden": (len(rollout), 0 if scores.hidden is None else scores.hidden.shape[-1]) if with_hidden else None,
+    }
+    for name, shape in expected.items():
+        array = getattr(scores, name)
+        got = None if array is None else array.shape
+        if shape is not None and got != shape:
+            raise WireError(f"{name} must have shape {shape}, got {got}")
+    check_ids("top_ids", scores.top_ids, vocabulary, low=-1)
+
+
+def check_ids(name: str, ids: np.ndarray, vocabulary: Vocabulary, low: int = 0) -> None:
+    """Raises WireError for an id that is none of the shared vocabulary."""
+    if ids.size and (ids.min() < low or ids.max() >= vocabulary.size):
+        raise WireError(f"{name} must lie in {low}..{vocabulary.size - 1}, got {ids.min()} to {ids.max()}")
 
 
 def pack_generate_request(
@@ -203,9 +242,12 @@ def _pack_vocabulary(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
 
 
 def _unpack_vocabulary(arrays: dict[str, np.ndarray]) -> Vocabulary:
-    stop_ids = tuple(expect("stop_ids", arrays, np.int32, 1).tolist())
-    foreign_ids = tuple(expect("foreign_ids", arrays, np.int32, 1).tolist())
-    return Vocabulary(size=number("shared_size", arrays), stop_ids=stop_ids, foreign_ids=foreign_ids)
+    size = number("shared_size", arrays)
+    ids = {name: expect(name, arrays, np.int32, 1) for name in ("stop_ids", "foreign_ids")}
+    if not 1 <= size <= MOST_IDS or any(len(each) > size for each in ids.values()):
+        lengths = " and ".join(f"{len(each)} {name}" for name, each in ids.items())
+        raise WireError(f"shared_size must be in 1..{MOST_IDS} and not below the number of ids, got {size}, {lengths}")
+    return Vocabulary(size=size, **{name: tuple(each.tolist()) for name, each in ids.items()})
 
 
 def _prompt(token_ids: np.ndarray) -> Prompt:

@@ -20,7 +20,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
+from starlette.exceptions import HTTPException
 
 from opsd.teacher.remote.frames import MEDIA_TYPE
 from opsd.teacher.remote.wire import (
@@ -32,9 +32,12 @@ from opsd.teacher.remote.wire import (
     unpack_score_request,
 )
 from opsd.teacher.server.batcher import Batcher
+from opsd.teacher.server.intake import Intake
 from opsd.teacher.server.limits import Limits, Refusal
 from opsd.teacher.server.metrics import ServerMetrics
 from opsd.types import Rollout, TeacherScores
+
+MOST_SAID = 500  # characters of a refusal: some quote what came
 
 
 @dataclass(kw_only=True)
@@ -43,6 +46,7 @@ class Service:
 
     batcher: Batcher
     limits: Limits
+    intake: Intake
     metrics: ServerMetrics
     tokens: tuple[str | None, ...]
     token: str  # that a client must send; empty: none
@@ -50,8 +54,9 @@ class Service:
 
 
 def make_app(service: Service) -> FastAPI:
-    app = FastAPI(openapi_url=None)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(Refusal, refuse(service.metrics))
+    app.add_exception_handler(HTTPException, refuse_route)
     allowed = [Depends(check_token(service.token))]
 
     @app.get("/health")
@@ -97,36 +102,23 @@ async def serve(service: Service, request: Request, unpack: Callable, check: Cal
     """Body -> request -> queue -> engine -> answer's body. Packing runs beside the event loop: it copies megabytes."""
     check_ready(service)
     endpoint = request.url.path
-    body = await read_body(request, service.limits)
-    began = time.perf_counter()
-    try:
-        asked = await run_in_threadpool(unpack, body)
-    except ValueError as error:  # WireError, or a record's own check
-        raise Refusal(400, str(error)) from error
-    await run_in_threadpool(check, asked)
-    try:
-        answer = await service.batcher.submit(asked)
-    except BrokenProcessPool as error:
-        raise Refusal(503, "the engine's process has ended; so does this server") from error
-    frame = await run_in_threadpool(pack, asked, answer)
+    async with service.intake.body(request) as body:
+        began = time.perf_counter()
+        try:
+            asked = await run_in_threadpool(unpack, body)
+        except ValueError as error:  # WireError, or a record's own check
+            raise Refusal(400, str(error)[:MOST_SAID]) from error
+        await run_in_threadpool(check, asked)
+        try:
+            answer = await service.batcher.submit(asked)
+        except BrokenProcessPool as error:
+            raise Refusal(503, "the engine's process has ended; so does this server") from error
+        frame = await run_in_threadpool(pack, asked, answer)
     service.metrics.requests.labels(endpoint).inc()
     service.metrics.rollouts.labels(endpoint).inc(len(asked.prompts))
     service.metrics.tokens.labels(endpoint).inc(asked.num_tokens)
     service.metrics.latency.labels(endpoint).observe(time.perf_counter() - began)
     return Response(frame, media_type=MEDIA_TYPE)
-
-
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body, never more of it in memory than the limit. Raises Refusal 413."""
-    limits.check_body(int(request.headers.get("content-length", 0)))
-    body = bytearray()
-    try:
-        async for part in request.stream():
-            body += part
-            limits.check_body(len(body))
-    except ClientDisconnect as error:
-        raise Refusal(400, "the client left before its request was whole") from error
-    return bytes(body)
 
 
 def check_ready(service: Service) -> None:
@@ -153,3 +145,11 @@ def refuse(metrics: ServerMetrics) -> Callable:
         return JSONResponse({"error": refusal.reason}, status_code=refusal.status, headers=headers)
 
     return handle
+
+
+async def refuse_route(_: Request, error: Any) -> Response:
+    """404 and 405 (an HTTPException), in the form of every other refusal.
+
+    Not counted: their paths are whatever a client makes up.
+    """
+    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)

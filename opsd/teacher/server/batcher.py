@@ -35,7 +35,7 @@ class Batcher:
     """A queue before the engine. While the engine is busy requests gather; what fits together then goes as one.
 
     `max_merged_tokens` bounds such a call; 0: every request by itself. The engine still bounds what it computes at
-    once (teacher.max_batch_tokens).
+    once (teacher.max_batch_tokens). One that has not answered after `engine_timeout_s` is lost.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Batcher:
         *,
         max_merged_tokens: int,
         max_queued: int,
+        engine_timeout_s: float,
         on_batch: Callable[[int], None],
     ) -> None:
         """`on_batch` is told how many requests each call of the engine answers."""
@@ -52,6 +53,7 @@ class Batcher:
         self.generate = generate
         self.max_merged_tokens = max_merged_tokens
         self.max_queued = max_queued
+        self.engine_timeout_s = engine_timeout_s
         self.on_batch = on_batch
         self._queue: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
@@ -104,8 +106,9 @@ class Batcher:
             requests = [waiting.request for waiting in batch if isinstance(waiting.request, ScoreRequest)]
             rollouts = [rollout for request in requests for rollout in request.rollouts]
             call = asyncio.ensure_future(self.score(replace(first, rollouts=rollouts)))
-        await asyncio.wait([call])
-        error, start = call.exception(), 0
+        answered, _ = await asyncio.wait([call], timeout=self.engine_timeout_s)
+        late = BrokenProcessPool(f"no answer within engine_timeout_s={self.engine_timeout_s:g}")
+        error, start = (call.exception() if answered else late), 0
         for waiting in batch:
             stop = start + len(waiting.request.prompts)
             if waiting.answer.cancelled():  # the client has gone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from opsd.config.backends import ENGINES
-from opsd.config.checks import at_least, one_of
+from opsd.config.checks import at_least, in_range, one_of, positive
 from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
 
@@ -30,18 +30,30 @@ class ServerConfig:
     max_body_mib: int = 64  # of a request
     max_rollouts: int = 1024  # of a request
     max_tokens: int = 262144  # prompt and response tokens of a request
+    max_candidates: int = 1024  # of the student's for each token, whose log-probabilities a request asks for
+    max_answer_mib: int = 1024  # that a request asks for: hidden states are large
     # Requests that wait are scored together up to so many tokens: faster where they are small. 0: each by itself, so
     # that the last bits of its scores, and with them a run's losses, do not depend on who else asks.
     max_merged_tokens: int = 0
     max_queued: int = 256  # requests that wait; the next is told to come back
+    max_held_mib: int = 2048  # of the requests that arrive, wait or are worked on; the next is told to come back
+    # A further one takes the place of the one that has waited longest without asking anything; where all have asked, it
+    # is told to come back.
+    max_connections: int = 512
+    transfer_timeout_s: float = 120.0  # for a whole request to arrive, and for its answer to be taken
+    engine_timeout_s: float = 1800.0  # a call of the engine that takes longer hangs: the server ends
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-        for name in ("port", "max_merged_tokens"):
-            at_least(name, getattr(self, name), 0)
-        for name in ("max_model_tokens", "max_body_mib", "max_rollouts", "max_tokens", "max_queued"):
-            at_least(name, getattr(self, name), 1)
+        in_range("port", self.port, 0, 65535)
+        at_least("max_merged_tokens", self.max_merged_tokens, 0)
+        for name in vars(self):
+            if name.startswith("max_") and name != "max_merged_tokens":
+                at_least(name, getattr(self, name), 1)
+            elif name.endswith("_s"):
+                positive(name, getattr(self, name))
+        at_least("max_held_mib", self.max_held_mib, self.max_body_mib)
         one_of("teacher.backend", self.teacher.backend, ENGINES)
         for name in ("attention", "follow_decay", "by_source"):
             if getattr(self.teacher, name):

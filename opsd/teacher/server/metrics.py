@@ -34,6 +34,9 @@ class ServerMetrics:
             "batch_requests", "requests that one call of the engine answered", buckets=(1, 2, 4, 8, 16, 32, 64), **own
         )
         self.ready = Gauge("ready", "1 while the engine answers", **own)
+        self.connections = Gauge("connections", "open connections", **own)
+        self.dropped = Counter("dropped_connections", "connections that the server ended", ["reason"], **own)
+        self.held_bytes = Gauge("held_bytes", "of the bodies of requests under way", **own)
         self.queue_length = Gauge("queue_length", "requests that wait for the engine", **own)
 
     def page(self) -> bytes:

@@ -8,31 +8,31 @@ import socket
 import sys
 
 import hydra
-import uvicorn
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
+from transformers import PreTrainedConfig
 
 from opsd.config.auto import resolve_device, with_dtypes
-from opsd.config.engine import scores_candidates, teacher_spec
-from opsd.config.http import read_token
+from opsd.config.engine import TeacherConfig, scores_candidates, teacher_spec
 from opsd.config.run import compose_config
+from opsd.config.secrets import read_token
 from opsd.config.setting_names import refuse_misspelt
 from opsd.engines.installed import require_vllm
 from opsd.errors import ConfigError, DataError, StageError, reported
 from opsd.models.facts import ModelFacts, read_facts, tokens_digest, weights_fingerprint
-from opsd.models.folder import model_config
+from opsd.models.folder import model_config, text_setting
 from opsd.models.tensor_parallel import check_engine_heads
 from opsd.models.weights import check_weights
 from opsd.teacher.remote.frames import PROTOCOL
 from opsd.teacher.server.app import Service, make_app
 from opsd.teacher.server.batcher import Batcher
 from opsd.teacher.server.config import ServerConfig
+from opsd.teacher.server.connections import ConnectionLimits, allow_files, http_server
 from opsd.teacher.server.engine_process import EngineProcess
+from opsd.teacher.server.intake import Intake
 from opsd.teacher.server.limits import Limits
 from opsd.teacher.server.metrics import ServerMetrics
 from opsd.types import Vocabulary
-
-GRACE_S = 20  # for requests under way when the server is told to end
 
 
 def serve(cfg: ServerConfig) -> None:
@@ -46,7 +46,7 @@ def serve(cfg: ServerConfig) -> None:
     config = model_config("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
     check_engine_heads("teacher", cfg.teacher, cfg.teacher.path, config)
     check_weights("teacher.path", cfg.teacher.path, cfg.teacher.trust_remote_code)
-    limits = limits_of(cfg, facts)
+    limits = limits_of(cfg, facts, hidden_bytes=hidden_bytes(cfg.teacher, config))
     stop_ids = sorted({index for index in facts.stop_ids if index < facts.vocab_size})
     vocabulary = Vocabulary(size=facts.vocab_size, stop_ids=tuple(stop_ids))  # until a request brings its own
     spec = teacher_spec(cfg.teacher, vocabulary=vocabulary, device=device, max_model_tokens=limits.model_tokens)
@@ -57,10 +57,14 @@ def serve(cfg: ServerConfig) -> None:
         engine.generate,
         max_merged_tokens=cfg.max_merged_tokens,
         max_queued=cfg.max_queued,
+        engine_timeout_s=cfg.engine_timeout_s,
         on_batch=metrics.batch.observe,
     )
     metrics.queue_length.set_function(batcher.__len__)
-    service = Service(batcher=batcher, limits=limits, metrics=metrics, tokens=facts.tokens, token=token)
+    intake = Intake(limits, cfg.max_held_mib * 2**20)
+    metrics.held_bytes.set_function(lambda: intake.held_bytes)
+    service = Service(batcher=batcher, limits=limits, intake=intake, metrics=metrics, tokens=facts.tokens, token=token)
+    allow_files(cfg.max_connections)
     listener = listen(cfg.host, cfg.port)
     try:
         asyncio.run(run(cfg, service, engine, facts, listener))
@@ -72,10 +76,13 @@ async def run(
     cfg: ServerConfig, service: Service, engine: EngineProcess, facts: ModelFacts, listener: socket.socket
 ) -> None:
     """Answers from the first moment on; the model is loaded meanwhile."""
-    app = make_app(service)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S)
+    connection_limits = ConnectionLimits(
+        connections=cfg.max_connections,
+        transfer_s=cfg.transfer_timeout_s,
+        on_drop=lambda reason: service.metrics.dropped.labels(reason).inc(),
     )
+    server = http_server(make_app(service), connection_limits)
+    service.metrics.connections.set_function(lambda: len(server.server_state.connections))
 
     async def load_and_work() -> None:
         await engine.start()
@@ -102,8 +109,9 @@ async def run(
 def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise ConfigError(f"host={host} port={port}: cannot listen there: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a host that no address can be
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"host={host} port={port}: cannot listen there: {reason}") from error
 
 
 def address(listener: socket.socket) -> str:
@@ -111,14 +119,24 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def limits_of(cfg: ServerConfig, facts: ModelFacts) -> Limits:
+def hidden_bytes(teacher: TeacherConfig, config: PreTrainedConfig) -> int:
+    """Of the hidden state of one token; 0 where this engine returns none."""
+    if not teacher.can.returns_hidden or teacher.scoring != "rows":
+        return 0
+    return (2 if teacher.dtype == "bfloat16" else 4) * text_setting(teacher.path, config, "hidden_size")
+
+
+def limits_of(cfg: ServerConfig, facts: ModelFacts, *, hidden_bytes: int) -> Limits:
     return Limits(
         body_bytes=cfg.max_body_mib * 2**20,
+        answer_bytes=cfg.max_answer_mib * 2**20,
         rollouts=cfg.max_rollouts,
         tokens=cfg.max_tokens,
         model_tokens=min(cfg.max_model_tokens, facts.max_position_embeddings),
         top_k=min(cfg.teacher.top_k, facts.vocab_size),
+        candidates=min(cfg.max_candidates, facts.vocab_size),
         vocab_size=facts.vocab_size,
+        hidden_bytes=hidden_bytes,
     )
 
 
@@ -138,6 +156,8 @@ def info_of(cfg: ServerConfig, facts: ModelFacts, limits: Limits, device: str) -
         "max_rollouts": limits.rollouts,
         "max_tokens": limits.tokens,
         "max_body_bytes": limits.body_bytes,
+        "max_answer_bytes": limits.answer_bytes,
+        "hidden_bytes": limits.hidden_bytes,
     }
 
 

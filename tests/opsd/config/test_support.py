@@ -27,9 +27,9 @@ def answers(monkeypatch, **settings):
     monkeypatch.setattr(teacher_facts, "read_facts", lambda *_: MODEL)
     in_process = TeacherConfig(path="/m", top_k=2, **settings)
     server = ServerConfig(teacher=in_process)
-    info = info_of(server, MODEL, limits_of(server, MODEL), "cpu")
+    info = info_of(server, MODEL, limits_of(server, MODEL, hidden_bytes=0), "cpu")
     monkeypatch.setattr(teacher_facts, "served_info", lambda _: info)
-    monkeypatch.setattr(teacher_facts, "get_when_ready", lambda *_: SimpleNamespace(json=lambda: ["a", "b"]))
+    monkeypatch.setattr(teacher_facts, "get_when_ready", lambda *_: ("a", "b"))
     served = TeacherConfig(backend="http", urls=URLS, top_k=2)
     run = SimpleNamespace(teacher=in_process, loss=LossConfig())
     return (
@@ -58,7 +58,7 @@ def test_run_server_and_plan_agree_so_the_loss_does_not_depend_on_the_deployment
 def test_a_client_may_do_without_what_its_server_gives(monkeypatch):
     info = {"scores_candidates": True, "max_top_k": 2, "vocab_size": 2, "stop_ids": [0], "max_model_tokens": 9}
     monkeypatch.setattr(teacher_facts, "served_info", lambda _: info)
-    monkeypatch.setattr(teacher_facts, "get_when_ready", lambda *_: SimpleNamespace(json=lambda: ["a", "b"]))
+    monkeypatch.setattr(teacher_facts, "get_when_ready", lambda *_: ("a", "b"))
     modest, eager = (TeacherConfig(backend="http", urls=URLS, top_k=2, score_candidates=wish) for wish in (False, True))
     assert not teacher_facts.teacher_facts(modest, "teacher").scores_candidates
     assert teacher_facts.teacher_facts(eager, "teacher").scores_candidates

@@ -9,7 +9,8 @@ import pytest
 
 from opsd.config.http import HttpConfig
 from opsd.errors import ConfigError, StageError
-from opsd.teacher.remote.transport import Transport, get_when_ready
+from opsd.teacher.remote.client import get_when_ready
+from opsd.teacher.remote.transport import Transport
 from tests.opsd.teacher.served import serving
 
 QUICK = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=60, start_timeout_s=60)
@@ -123,13 +124,13 @@ def test_the_token_travels_from_the_environment_or_a_file(monkeypatch, tmp_path)
 
 def test_a_start_waits_for_a_server_that_still_loads():
     with server(503, 503, 200) as (url, asked):
-        assert get_when_ready(url, "/info", QUICK).text == "said 200"
+        assert get_when_ready(url, "/info", QUICK, as_it_is).text == "said 200"
         assert len(asked) == 3
 
 
 def test_a_start_does_not_wait_for_a_server_that_refuses_or_never_comes():
     with server(401) as (url, asked), pytest.raises(ConfigError, match="/info refuses: 401 said 401"):
-        get_when_ready(url, "/info", HASTY)
+        get_when_ready(url, "/info", HASTY, as_it_is)
     assert len(asked) == 1
     with pytest.raises(ConfigError, match="is not ready after 0.3 s: ConnectError"):
-        get_when_ready(closed_address(), "/info", HASTY)
+        get_when_ready(closed_address(), "/info", HASTY, as_it_is)

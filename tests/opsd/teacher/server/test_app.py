@@ -1,77 +1,32 @@
 """The server's HTTP side with a stand-in for the engine's process: admission, the token, batching, metrics.
 
-The real engines behind it: tests/integration/test_teacher_server.py.
+Behind real sockets: test_connections.py. With an engine: test_hostile.py, tests/integration/test_teacher_server.py.
 """
 
 import asyncio
-from concurrent.futures.process import BrokenProcessPool
 
 import httpx
 import numpy as np
 import pytest
 
-from opsd.teacher.remote.frames import from_frame, to_frame
-from opsd.teacher.remote.wire import pack_score_request, unpack_score_request, unpack_scores
-from opsd.teacher.server.app import Service, make_app
-from opsd.teacher.server.batcher import Batcher
-from opsd.teacher.server.limits import Limits
-from opsd.teacher.server.metrics import ServerMetrics
-from opsd.types import TeacherScores, Vocabulary
-from tests.opsd.builders import scored_rollouts
-
-VOCABULARY = Vocabulary(size=40, stop_ids=(0,))
-ROLLOUTS = [item.rollout for item in scored_rollouts([3, 4, 5], VOCABULARY, top_k=4)]
-BODY = pack_score_request(ROLLOUTS, 4, VOCABULARY, with_candidates=False)
-LIMITS = Limits(body_bytes=4096, rollouts=4, tokens=60, model_tokens=12, top_k=8, vocab_size=44)
+from opsd.teacher.remote.wire import pack_score_request, unpack_scores
+from opsd.teacher.server.app import make_app
+from tests.opsd.teacher.server.stand_in import BODY, ROLLOUTS, VOCABULARY, Engine, changed, service_of, wait_until
 
 
-class Engine:
-    """Scores a token with its own id, when it is let go; remembers how many rollouts came in each call."""
-
-    def __init__(self):
-        self.calls, self.go, self.error = [], asyncio.Event(), None
-
-    async def score(self, request):
-        self.calls.append(len(request.rollouts))
-        await self.go.wait()
-        if self.error:
-            raise self.error
-        return [
-            TeacherScores(
-                top_ids=np.full((len(r), request.top_k), -1, np.int32),
-                top_logprobs=np.zeros((len(r), request.top_k), np.float32),
-                sampled_logprobs=r.response_ids.astype(np.float32),
-                candidate_logprobs=None,
-            )
-            for r in request.rollouts
-        ]
-
-
-def with_server(test, *, token="", max_queued=8, max_merged_tokens=1000, info=None):
-    """Runs `test(client, engine, batcher)` against the app, its queue being worked off beside it."""
+def with_server(test, **settings):
+    """Runs `test(client, engine, batcher, service)` against the app, its queue being worked off beside it."""
 
     async def main():
-        engine, metrics = Engine(), ServerMetrics()
-        batcher = Batcher(
-            engine.score,
-            None,
-            max_merged_tokens=max_merged_tokens,
-            max_queued=max_queued,
-            on_batch=metrics.batch.observe,
-        )
-        service = Service(batcher=batcher, limits=LIMITS, metrics=metrics, tokens=("a",), token=token, info=info or {})
-        work = asyncio.create_task(batcher.run())
+        engine = Engine()
+        service = service_of(engine.score, **settings)
+        work = asyncio.create_task(service.batcher.run())
         transport = httpx.ASGITransport(make_app(service), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            await asyncio.wait_for(test(client, engine, batcher, service), timeout=60)
+            await asyncio.wait_for(test(client, engine, service.batcher, service), timeout=60)
         work.cancel()
 
     asyncio.run(main())
-
-
-async def wait_until(holds):
-    while not holds():
-        await asyncio.sleep(0.001)
 
 
 async def post_behind_the_first(client, engine, batcher, bodies) -> list[asyncio.Task]:
@@ -81,10 +36,6 @@ async def post_behind_the_first(client, engine, batcher, bodies) -> list[asyncio
     answers += [asyncio.create_task(client.post("/score", content=body)) for body in bodies[1:]]
     await wait_until(lambda: len(batcher) == len(bodies) - 1)
     return answers
-
-
-def changed(**arrays) -> bytes:
-    return to_frame({**from_frame(BODY), **{name: np.array(value, np.int32) for name, value in arrays.items()}})
 
 
 def test_scores_come_back_to_the_request_that_they_are_of():
@@ -141,11 +92,21 @@ def test_a_merged_call_stays_below_the_bound(max_merged_tokens, calls):
         (b"0" * 5000, 413, "a body may have 4096 bytes, got 5000 or more"),
         (changed(top_k=9), 422, r"top_k must be in 1..8, got 9"),
         (changed(top_k=0), 422, r"top_k must be in 1..8, got 0"),
-        (changed(response_ids=[44] * 12), 422, "response_ids must lie in 0..43, got 44 to 44"),
+        (changed(response_ids=[44] * 12), 422, "response_ids must lie in 0..39, got 44 to 44"),
+        (changed(response_ids=[40] * 12), 422, "response_ids must lie in 0..39, got 40 to 40"),
+        (changed(response_ids=[7] * 12, foreign_ids=[7]), 422, "response_ids must hold none of .* foreign_ids"),
+        (changed(shared_size=1, response_ids=[1] * 12), 422, "response_ids must lie in 0..0, got 1 to 1"),
         (changed(prompt_ids=[-1] * 9), 422, "prompt_ids must lie in 0..43, got -1 to -1"),
         (changed(shared_size=45), 422, "shared_size must be at most 44, got 45"),
         (changed(prompt_lengths=[7, 1, 1], response_lengths=[10, 1, 1]), 422, "rollout 0: .* 12 tokens, got 17"),
-        (changed(candidate_ids=[[44]] * 12), 422, "candidate_ids must lie in -1..43, got 44 to 44"),
+        (changed(candidate_ids=[[40]] * 12), 422, "candidate_ids must lie in -1..39, got 40 to 40"),
+        (changed(candidate_ids=[[3]] * 12, foreign_ids=[3]), 422, "candidate_ids must hold none of .* foreign_ids"),
+        (changed(candidate_ids=[[1] * 6] * 12), 422, r"candidate_ids must have 1..5 columns, got 6"),
+        (changed(candidate_ids=np.zeros((12, 0))), 422, r"candidate_ids must have 1..5 columns, got 0"),
+        (changed(top_k=8, candidate_ids=[[1] * 5] * 12), 413, "may have 1000 bytes, this one would have 1104"),
+        (changed(with_hidden=1), 422, "with_hidden must be 0: this server's engine returns no hidden states"),
+        (changed(shared_size=2**21), 400, "shared_size must be in 1..1048576"),
+        (changed(foreign_ids=range(1, 50)), 400, "got 40, 1 stop_ids and 49 foreign_ids"),
         (pack_score_request(ROLLOUTS * 2, 4, VOCABULARY, with_candidates=False), 413, "may have 4 rollouts, got 6"),
         (changed(response_ids=[1] * 60, response_lengths=[20] * 3), 413, "may have 60 tokens, got 69"),
         (changed(stop_ids=[]), 400, "stop_ids must be ascending, distinct and at least one"),
@@ -215,6 +176,30 @@ def test_before_the_model_is_loaded_a_client_is_told_to_come_back():
     with_server(test)
 
 
+def test_bodies_under_way_leave_room_for_so_many_and_their_room_comes_back():
+    async def test(client, engine, batcher, service):
+        answers = await post_behind_the_first(client, engine, batcher, [BODY] * 2)
+        assert service.intake.held_bytes == 2 * len(BODY)
+        refused = await client.post("/score", content=BODY)
+        assert (refused.status_code, "leave no room" in refused.text) == (503, True)
+        engine.go.set()
+        assert all(answer.status_code == 200 for answer in await asyncio.gather(*answers))
+        assert (await client.post("/score", content=BODY)).status_code == 200
+        assert service.intake.held_bytes == 0
+
+    with_server(test, max_held_bytes=3 * len(BODY) - 1)
+
+
+def test_paths_that_are_not_there_are_refused_in_the_same_form():
+    async def test(client, engine, batcher, service):
+        for method, path, status in [("GET", "/nothing", 404), ("GET", "/score", 405), ("PUT", "/info", 405)]:
+            refused = await client.request(method, path)
+            assert (refused.status_code, list(refused.json())) == (status, ["error"])
+        assert "nothing" not in service.metrics.page().decode()
+
+    with_server(test)
+
+
 def test_a_full_queue_refuses_and_recovers():
     async def test(client, engine, batcher, service):
         answers = await post_behind_the_first(client, engine, batcher, [BODY] * 3)
@@ -236,19 +221,3 @@ def test_an_engine_that_fails_once_goes_on():
         assert (await client.post("/score", content=BODY)).status_code == 200
 
     with_server(test)
-
-
-def test_a_lost_engine_fails_every_request_that_waits_and_ends_the_work():
-    async def main():
-        engine = Engine()
-        batcher = Batcher(engine.score, None, max_merged_tokens=100, max_queued=9, on_batch=lambda _: None)
-        work = asyncio.create_task(batcher.run())
-        requests = [unpack_score_request(changed(top_k=k)) for k in (1, 2, 3)]
-        answers = [asyncio.create_task(batcher.submit(request)) for request in requests]
-        await wait_until(lambda: engine.calls and len(batcher) == 2)
-        engine.error = BrokenProcessPool("gone")
-        engine.go.set()
-        results = await asyncio.wait_for(asyncio.gather(*answers, work, return_exceptions=True), timeout=60)
-        assert all(isinstance(result, BrokenProcessPool) for result in results)
-
-    asyncio.run(main())

@@ -29,6 +29,8 @@ HASTY = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=0.5, star
 MODELS = {"data": [{"id": "teacher", "max_model_len": 64}]}
 INFO = {
     "protocol": PROTOCOL, "scores_candidates": False, "max_rollouts": 99, "max_tokens": 10**6, "max_body_bytes": 10**6,
+    "max_answer_bytes": 10**6, "hidden_bytes": 0, "vocab_size": 40, "max_model_tokens": 64, "max_top_k": TOP_K,
+    "stop_ids": [0],
 }  # fmt: skip
 DIES = object()  # in place of an answer: the connection ends
 
