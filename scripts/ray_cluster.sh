@@ -59,6 +59,7 @@ case ${1:-} in
 head)
     if [[ ! -s $token ]]; then
         mkdir -p "$(dirname "$token")"
+        rm -f "$token" # an empty one would keep its rights
         (umask 077; python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$token")
     fi
     start --head --port 6379 --dashboard-host 127.0.0.1 "${@:2}"

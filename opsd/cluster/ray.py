@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from opsd.cluster.reach import require_answer
+from opsd.cluster.token_file import private_token_file
 from opsd.config.auto import joins_cluster
 from opsd.errors import ConfigError, DataError, StageError, WorkerLost, say
 
@@ -22,13 +24,15 @@ from opsd.errors import ConfigError, DataError, StageError, WorkerLost, say
 def ray_cluster(*, dashboard: bool):
     """The Ray session: joins the cluster at RAY_ADDRESS or starts one here. Yields the dashboard's URL, or ''.
 
-    Raises StageError where neither is possible.
+    Raises StageError where neither is possible, ConfigError where Ray's token cannot be kept from others.
     """
     if joins_cluster():
         require_answer(os.environ["RAY_ADDRESS"])
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other process on the machine starves the run
     local: dict[str, Any] = {}
     if not joins_cluster():
+        private_token_file()
+        ray_constants.ENABLE_RAY_CLUSTER = False  # a node of its own: all ports, some of them open to all, on 127.0.0.1
         local = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
         for name in ("RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S"):
             os.environ.setdefault(name, "120")  # a first start from a cold disk, or on a busy machine, takes over 30 s
@@ -40,6 +44,7 @@ def ray_cluster(*, dashboard: bool):
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = True
 
 
 def _connect(options: dict[str, Any]) -> Any:
