@@ -13,7 +13,9 @@ METHODS = (ROOT / "docs/methods.md").read_text()
 HEADINGS = re.findall(r"^## (.+)$", METHODS, re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", ["docs/methods.md", "docs/glossary.md", "docs/design.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "document", ["docs/methods.md", "docs/glossary.md", "docs/design.md", "CONTRIBUTING.md", "SECURITY.md"]
+)
 def test_files_and_functions_that_a_document_names_exist(document):
     text = (ROOT / document).read_text()
     files = set(re.findall(r"`((?:opsd|tip|scripts|tests|docs|recipes)/[\w/.-]*\w/?)`", text))

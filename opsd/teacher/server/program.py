@@ -109,7 +109,7 @@ async def run(
 def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, ValueError) as error:  # ValueError: a host that no address can be
+    except (OSError, ValueError, TypeError) as error:  # the latter two: a host that no address can be
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"host={host} port={port}: cannot listen there: {reason}") from error
 
