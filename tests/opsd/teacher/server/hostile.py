@@ -12,7 +12,7 @@ import numpy as np
 
 from opsd.teacher.remote.frames import from_frame, to_frame
 
-NUMBERS = (-(2**31), -1, 0, 1, 64, 2**31 - 1)
+NUMBERS = (-(2**31), -1, 64, 2**31 - 1)
 FLOATS = (np.nan, np.inf, -np.inf, -1.0, 0.0, 1e-45, 3e38)
 TYPES = (np.float64, np.float16, np.int64, np.uint8, np.int8, np.uint32, np.bool_, np.complex64)
 HEADERS = (  # of a safetensors frame
@@ -43,7 +43,7 @@ OTHER_BODIES = (
 
 
 def bodies(frame: bytes, seed: int) -> Iterator[bytes]:
-    """Over 150, from one good frame."""
+    """Over 100, from one good frame."""
     draw = random.Random(seed)
     arrays = from_frame(frame)
     for name, array in arrays.items():
@@ -57,14 +57,14 @@ def bodies(frame: bytes, seed: int) -> Iterator[bytes]:
         kind = TYPES[draw.randrange(len(TYPES))]
         shapes = (array[None], array.reshape(-1)[:0], np.concatenate([array.reshape(-1)] * 2), array.astype(kind))
         yield from (to_frame({**without, name: each}) for each in shapes)
-    for _ in range(20):
+    for _ in range(15):
         yield frame[: draw.randrange(len(frame))]
-    for _ in range(40):
+    for _ in range(25):
         flipped = bytearray(frame)
         for _ in range(draw.choice((1, 1, 4, 64))):
             flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
         yield bytes(flipped)
-    for _ in range(10):
+    for _ in range(5):
         yield draw.randbytes(draw.randrange(2000))
 
 

@@ -46,6 +46,7 @@ def expect_equal(frame, rollouts, wanted):
             np.testing.assert_array_equal(getattr(got, name), getattr(scores, name))
 
 
+@pytest.mark.slow
 def test_hostile_bodies_are_refused_and_the_next_good_request_is_answered_the_same(served):
     url, score = served
     good = score_body(ROLLOUTS)
@@ -64,7 +65,7 @@ def test_hostile_bodies_are_refused_and_the_next_good_request_is_answered_the_sa
             if place % 50 == 0:
                 expect_equal(client.post("/score", content=good).content, ROLLOUTS, wanted)
         expect_equal(client.post("/score", content=good).content, ROLLOUTS, wanted)
-    assert statuses.total() > 350 and min(statuses[status] for status in REFUSED) > 1, statuses
+    assert statuses.total() > 300 and min(statuses[status] for status in REFUSED) > 1, statuses
     assert statuses[200] < statuses.total() / 2, statuses  # a changed id may still be a good one
 
 
