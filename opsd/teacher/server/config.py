@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from opsd.config.backends import ENGINES
-from opsd.config.checks import at_least, one_of
+from opsd.config.checks import at_least, check_values, one_of
 from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
 
@@ -37,6 +37,7 @@ class ServerConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
+        check_values(self)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         for name in ("port", "max_merged_tokens"):
             at_least(name, getattr(self, name), 0)
