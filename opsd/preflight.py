@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
-from opsd.config.paths import require_writable
+from opsd.config.paths import require_ray_token, require_writable
 from opsd.config.payload import check_payload
 from opsd.config.run import RunConfig
 from opsd.config.support import decide_support
@@ -69,6 +69,7 @@ def check(cfg: RunConfig) -> Setup:
     check_payload(cfg)
     engines = {"rollout": cfg.rollout, **{section_of(source): each for source, each in configs.items()}}
     if not joins_cluster():  # whose nodes may have what this one lacks
+        require_ray_token()
         require_vllm({section: engine.backend for section, engine in engines.items()})
         check_cache(engines, device)
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)

@@ -29,3 +29,18 @@ def require_writable(setting: str, path: str | Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".opsd-", dir=here))
     except OSError as error:
         raise ConfigError(f"{setting}={path}: nothing can be written there: {error.strerror}") from error
+
+
+def require_ray_token() -> None:
+    """Raises ConfigError where Ray, started on this node, could not write the token of its cluster into the home."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    folder = Path(os.path.expanduser("~")) / ".ray"
+    if os.path.isfile(folder / "auth_token"):
+        return
+    try:
+        require_writable("HOME", folder)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}: Ray keeps its token there; set HOME to a folder that can be written to, or give RAY_AUTH_TOKEN"
+        ) from error
