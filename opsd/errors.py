@@ -16,12 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LONGEST_MESSAGE = 1000  # characters: a value that is quoted may be megabytes long
+
+
 class ConfigError(ValueError):
     """A setting is missing, mistyped, out of range or contradicts another. Raised before a model is loaded."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(str(message)))
 
 
 class DataError(ValueError):
     """A file of the user's (prompts, weights, checkpoint) does not hold what it must; names the file and the row."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(str(message)))
 
 
 class StageError(RuntimeError):
@@ -46,6 +55,16 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def one_line(message: str) -> str:
+    """Without line ends, and with its middle left out where it is long: names and values of a user's are quoted in it.
+
+    What no terminal can show, a half of a surrogate pair, is written as its escape.
+    """
+    line = " ".join(message.splitlines()).encode("utf-8", "backslashreplace").decode("utf-8")
+    half = LONGEST_MESSAGE // 2
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} … {line[-half:]}"
 
 
 def say(line: str) -> None:

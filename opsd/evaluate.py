@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from opsd.cluster.ray import ray_cluster
 from opsd.config.auto import joins_cluster, planned_device, resolve_device, with_dtypes
 from opsd.config.engine import EngineSpec
+from opsd.config.paths import require_ray_token, require_writable
 from opsd.config.run import compose_config
 from opsd.config.setting_names import refuse_misspelt
 from opsd.data.grading import ready_to_judge
@@ -41,8 +42,10 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     """
     device = resolve_device(cfg.device)
     if not joins_cluster():  # whose nodes may have what this one lacks
+        require_ray_token()
         require_vllm({"engine": cfg.engine.backend})
     cfg = with_dtypes(cfg, device)
+    require_writable("output_dir", cfg.output_dir)
     models = check(cfg)
     folder = _claim(cfg)
     evaluated = {}

@@ -8,15 +8,18 @@ start it is a ConfigError, in a running step a StageError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from opsd.config.checks import require_function
 from opsd.data.grading import check_grader
 from opsd.errors import ConfigError, StageError
+from opsd.hooks import RolloutSource, TrainHooks
 from opsd.ops.head.exact import sums_over_tokens
 from opsd.ops.losses.objective import PACKED_INPUTS, RESIDUAL_INPUTS, Objective
 from opsd.ops.row_function import name_of
@@ -25,10 +28,16 @@ from opsd.types import BatchStats, Rollout, Selection, TokenStats
 
 if TYPE_CHECKING:
     from opsd.config.run import RunConfig
-    from opsd.hooks import RolloutSource, TrainHooks
 
 LENGTHS = (2, 2, 2, 2)  # of the made-up rollouts: two prompts with two answers each
 NUM_BUCKETS = 5
+TAKES = {  # hook -> what it is called with
+    "select": "batch",
+    "after_step": "report",
+    "rollouts": "rollout_pool, teacher_pool",
+    "state_dict": "",
+    "load_state_dict": "state",
+}
 FIELDS_IN_UNIT_RANGE = ("entropy_T", "reverse_kl_T", "forward_kl_T", "compatibility_T", "teacher_entropy_T")
 
 
@@ -42,6 +51,7 @@ def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
     Raises ConfigError that names the function or the setting at fault. So an option out of range is found here too.
     Draws nothing from the global generator that a run would notice.
     """
+    check_functions(hooks, cfg.hooks)
     objective = Objective.of(hooks.divergence)
     if cfg.loss.payload == "hidden":
         with refused():
@@ -63,6 +73,25 @@ def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
     except AttributeError:  # one that reads more of its pools at once is looked at when there are pools
         return
     checked_source(source, name_of(hooks.rollouts))
+
+
+def check_functions(hooks: Any, setting: str) -> None:
+    """What `setting` (hooks) returned is TrainHooks of functions, whose state a checkpoint can hold. ConfigError."""
+    if not isinstance(hooks, TrainHooks):
+        raise ConfigError(f"hooks={setting} must return TrainHooks, got {type(hooks).__name__}")
+    for name, takes in TAKES.items():
+        require_function(f"hooks={setting}: {name}", getattr(hooks, name), takes)
+    if not callable(hooks.divergence):
+        raise ConfigError(f"hooks={setting}: divergence must be a function, got {type(hooks.divergence).__name__}")
+    if not isinstance(hooks.statistics, Mapping) or not all(callable(each) for each in hooks.statistics.values()):
+        raise ConfigError(f"hooks={setting}: statistics must map names to functions, got {hooks.statistics!r}")
+    state = hooks.state_dict()
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"hooks={setting}: state_dict must return what JSON can hold: {error}") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"hooks={setting}: state_dict must return a dictionary, got {type(state).__name__}")
 
 
 @contextmanager

@@ -116,24 +116,26 @@ def bind_entry(
         raise ConfigError(f"{field} must be one of {', '.join(sorted(entries))}, got {name!r}")
     always = always or {}
     parameters = inspect.signature(entries[name]).parameters.values()
-    known = {p.name: p for p in parameters if _is_option(p) and p.name not in each_call}
+    given = {*each_call, *always}
+    known = {p.name: p for p in parameters if _is_option(p) and p.name not in given}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         takes = ", ".join(known) or "no options"
-        lacking = sorted({*always, *each_call} - {p.name for p in parameters})
+        lacking = sorted(given - {p.name for p in parameters})
         if lacking:
             raise ConfigError(
                 f"{field}={name}: {name_of(entries[name])} must take the keyword arguments "
-                f"{', '.join(sorted([*always, *each_call]))} (or **options), which every call gives; it takes {takes}"
+                f"{', '.join(sorted(given))} (or **options), which every call gives; it takes {takes}"
             )
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise ConfigError(f"{options_field}: {name!r} takes {takes}, got {', '.join(unknown)}")
-    missing = [each for each, p in known.items() if p.default is p.empty and each not in {**always, **options}]
+    missing = [each for each, p in known.items() if p.default is p.empty and each not in options]
     if missing:
         raise ConfigError(f"{options_field}: {name!r} needs {', '.join(missing)}")
     for option, value in options.items():
-        _check_kind(f"{options_field}.{option}", value, known[option].default if option in known else None)
-    return partial(entries[name], **{**always, **options})
+        if option in known:
+            _check_kind(f"{options_field}.{option}", value, known[option])
+    return partial(entries[name], **{**options, **always})
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:
@@ -143,16 +145,31 @@ def _is_option(parameter: inspect.Parameter) -> bool:
     return parameter.kind is parameter.KEYWORD_ONLY
 
 
-def _check_kind(option: str, value: Any, default: Any) -> None:
-    """Raises ConfigError for a text in place of a number, and the like. What has no default may be anything."""
-    number: Any = (int, float)
-    for kinds, wanted in ((bool, "true or false"), (number, "a number"), (str, "a text")):
-        if isinstance(default, kinds):
-            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-                raise ConfigError(f"{option} must be {wanted}, got {value!r}")
-            return
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+}
+
+
+def _check_kind(option: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Raises ConfigError for a text in place of a number, and the like.
+
+    The kind is what the parameter is annotated with, else that of its default, whose number may have been written
+    without a point; where neither is one of KINDS the value may be anything.
+    """
+    annotation = parameter.annotation
+    kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    if kind not in KINDS:
+        kind = type(parameter.default).__name__
+        kind = "float" if kind == "int" else kind
+    if kind in KINDS:
+        kinds, wanted = KINDS[kind]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ConfigError(f"{option} must be {wanted}, got {value!r}")
 
 
 def load_build_hooks(path: str) -> Callable[[RunConfig], TrainHooks]:
-    """The function that `package.module:function` names. Raises ConfigError where there is none."""
-    return function_named("hooks", path)
+    """The function that `package.module:function` names. Raises ConfigError where there is none that takes a config."""
+    return function_named("hooks", path, takes="config")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
+from opsd.config.paths import require_ray_token, require_writable
 from opsd.config.payload import check_payload
 from opsd.config.run import RunConfig
 from opsd.config.support import decide_support
@@ -61,10 +64,14 @@ class _Shared(TypedDict):
 def check(cfg: RunConfig) -> Setup:
     """Reads configs, tokenizers and prompts; loads no weights. Raises ConfigError or DataError."""
     device = resolve_device(cfg.device)
+    require_writable("output_dir", cfg.output_dir)
     configs = teachers_by_source(cfg.teacher)
     check_payload(cfg)
+    engines = {"rollout": cfg.rollout, **{section_of(source): each for source, each in configs.items()}}
     if not joins_cluster():  # whose nodes may have what this one lacks
-        require_vllm({"rollout": cfg.rollout.backend, **{section_of(s): each.backend for s, each in configs.items()}})
+        require_ray_token()
+        require_vllm({section: engine.backend for section, engine in engines.items()})
+        check_cache(engines, device)
     student_config = model_config("student.path", cfg.student.path, cfg.student.trust_remote_code)
     check_weights("student.path", cfg.student.path, cfg.student.trust_remote_code)
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
@@ -127,6 +134,8 @@ def shared_vocabulary(
     models = [student, *teachers.values()]
     size = min(min(len(model.tokens), model.vocab_size) for model in models)
     stop_ids = {index for model in models for index in model.stop_ids if index < size}
+    if not stop_ids:
+        raise ConfigError(f"no model can end an answer: their stop tokens are none of the {size} ids that they share")
     foreign_ids: set[int] = set()
     for section, teacher in teachers.items():
         foreign_ids |= _ignored_ids(f"{section}.ignore_tokens", ignored[section], (student, teacher), size, stop_ids)
@@ -161,15 +170,15 @@ def _ignored_ids(
 
 
 def check_prompts(prompts: list[Prompt], vocabulary: Vocabulary) -> None:
-    """Raises DataError for a prompt with a token that the models read differently."""
-    for prompt in prompts if vocabulary.foreign_ids else []:
+    """Raises DataError for a prompt with a token that the models read differently, or that one of them lacks."""
+    for prompt in prompts:
         ids = np.concatenate([prompt.token_ids, prompt.scored_after])
-        wrong = ids[np.isin(ids, vocabulary.foreign_ids)]
+        wrong = ids[vocabulary.is_foreign(ids)]
         if len(wrong):
-            raise DataError(
-                f"{prompt.source}, row {prompt.index + 1}: the prompt holds token {wrong[0]}, which "
-                "teacher.ignore_tokens leaves out: student and teacher would read different prompts"
-            )
+            why = "teacher.ignore_tokens leaves out: student and teacher would read different prompts"
+            if wrong[0] >= vocabulary.size:
+                why = f"is none of the {vocabulary.size} ids that all models know"
+            raise DataError(f"{prompt.source}, row {prompt.index + 1}: the prompt holds token {wrong[0]}, which {why}")
 
 
 def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
@@ -188,6 +197,18 @@ def check_counts(cfg: RunConfig, vocab_size: int, device: str) -> None:
             llm_arguments(role, device, max_model_tokens=1, shares_gpu=cfg.placement.mode == "colocated")
     if cfg.placement.mode == "colocated":
         _check_colocated(cfg, device)
+
+
+def check_cache(engines: Mapping[str, EngineConfig], device: str) -> None:
+    """Raises ConfigError where an engine's keys and values take more memory than this machine has. By section."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    for section, engine in engines.items():
+        wanted_gib = engine.num_workers * engine.kv_cache_gib
+        if device == "cpu" and engine.can.reserves_cache and wanted_gib > memory_gib:
+            raise ConfigError(
+                f"{section}.kv_cache_gib={engine.kv_cache_gib:g} for each of {engine.num_workers} engines is more than "
+                f"the {memory_gib:.1f} GiB of this machine"
+            )
 
 
 def _local_engines(cfg: RunConfig) -> list[EngineConfig]:

@@ -94,10 +94,12 @@ def inverse_difficulty_temperature(difficulty_N: Tensor, *, base: float = 1.0, s
     the median is 0, so many tokens are perfect that they are the norm: they have `base`, the others the lowest.
     The median of an even number is the lower of the middle two, as torch's. It is that of the tokens given: give the
     whole batch, as it does not come out the same in parts. A token's loss at temperature t is to be multiplied by t^2.
-    Raises ValueError for a negative or NaN difficulty and for a base <= 0.
+    Raises ValueError for a negative or NaN difficulty, for a base <= 0 and a strength < 0.
     """
     if not base > 0.0:
         raise ValueError(f"base must be > 0, got {base}")
+    if not strength >= 0.0:
+        raise ValueError(f"strength must be at least 0, got {strength}")
     difficulty_N = difficulty_N.detach()
     if not (difficulty_N >= 0.0).all():
         raise ValueError("difficulties must be >= 0")

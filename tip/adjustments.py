@@ -51,6 +51,8 @@ def paced(batch: BatchStats, selection: Selection, *, a: float = 1.0, b: float =
 
 def forward_then_reverse(batch: BatchStats, selection: Selection, *, switch_at: float = 0.5) -> Selection:
     """`reverse_share_N`: 0 until that share of the steps is done, then 1. PACED's schedule, arXiv 2603.11178."""
+    if not 0.0 <= switch_at <= 1.0:
+        raise ValueError(f"switch_at must be in [0, 1], got {switch_at}")
     share = float(batch.progress >= switch_at)
     return with_input(selection, "reverse_share_N", torch.full((len(selection),), share))
 
@@ -97,6 +99,8 @@ def preference(batch: BatchStats, selection: Selection, *, beta: float = 0.1) ->
     log teacher(y) on the teacher's answer and on the student's own. Needs answers=teacher_pairs. An answer whose other
     half was dropped (a score was missing) teaches nothing.
     """
+    if not beta > 0.0:
+        raise ValueError(f"beta must be > 0, got {beta}")
     log_ratio_T = known(batch.tokens, "student_logprob_T") - known(batch.tokens, "teacher_logprob_T")
     mean_R = mean_per_rollout(batch, log_ratio_T)
     sign_R = torch.where(known_of_rollouts(batch, "on_policy_R"), -1.0, 1.0).double()

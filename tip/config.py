@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opsd.config.backends import backends_that
-from opsd.config.checks import one_of
+from opsd.config.checks import one_of, share_above_0
 from opsd.config.run import RunConfig
 from opsd.errors import ConfigError
 from tip.scores import ScoreOptions
@@ -30,8 +30,7 @@ class SelectorConfig:
         one_of("selector.scope", self.scope, ("rollout", "batch"))
         one_of("selector.scaling", self.scaling, ("minmax", "quantile"))
         for name in ("ratio", "clip_quantile"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"selector.{name} must be in (0, 1], got {getattr(self, name)}")
+            share_above_0(f"selector.{name}", getattr(self, name))
 
 
 @dataclass

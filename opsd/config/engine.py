@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from opsd.config.backends import CAPABILITIES, DEVICES, ENGINES, REMOTE_BACKENDS, Capabilities, backends_that
-from opsd.config.checks import at_least, in_range, one_of, positive
+from opsd.config.checks import at_least, in_range, one_of, positive, share_above_0
 from opsd.config.http import HttpConfig, check_url
 from opsd.errors import ConfigError
 from opsd.types import Vocabulary
@@ -46,7 +46,7 @@ class EngineConfig:
         one_of(f"{self.section}.backend", self.backend, self.backends)
         one_of(f"{self.section}.dtype", self.dtype, DTYPES)
         if self.gpu_memory_utilization is not None:
-            in_range(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
+            share_above_0(f"{self.section}.gpu_memory_utilization", self.gpu_memory_utilization)
         positive(f"{self.section}.kv_cache_gib", self.kv_cache_gib)
         for name in ("num_workers", "tensor_parallel_size", "max_num_seqs", "cpu_threads"):
             at_least(f"{self.section}.{name}", getattr(self, name), 1)
@@ -91,7 +91,7 @@ class RolloutConfig(EngineConfig):
         super().__post_init__()
         one_of("rollout.weight_transfer", self.weight_transfer, TRANSFERS)
         positive("rollout.temperature", self.temperature)
-        in_range("rollout.top_p", self.top_p, 0.0, 1.0)
+        share_above_0("rollout.top_p", self.top_p)
         at_least("rollout.max_response_tokens", self.max_response_tokens, 1)
         at_least("rollout.num_candidates", self.num_candidates, 1)
         at_least("rollout.group_size", self.group_size, 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from opsd.config.checks import at_least, positive
+from opsd.config.checks import at_least, seconds
 from opsd.errors import ConfigError
+
+HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9a-fA-F:.]+(%[\w.-]+)?")  # a name, or an IPv4 or IPv6 address
 
 
 @dataclass
@@ -27,14 +30,22 @@ class HttpConfig:
         at_least("teacher.http.max_in_flight", self.max_in_flight, 1)
         for name in vars(self):
             if name.endswith("_s"):
-                positive(f"teacher.http.{name}", getattr(self, name))
+                seconds(f"teacher.http.{name}", getattr(self, name))
 
 
 def check_url(field: str, url: str) -> None:
-    """Raises ConfigError unless it is http(s)://host[:port] without a password."""
-    if "@" in url:  # before any message that quotes it
-        host = url.rpartition("@")[2]
-        raise ConfigError(f"{field} must hold no user or password ({host}): give a token in teacher.http")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{field} must hold addresses such as http://host:8100, got {url!r}")
+    """Raises ConfigError unless it is http(s)://host[:port][/path] without a password."""
+    wanted = f"{field} must hold addresses such as http://host:8100"
+    if "@" in url:  # before anything quotes the address
+        raise ConfigError(
+            f"{field} must hold no user or password ({url.rpartition('@')[2]}): give a token in teacher.http"
+        )
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # a port of letters or beyond 65535, a bracket that is not closed
+        raise ConfigError(f"{wanted}, got {url!r}: {error}") from error
+    # urlsplit drops tabs and line ends silently, and takes anything for a host.
+    is_plain = HOST.fullmatch(parts.hostname or "") and not re.search(r"\s", url) and url.isprintable()
+    if parts.scheme not in ("http", "https") or not is_plain or port == 0 or parts.query or parts.fragment:
+        raise ConfigError(f"{wanted}, got {url!r}")

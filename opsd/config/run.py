@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opsd.config.checks import at_least, in_range, one_of, positive
+from opsd.config.checks import at_least, check_values, in_range, one_of, positive, seconds
 from opsd.config.engine import DTYPES, RolloutConfig, TeacherConfig
 from opsd.config.secrets import refuse_secrets
 from opsd.errors import ConfigError
@@ -54,7 +54,8 @@ class PromptConfig:
     # a unit like any other; for the others 50% is 0.5, and also 50, as math-verify has it.
     grader: str = "none"
     max_prompt_tokens: int = 2048  # the models' context, less a response, may allow less
-    # A prompt with more tokens: refuse, at start-up | drop the row | truncate_left, cut its beginning off.
+    # A prompt with more tokens: refuse, at start-up | drop the row | truncate_left, cut its beginning off. One with
+    # more characters than twice so many of the vocabulary's longest tokens is too long without being tokenised.
     overlong: str = "refuse"
 
     def __post_init__(self) -> None:
@@ -109,7 +110,8 @@ class LossConfig:
                 "loss.payload=hidden leaves nothing out: set one of them"
             )
         for name, settings in self.terms.items():
-            if not isinstance(settings, dict) or not isinstance(settings.get("weight"), (int, float)):
+            weight = settings.get("weight") if isinstance(settings, dict) else None
+            if not isinstance(weight, (int, float)) or isinstance(weight, bool):
                 raise ConfigError(f"loss.terms.{name} must look like {{weight: 0.1}}, got {settings!r}")
 
 
@@ -134,6 +136,9 @@ class LearnerConfig:
         positive("learner.learning_rate", self.learning_rate)
         positive("learner.max_grad_norm", self.max_grad_norm)
         in_range("learner.min_lr_ratio", self.min_lr_ratio, 0.0, 1.0)
+        at_least("learner.weight_decay", self.weight_decay, 0)
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ConfigError(f"learner.adam_betas must be two numbers in [0, 1), got {list(self.adam_betas)}")
         at_least("learner.warmup_steps", self.warmup_steps, 0)
         for name in ("num_workers", "micro_batch_tokens", "cpu_threads"):
             at_least(f"learner.{name}", getattr(self, name), 1)
@@ -157,7 +162,7 @@ class PlacementConfig:
                 f"learner_nodes must be equal, got {self.rollout_nodes!r}, {self.teacher_nodes!r}, "
                 f"{self.learner_nodes!r}"
             )
-        positive("placement.wait_s", self.wait_s)
+        seconds("placement.wait_s", self.wait_s)
 
 
 @dataclass
@@ -237,6 +242,7 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        check_values(self)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("resume", self.resume, ("never", "auto"))
         one_of("stats", self.stats, STATS)
@@ -250,6 +256,8 @@ class RunConfig:
         at_least("seed", self.seed, 0)
         at_least("stop_at_step", self.stop_at_step, 0)
         at_least("max_restarts", self.max_restarts, 0)
+        if not self.num_epochs and self.stop_at_step > self.num_steps:
+            raise ConfigError(f"stop_at_step={self.stop_at_step} is beyond the run's last step, {self.num_steps}")
         if self.loss.residual:
             self._check_draws()
         if self.resume == "auto" and self.overwrite:

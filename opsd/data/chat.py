@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
 from opsd.config.run import DataConfig, PromptConfig
 from opsd.data.rows import Row, answer_keys, first_of, lookup, messages
 from opsd.errors import DataError
+from opsd.strict_json import JsonError, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +62,15 @@ def render(conversation: Conversation, data: PromptConfig, tokenizer: Any) -> st
     if not conversation.is_templated:
         return "\n".join(message["content"] for message in [*earlier, last])
     options = {**_tools(conversation.row, tokenizer), **data.template_options}
+    where, name = conversation.row.where, tokenizer.name_or_path
     try:
-        return tokenizer.apply_chat_template([*earlier, last], tokenize=False, add_generation_prompt=True, **options)
-    except (TemplateError, TypeError, ValueError) as error:
+        text = tokenizer.apply_chat_template([*earlier, last], tokenize=False, add_generation_prompt=True, **options)
+    except Exception as error:  # a template is a program of the model's folder, and fails as programs do
         roles = ", ".join(message["role"] for message in conversation.messages)
-        where, name = conversation.row.where, tokenizer.name_or_path
         raise DataError(f"{where}: the chat template of {name} refuses the roles {roles}: {error}") from error
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the chat template of {name} made no text with data.template_options={options}")
+    return text
 
 
 def for_teacher(conversation: Conversation, data: DataConfig) -> Conversation:
@@ -106,9 +107,9 @@ def _tools(row: Row, tokenizer: Any) -> dict[str, Any]:
     tools = lookup(row, "tools")
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools) if tools else None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{row.where}: 'tools' is a string, but not JSON ({error})") from error
+            tools = read_json(tools) if tools else None
+        except JsonError as error:
+            raise DataError(f"{row.where}: 'tools' is a string, but {error}") from error
     if not tools:
         return {}
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -63,7 +63,7 @@ def grader_of(setting: str, data_source: str) -> str | None:
 def grader_named(setting: str) -> Grader:
     """An entry of GRADERS, or the user's own function as package.module:function. Raises ConfigError."""
     if ":" in setting:
-        return function_named("data.grader", setting)
+        return function_named("data.grader", setting, takes="response, reference answer")
     if setting not in GRADERS:
         known = ", ".join([*GRADERS, "auto", "none"])
         raise ConfigError(f"data.grader must be one of {known} or a package.module:function, got {setting!r}")

@@ -24,8 +24,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from opsd.config.paths import require_writable
 from opsd.data.data_sets import DATA_SETS, VARIANTS, fingerprint, load_rows, verl_row
-from opsd.errors import DataError
+from opsd.errors import ConfigError, DataError
 
 NUM_EXAMPLES = 3  # duplicates that are shown
 
@@ -34,7 +35,7 @@ def main() -> None:
     args = arguments().parse_args()
     try:
         print(prepare(args))
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -66,6 +67,9 @@ def prepare(args: argparse.Namespace) -> str:
         raise DataError("nothing to prepare: give --train NAME=FILE or --eval NAME=FILE")
     if args.train_ratio is not None and not 0 < args.train_ratio <= 1:
         raise DataError(f"--train-ratio must be in (0, 1], got {args.train_ratio}")
+    if args.seed < 0:
+        raise DataError(f"--seed must be at least 0, got {args.seed}")
+    require_writable("output", args.output)
     evaluation: dict[str, list[dict[str, Any]]] = {}
     for name, file in map(name_and_file, args.eval):
         add(evaluation, name, rows_of(name, file, "test", args))
@@ -151,8 +155,8 @@ def write(folder: Path, name: str, rows: Sequence[dict[str, Any]], form: str) ->
     else:
         try:
             table = pyarrow.Table.from_pylist(list(rows))
-        except pyarrow.ArrowException as error:
-            raise DataError(f"{file}: a field has values of several types: {error}; try --format jsonl") from error
+        except (pyarrow.ArrowException, OverflowError) as error:  # the second for integers beyond 64 bits
+            raise DataError(f"{file}: parquet cannot hold a field's values: {error}; try --format jsonl") from error
         pyarrow.parquet.write_table(table, file)
     return f"{file.name} {len(rows):,} rows"
 

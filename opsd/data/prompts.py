@@ -50,15 +50,18 @@ def load_prompts(path: str, data: DataConfig, tokenizer: Any, max_prompt_tokens:
     Raises DataError that names the file and the row. The limit holds for the teacher's version of a prompt too.
     """
     rows = read_rows(path)
-    conversations, prompts = _read(path, rows, data, tokenizer, data.response_key)
+    conversations, prompts = _read(path, rows, data, tokenizer, max_prompt_tokens, data.response_key)
     teachers = None
     if data.teacher_template:
         shown = [for_teacher(conversation, data) for conversation in conversations]
         texts = [render(conversation, data, tokenizer) for conversation in shown]
-        teachers = encode_conversations(tokenizer, shown, texts)
+        teachers = encode_conversations(tokenizer, shown, texts, max_prompt_tokens)
     if data.response_key:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(f"data.response_key: {tokenizer.name_or_path}: its tokenizer has no token to end answers")
         texts = [needed(own.row, data.response_key) if own.response is None else own.response for own in conversations]
-        whole = [np.append(ids, np.int32(tokenizer.eos_token_id)) for ids in encode(tokenizer, texts, special=False)]
+        encoded = encode(tokenizer, texts, [own.row.where for own in conversations], special=False)
+        whole = [np.append(ids, np.int32(tokenizer.eos_token_id)) for ids in encoded]
         prompts = [replace(prompt, response_ids=ids) for prompt, ids in zip(prompts, whole, strict=True)]
     return _fitting(path, conversations, prompts, teachers, data, tokenizer, max_prompt_tokens)
 
@@ -67,7 +70,7 @@ def student_prompts(
     path: str, rows: list[Row], data: PromptConfig, tokenizer: Any, max_prompt_tokens: int
 ) -> PromptFile:
     """The rows of the file at `path` as the student sees them. Raises DataError that names the row."""
-    conversations, prompts = _read(path, rows, data, tokenizer)
+    conversations, prompts = _read(path, rows, data, tokenizer, max_prompt_tokens)
     return _fitting(path, conversations, prompts, None, data, tokenizer, max_prompt_tokens)
 
 
@@ -97,14 +100,14 @@ class PromptSource:
 
 
 def _read(
-    path: str, rows: list[Row], data: PromptConfig, tokenizer: Any, response_key: str = ""
+    path: str, rows: list[Row], data: PromptConfig, tokenizer: Any, max_prompt_tokens: int, response_key: str = ""
 ) -> tuple[list[Conversation], list[Prompt]]:
     if data.chat_template == "true" and tokenizer.chat_template is None:
         raise ConfigError(f"data.chat_template=true, but {tokenizer.name_or_path}: its tokenizer has no chat template")
     answers = [_answer(row, data) for row in rows]
     conversations = [read_conversation(row, data, tokenizer, response_key) for row in rows]
     texts = [render(conversation, data, tokenizer) for conversation in conversations]
-    encoded = encode_conversations(tokenizer, conversations, texts)
+    encoded = encode_conversations(tokenizer, conversations, texts, max_prompt_tokens)
     prompts = [
         Prompt(
             index=index,

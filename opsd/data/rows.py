@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from opsd.errors import DataError
+from opsd.strict_json import JsonError, read_json
 
 ANSWER_KEYS = ("answer", "reward_model.ground_truth")  # where a reference answer is looked for; the second is verl's
 
@@ -40,12 +42,29 @@ def read_rows(path: str | Path) -> list[Row]:
 
     Raises DataError that names the file, and the line where there is one.
     """
-    if not Path(path).is_file():
-        raise DataError(f"{path}: there is no such file")
-    rows = list(_parquet_rows(path) if Path(path).suffix == ".parquet" else _jsonl_rows(path))
+    require_file(path)
+    rows = list(_parquet_rows(path) if is_parquet(path) else _jsonl_rows(path))
     if not rows:
         raise DataError(f"{path}: the file is empty")
     return rows
+
+
+def count_rows(path: str | Path) -> int:
+    """Rows of a JSONL file, empty lines aside, or of a parquet file, whose rows are not read. Raises DataError."""
+    require_file(path)
+    if is_parquet(path):
+        with parquet_file(path) as file:
+            return file.metadata.num_rows
+    return sum(bool(line.strip()) for line in read_lines(path))
+
+
+def require_file(path: str | Path) -> None:
+    if not os.path.isfile(path):  # not Path.is_file, which raises OSError for a name that is too long
+        raise DataError(f"{path}: there is no such file")
+
+
+def is_parquet(path: str | Path) -> bool:
+    return Path(path).suffix == ".parquet"
 
 
 def lookup(row: Row, key: str) -> Any:
@@ -105,9 +124,9 @@ def _jsonl_rows(path: str | Path) -> Iterator[Row]:
             continue
         where = f"{path}, line {number}"
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error})") from error
+            fields = read_json(line)
+        except JsonError as error:
+            raise DataError(f"{where}: {error}") from error
         if not isinstance(fields, dict):
             raise DataError(f"{where}: expected an object, got {type(fields).__name__}")
         yield Row(where=where, fields=fields)
@@ -115,7 +134,10 @@ def _jsonl_rows(path: str | Path) -> Iterator[Row]:
 
 def read_lines(path: str | Path) -> list[str]:
     """The lines of a text file in UTF-8, with or without a byte order mark. Raises DataError for another encoding."""
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read: {error.strerror}") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\x00" in content[:4]:
         raise DataError(f"{path}: it is in UTF-16 or UTF-32: save it in UTF-8")
     try:
@@ -125,13 +147,39 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def _parquet_rows(path: str | Path) -> Iterator[Row]:
+    with parquet_file(path) as file:
+        rows = file.read().to_pylist()
+    for number, fields in enumerate(rows, start=1):
+        yield Row(where=f"{path}, row {number}", fields=fields)
+
+
+@contextmanager
+def parquet_file(path: str | Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """The file, opened. DataError where it cannot be read as far as the block reads it, or names a column twice."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            table = file.read()
-    except (pyarrow.ArrowException, OSError) as error:
+            _refuse_twice(path, file.schema_arrow)
+            yield file
+    except DataError:
+        raise
+    # pyarrow's own, those of its conversions to Python's values (text that is not UTF-8, a date beyond the year 9999),
+    # and what a size that was damaged leads to.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path}: cannot read it as parquet: {error}") from error
-    for number, fields in enumerate(table.to_pylist(), start=1):
-        yield Row(where=f"{path}, row {number}", fields=fields)
+
+
+def _refuse_twice(path: str | Path, schema: Any, within: str = "") -> None:
+    """Of two columns, or two fields of one struct, of the same name the last would win silently."""
+    names: set[str] = set()
+    for field in schema:
+        if field.name in names:
+            raise DataError(f"{path}: the column {within + field.name!r} stands twice in it")
+        names.add(field.name)
+        inner = field.type
+        while isinstance(inner, (pyarrow.ListType, pyarrow.LargeListType, pyarrow.FixedSizeListType)):
+            inner = inner.value_type
+        if isinstance(inner, pyarrow.StructType):
+            _refuse_twice(path, inner, f"{within}{field.name}.")
 
 
 def _are_messages(value: Any) -> bool:

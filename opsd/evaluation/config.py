@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from opsd.config.checks import at_least, in_range, one_of
+from opsd.config.checks import at_least, check_values, one_of, share_above_0
 from opsd.config.engine import EngineConfig
 from opsd.config.run import PromptConfig
 from opsd.errors import ConfigError
@@ -45,8 +45,9 @@ class EvaluateConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        check_values(self)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-        in_range("top_p", self.top_p, 0.0, 1.0)
+        share_above_0("top_p", self.top_p)
         for name, low in (
             ("samples_per_problem", 1), ("temperature", 0), ("top_k", 0), ("max_response_tokens", 1),
             ("latency_problems", 0), ("seed", 0),

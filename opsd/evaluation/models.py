@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,13 @@ def named_paths(cfg: EvaluateConfig) -> dict[str, str]:
     for name, path in cfg.models.items():
         if name in found:
             raise ConfigError(f"models.{name}: the run {cfg.run} gives a model of this name already")
-        found[name] = _student_of(path) if (Path(path) / "config.yaml").is_file() else path
+        found[name] = _student_of(path) if os.path.isfile(Path(path) / "config.yaml") else path
     return found
 
 
 def _of_run(run: str) -> dict[str, str]:
     config_file = Path(run) / "config.yaml"
-    if not config_file.is_file():
+    if not os.path.isfile(config_file):
         raise ConfigError(f"run={run}: there is no run here (expected a folder with a config.yaml)")
     config = yaml.safe_load(config_file.read_text())
     paths = {"teacher": config["teacher"]["path"], "before": config["student"]["path"], "after": _student_of(run)}

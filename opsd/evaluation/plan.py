@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from opsd.data.epochs import count_prompts
 from opsd.data.grading import check_grader
+from opsd.data.rows import count_rows
 from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.models import named_paths
@@ -20,7 +20,7 @@ HEADER = [
 def plan(cfg: EvaluateConfig) -> str:
     """A table, one line a model. Without data the problems are not counted. Raises ConfigError or DataError."""
     check_grader(cfg.data.grader)
-    counts = [count_prompts(path) for path in cfg.data.paths]
+    counts = [count_rows(path) for path in cfg.data.paths]
     num_problems = sum(min(count, cfg.data.num_problems or count) for count in counts)
     rows = []
     for name, path in named_paths(cfg).items():

@@ -6,9 +6,8 @@ folder's text part has another prefix). Other tools know the names of the files 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from opsd.errors import ConfigError
+from opsd.models.folder import as_config_error, read_object
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # as transformers looks for them
 ROWS_AT_ONCE = 8192  # of two heads that are compared
@@ -32,9 +32,10 @@ def model_without_weights(path: str, *, trust_remote_code: bool) -> PreTrainedMo
     own, as transformers has it. Raises ConfigError where the files lack weights, which would be random,
     or hold them in other shapes.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    with as_config_error(f"{path}: transformers cannot build a model of its config.json"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     stored = weight_files(path)
     if not stored or getattr(config, "quantization_config", None):  # names of other formats, or of packed numbers
         return model
@@ -94,8 +95,16 @@ def weight_files(path: str) -> dict[str, Path]:
             with _opened(single) as (names, _):
                 return dict.fromkeys(names, single)
         if index.is_file():
-            return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+            return {name: folder / file for name, file in _shards(index).items()}
     return {}
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """The name of the file in which each weight lies. Raises ConfigError where the index does not say so."""
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+        raise ConfigError(f"{index}: weight_map must name the file of each weight")
+    return shards
 
 
 def as_stored(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,13 +196,18 @@ def _equal(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[tuple[Iterable[str], Callable[[str], Any]]]:
-    """(the names in it, a name's weight, which is read where it is sliced)."""
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as weights:
-            yield weights.keys(), weights.get_slice
-    else:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        yield weights.keys(), weights.__getitem__
+    """(the names in it, a name's weight, which is read where it is sliced). ConfigError where it cannot be read."""
+    weights: Any
+    found: tuple[Iterable[str], Callable[[str], Any]]
+    with ExitStack() as stack:
+        with as_config_error(f"{file}: it holds no weights that can be read"):
+            if file.suffix == ".safetensors":
+                weights = stack.enter_context(safe_open(file, framework="pt"))
+                found = weights.keys(), weights.get_slice
+            else:
+                weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                found = weights.keys(), weights.__getitem__
+        yield found
 
 
 def _shape(weight: Any) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ read and nothing is asked of a network.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,7 @@ from opsd.config.run import StudentConfig
 from opsd.errors import ConfigError
 from opsd.learner.model import decoder_layers
 from opsd.models.facts import ModelFacts, read_facts
+from opsd.models.folder import model_config
 from opsd.models.weights import model_without_weights, tied_names
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -72,14 +74,14 @@ def read_model(role: str, path: str, *, trust_remote_code: bool = False) -> Mode
 
     `role`: the section of the config, such as student or teacher.
     """
-    config = _folder_config(path, trust_remote_code) or _kept_config(path)
+    config = _folder_config(f"{role}.path", path, trust_remote_code) or _kept_config(path)
     if config is None:
         raise ConfigError(
             f"{role}.path={path}: no folder with a config.json, and its sizes are not kept here; known without a "
             f"folder: {', '.join(sorted(kept_configs()))}"
         )
     shape = config.get_text_config()
-    missing = [name for name in SHAPE_FIELDS if getattr(shape, name, None) is None]
+    missing = [name for name in SHAPE_FIELDS if not getattr(shape, name, None)]
     if missing:
         raise ConfigError(f"{role}.path={path}: the plan needs {', '.join(missing)} in its config.json")
     return _sizes(path, config, shape, trust_remote_code)
@@ -87,7 +89,7 @@ def read_model(role: str, path: str, *, trust_remote_code: bool = False) -> Mode
 
 def tokenizer_facts(setting: str, cfg: StudentConfig | TeacherConfig) -> ModelFacts | None:
     """What tells tokenizers apart; None for a model whose folder, or a tokenizer in it, is not here."""
-    if not any((Path(cfg.path) / name).is_file() for name in TOKENIZER_FILES):
+    if not any(os.path.isfile(Path(cfg.path) / name) for name in TOKENIZER_FILES):
         return None
     return read_facts(f"{setting}.path", cfg.path, cfg.trust_remote_code)
 
@@ -99,10 +101,10 @@ def kept_configs() -> dict[str, dict[str, Any]]:
     return configs
 
 
-def _folder_config(path: str, trust_remote_code: bool) -> PreTrainedConfig | None:
-    if not (Path(path) / "config.json").is_file():
+def _folder_config(setting: str, path: str, trust_remote_code: bool) -> PreTrainedConfig | None:
+    if not os.path.isfile(Path(path) / "config.json"):
         return None
-    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return model_config(setting, path, trust_remote_code)
 
 
 def _kept_config(path: str) -> PreTrainedConfig | None:
@@ -111,7 +113,7 @@ def _kept_config(path: str) -> PreTrainedConfig | None:
 
 
 def _sizes(path: str, config: PreTrainedConfig, shape: PreTrainedConfig, trust_remote_code: bool) -> ModelSizes:
-    if (Path(path) / "config.json").is_file():
+    if os.path.isfile(Path(path) / "config.json"):
         model = model_without_weights(path, trust_remote_code=trust_remote_code)
     else:
         with torch.device("meta"):

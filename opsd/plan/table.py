@@ -6,7 +6,8 @@ from dataclasses import fields
 
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import StudentConfig
-from opsd.data.epochs import count_prompts, with_epochs_as_steps
+from opsd.data.epochs import with_epochs_as_steps
+from opsd.data.rows import count_rows
 from opsd.errors import DataError
 from opsd.plan.memory import GIB, Memory
 from opsd.plan.models import ModelSizes, tokenizer_facts
@@ -90,10 +91,10 @@ def _cache(job: Job) -> list[tuple[str, str]]:
 def _steps(job: Job) -> str:
     cfg = job.cfg
     try:
-        num_prompts = count_prompts(cfg.data.train_path)
-    except DataError:
+        num_prompts = count_rows(cfg.data.train_path)
+    except DataError as error:
         wanted = f"num_epochs={cfg.num_epochs}" if cfg.num_epochs else f"num_steps={cfg.num_steps}"
-        return f"{wanted}; how many an epoch has is not known: data.train_path={cfg.data.train_path} is not here"
+        return f"{wanted}; how many an epoch has is not known: {error}"
     epoch = num_prompts / cfg.data.prompts_per_step
     return f"{with_epochs_as_steps(cfg).num_steps} in all; an epoch of {num_prompts} prompts has {epoch:.1f}"
 

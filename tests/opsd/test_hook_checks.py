@@ -86,6 +86,11 @@ def test_the_real_call_is_looked_at_too():
             LossConfig(terms={"dac_kl": {"weight": 1.0, "low": 0.9, "high": 0.1}}),
             r"loss.terms.dac_kl: .*dac_kl\(low=0.9, high=0.1\): need 0 <= low < high <= 1",
         ),
+        (
+            LossConfig(terms={"sinkhorn": {"weight": 1.0, "iterations": 10**9}}),
+            r"loss.terms.sinkhorn: .*iterations must be in \[1, 10000\], got 1000000000",
+        ),
+        (LossConfig(terms={"kendall": {"weight": 1.0, "sharpness": 0}}), "loss.terms.kendall: .*sharpness must be > 0"),
         (LossConfig(divergence="kdrl"), "the loss needs advantage_N, which the selection does not give"),
     ],
 )

@@ -13,7 +13,7 @@ from opsd.errors import ConfigError, DataError
 from opsd.models.facts import read_facts
 from opsd.models.folder import model_config, text_setting
 from opsd.plan.models import read_model
-from opsd.preflight import check, check_counts
+from opsd.preflight import check, check_counts, check_prompts, shared_vocabulary
 from tests.tiny_models import ALPHABET, make_char_tokenizer, make_tiny_qwen3
 from tiny_architectures import make_architecture
 
@@ -158,6 +158,44 @@ def test_a_teacher_elsewhere_takes_no_part_of_a_shared_gpu(models, tmp_path, mon
     check_counts(replace(cfg, teacher=TeacherConfig(backend="http", urls=["http://a"], top_k=8)), 64, "cuda")
     with pytest.raises(ConfigError, match="must not sum to more than 0.95, got 1.25"):
         check_counts(cfg, 64, "cuda")
+
+
+def test_a_cache_beyond_the_machines_memory_is_refused(models, tmp_path, monkeypatch):
+    said = r"^teacher.kv_cache_gib=1e\+09 for each of 1 engines is more than the \d+\.\d GiB of this machine$"
+    huge = {"top_k": 8, "kv_cache_gib": 1e9}
+    with pytest.raises(ConfigError, match=said):
+        check(config(models, tmp_path, device="cpu", teacher_options=huge))
+    many = RolloutConfig(kv_cache_gib=1.0, num_workers=10**6)
+    with pytest.raises(ConfigError, match="^rollout.kv_cache_gib=1 for each of 1000000 engines is more than"):
+        check(config(models, tmp_path, device="cpu", rollout=many))
+    by_source = {"a": {"path": str(models / "padded"), "kv_cache_gib": 1e6}}
+    with pytest.raises(ConfigError, match=r"^teacher\.by_source\.a\.kv_cache_gib=1e\+06 for each of 1 engines"):
+        check(config(models, tmp_path, device="cpu", teacher_options={"top_k": 8, "by_source": by_source}))
+    # An engine of transformers reserves nothing, and a cluster's nodes may have more.
+    check(config(models, tmp_path, device="cpu", teacher_options={**huge, "backend": "transformers"}))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check(config(models, tmp_path, device="cpu", teacher_options=huge))
+
+
+def test_a_folder_to_write_to_is_asked_for_before_the_models(models, tmp_path):
+    cfg = replace(config(models, tmp_path, teacher="nothing-here"), output_dir=str(tmp_path / "prompts.jsonl" / "run"))
+    with pytest.raises(ConfigError, match=r"^output_dir=\S+ lies below \S+prompts.jsonl, which is a file$"):
+        check(cfg)
+
+
+def test_stop_tokens_that_no_shared_id_names_are_refused(models):
+    facts = read_facts("student.path", str(models / "padded"), False)
+    with pytest.raises(ConfigError, match="^no model can end an answer: their stop tokens are none of the 64 ids"):
+        shared_vocabulary(replace(facts, stop_ids=(70,)), {}, {})
+
+
+def test_a_prompt_with_a_token_that_one_model_lacks_is_refused(models, tmp_path):
+    setup = check(config(models, tmp_path, prompts=("1+2=", "1+z=")))
+    smaller = replace(setup.vocabulary, size=int(max(setup.train_prompts[1].token_ids)))
+    said = rf"prompts.jsonl, row 2: the prompt holds token {smaller.size}, which is none of the {smaller.size} ids"
+    with pytest.raises(DataError, match=said):
+        check_prompts(setup.train_prompts, smaller)
+    check_prompts(setup.train_prompts, setup.vocabulary)
 
 
 def test_nccl_is_refused_on_the_cpu(models, tmp_path):

@@ -79,7 +79,7 @@ def test_upstreams_variables_become_settings(folder):
         ({"MODEL_PATH": "model", "DATA_DIR": "data", "REWARD_FUNCTION": "x"}, "REWARD_FUNCTION must be"),
         (
             {"MODEL_PATH": "model", "DATA_DIR": "data", "VAL_TOP_P": "7", "PLAN_ONLY": "1"},
-            "top_p must be in [0.0, 1.0]",
+            "top_p must be in (0, 1]",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from datasets import Dataset
 from opsd.data.data_sets import BOXED_AFTER, DAPO_AFTER, DAPO_BEFORE
 from opsd.data.prepare import arguments, prepare
 from opsd.data.rows import read_rows
-from opsd.errors import DataError
+from opsd.errors import ConfigError, DataError
 
 
 def run(output, *options):
@@ -167,6 +167,17 @@ def test_a_mistake_is_one_message(tmp_path, options, said):
         run(tmp_path / "out", *(option.format(file) for option in options))
     assert said in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_no_folder_and_no_parquet_file_can_hold_is_one_message(tmp_path):
+    row = {"prompt": "1+1=", "reward_model": {"ground_truth": "2"}, "index": 10**30}
+    rows = write_jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(ConfigError, match="^output=.*rows.jsonl/out lies below .*rows.jsonl, which is a file$"):
+        run(rows / "out", f"--train=mine={rows}")
+    with pytest.raises(DataError, match="train.parquet: parquet cannot hold a field's values: .*; try --format jsonl"):
+        run(tmp_path / "out", f"--train=mine={rows}")
+    run(tmp_path / "out", f"--train=mine={rows}", "--format=jsonl")
+    assert fields(tmp_path / "out" / "train.jsonl")[0]["index"] == 10**30
 
 
 def test_the_command_says_its_mistake_without_a_traceback(tmp_path):

@@ -138,3 +138,5 @@ def test_difficulties_out_of_range_are_refused(difficulty):
         inverse_difficulty_temperature(torch.tensor(difficulty))
     with pytest.raises(ValueError, match="base must be > 0, got 0.0"):
         inverse_difficulty_temperature(torch.ones(2), base=0.0)
+    with pytest.raises(ValueError, match="strength must be at least 0, got -0.5"):
+        inverse_difficulty_temperature(torch.ones(2), strength=-0.5)

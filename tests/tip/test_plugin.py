@@ -11,7 +11,7 @@ import torch
 import opsd.hooks
 from opsd.config.run import LossConfig, RunConfig
 from opsd.errors import ConfigError
-from opsd.hook_checks import HookError
+from opsd.hook_checks import HookError, check_hooks
 from opsd.hooks import load_build_hooks
 from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.types import BatchStats, Selection, StepReport, TokenStats
@@ -225,6 +225,39 @@ def test_options_out_of_range_are_refused_in_words():
     filtered = build_hooks(TipRunConfig(filters={"horizon": {"start": 9, "end": 4}}))
     with pytest.raises(HookError, match="^filters.horizon: need 1 <= start <= end, got 9 and 4"):
         filtered.select(make_batch())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"filters": {"horizon": {"start": "a", "end": 4}}}, "filters.horizon.start must be a whole number, got 'a'"),
+        ({"filters": {"horizon": {"start": 1.5, "end": 4}}}, "filters.horizon.start must be a whole number, got 1.5"),
+        ({"filters": {"fire": {"drop": [0.2]}}}, r"filters.fire.drop must be a number, got \[0.2\]"),
+        ({"filters": {"fire": {"drop": 1}}}, r"filters.fire: drop must be in \[0, 1\), got 1"),
+        ({"adjust": {"advantage": {"unbiased": 1}}}, "adjust.advantage.unbiased must be true or false, got 1"),
+        ({"adjust": {"forward_then_reverse": {"switch_at": 2}}}, r"switch_at must be in \[0, 1\], got 2"),
+        ({"adjust": {"temperature": {"strength": -1}}}, "adjust.temperature: strength must be at least 0, got -1"),
+        ({"adjust": {"temperature": {"strength": 1e9}}}, "adjust.temperature: temperature_N must be finite and above"),
+        ({"adjust": {"fire": {"alpha": 1e300}}}, "adjust.fire: weight_N must be finite and at least 0, got inf"),
+        ({"adjust": {"fire": {"alpha": None}}}, "adjust.fire.alpha must be a number, got None"),
+        (
+            {"answers": "mixed", "stats": "learner", "answer_options": {"student_share": 2}},
+            r"answer_options.student_share must be in \[0, 1\], got 2",
+        ),
+        (
+            {"answers": "mixed", "stats": "learner", "answer_options": {"seed": 2}},
+            "answer_options: 'mixed' takes student_share, got seed",
+        ),
+        (
+            {"selector": SelectorConfig(schedule="loss_driven", schedule_options={"initial": 0.1})},
+            "selector.schedule_options: 'loss_driven' takes beta, loss_tolerance, ratio_step, floor, got initial",
+        ),
+    ],
+)
+def test_options_of_the_wrong_kind_or_range_are_refused_before_the_run(settings, said):
+    cfg = TipRunConfig(**settings)
+    with pytest.raises(ConfigError, match=said):
+        check_hooks(build_hooks(cfg), cfg)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MOST_ITERATIONS = 10_000  # of Sinkhorn's: the plan has long settled, and a mistyped number would hang the start
+
 
 def pearson(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> Tensor:
     """1 - Pearson correlation of both models' probabilities on the named tokens, in [0, 2].
@@ -31,8 +33,11 @@ def kendall(student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor, *, sharpne
 
     The sign of a pair is tanh(sharpness * difference of log-probabilities) for either model, so that it has a gradient
     and a pair that the teacher hardly tells apart counts little. The value of equal models therefore is not 0, nor the
-    lowest: a student whose order is right and steeper pays less. Source: RKKD, arXiv 2409.17823.
+    lowest: a student whose order is right and steeper pays less. Raises ValueError unless `sharpness` > 0.
+    Source: RKKD, arXiv 2409.17823.
     """
+    if not sharpness > 0:
+        raise ValueError(f"sharpness must be > 0, got {sharpness}")
     named_NU = _named(teacher_logprobs_NB)
     pair_NUU = (named_NU[:, :, None] & named_NU[:, None, :]).triu(1)
     order_NUU = torch.tanh(sharpness * _differences(teacher_logprobs_NB, named_NU))
@@ -66,6 +71,8 @@ def sinkhorn(
     for name, value in (("group_rows", group_rows), ("logit_temperature", logit_temperature), ("epsilon", epsilon)):
         if not value > 0:
             raise ValueError(f"{name} must be > 0, got {value}")
+    if not 1 <= iterations <= MOST_ITERATIONS:
+        raise ValueError(f"iterations must be in [1, {MOST_ITERATIONS}], got {iterations}")
     student_NB = (student_logprobs_NB / logit_temperature).log_softmax(1)
     teacher_NB = (teacher_logprobs_NB / logit_temperature).log_softmax(1)
     parts = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from opsd.config.backends import ENGINES
-from opsd.config.checks import at_least, in_range, one_of, positive
+from opsd.config.checks import at_least, check_values, in_range, one_of, positive
 from opsd.config.engine import TeacherConfig
 from opsd.errors import ConfigError
 
@@ -45,6 +45,7 @@ class ServerConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
+        check_values(self)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         in_range("port", self.port, 0, 65535)
         at_least("max_merged_tokens", self.max_merged_tokens, 0)

@@ -10,8 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from opsd.config.run import DataConfig, PromptConfig, compose_config
-from opsd.data.epochs import count_prompts
 from opsd.data.prompts import load_prompts
+from opsd.data.rows import count_rows
 from opsd.errors import DataError
 from tests.tiny_models import make_char_tokenizer
 
@@ -182,12 +182,12 @@ def test_files_in_utf_8_with_a_mark_are_read_and_those_in_utf_16_are_named(tmp_p
     lines = '{"prompt": "1+1"}\n{"prompt": "2"}\n'
     path.write_text(lines, encoding="utf-8-sig")
     assert [p.text for p in load_prompts(str(path), DataConfig(train_path=""), plain, 60).prompts] == ["1+1", "2"]
-    assert count_prompts(str(path)) == 2
+    assert count_rows(str(path)) == 2
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
         path.write_text(lines, encoding=encoding)
         for read in (
             lambda: load_prompts(str(path), DataConfig(train_path=""), plain, 60),
-            lambda: count_prompts(str(path)),
+            lambda: count_rows(str(path)),
         ):
             with pytest.raises(DataError, match=r"rows.jsonl: it is in UTF-16 or UTF-32: save it in UTF-8"):
                 read()

@@ -7,7 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from opsd.config.run import DataConfig, RunConfig
-from opsd.data.epochs import count_prompts, with_epochs_as_steps
+from opsd.data.epochs import with_epochs_as_steps
+from opsd.data.rows import count_rows
 from opsd.errors import ConfigError, DataError
 
 
@@ -23,7 +24,7 @@ def write_rows(path, number):
 @pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
 def test_three_passes_over_ten_prompts_in_fours_are_eight_steps(tmp_path, name):
     path = write_rows(tmp_path / name, 10)
-    assert count_prompts(path) == 10
+    assert count_rows(path) == 10
     cfg = RunConfig(output_dir="out", num_epochs=3, data=DataConfig(train_path=path, prompts_per_step=4))
     assert with_epochs_as_steps(cfg).num_steps == 8  # the last two prompts of the last pass fill half a step
 

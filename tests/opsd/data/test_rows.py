@@ -3,10 +3,12 @@
 import json
 
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from opsd.data.rows import lookup, messages, read_rows, reference_answer
+from opsd.data.rows import count_rows, lookup, messages, read_rows, reference_answer
 from opsd.errors import DataError
 
 VERL_ROWS = [
@@ -95,3 +97,62 @@ def test_an_answer_that_is_a_list_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "reward_model": {"ground_truth": ["1", "2"]}}')
     with pytest.raises(DataError, match=r"line 1: the answer must be a string or a number, got \['1', '2'\]"):
         reference_answer(read_rows(tmp_path / "a.jsonl")[0], "")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "1", "answer": "2", "prompt": "3"}', "the key 'prompt' stands twice in one object"),
+        (r'{"prompt": "\ud83d"}', r"it holds '\ud83d', half of a surrogate pair, which is no character"),
+        ("[" * 100_000, "nested more than 100 deep"),
+        ('{"answer": ' + "1" * 5000 + "}", "it holds an integer of more than 4,300 digits"),
+    ],
+)
+def test_a_line_that_json_takes_silently_or_fails_of_is_refused_by_its_number(tmp_path, line, said):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "1"}\n' + line)
+    with pytest.raises(DataError) as refused:
+        read_rows(tmp_path / "a.jsonl")
+    assert str(refused.value) == f"{tmp_path}/a.jsonl, line 2: {said}"
+
+
+def parquet(path, names, arrays):
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=names), path)
+    return path
+
+
+def test_a_parquet_column_that_stands_twice_is_refused_by_name(tmp_path):
+    text = pyarrow.array(["1", "2"])
+    path = parquet(tmp_path / "a.parquet", ["prompt", "answer", "prompt"], [text, text, text])
+    with pytest.raises(DataError, match=r"a.parquet: the column 'prompt' stands twice in it$"):
+        read_rows(path)
+    same = [pyarrow.field("role", pyarrow.string()), pyarrow.field("role", pyarrow.string())]
+    messages_of = pyarrow.array([[("user", "x")]], pyarrow.list_(pyarrow.struct(same)))
+    with pytest.raises(DataError, match=r"b.parquet: the column 'chat.role' stands twice in it$"):
+        read_rows(parquet(tmp_path / "b.parquet", ["chat"], [messages_of]))
+    other = [pyarrow.field("role", pyarrow.string()), pyarrow.field("prompt", pyarrow.string())]
+    nested = pyarrow.array([{"role": "user", "prompt": "x"}], pyarrow.struct(other))
+    [row] = read_rows(parquet(tmp_path / "c.parquet", ["prompt", "chat"], [pyarrow.array(["1"]), nested]))
+    assert row.fields == {"prompt": "1", "chat": {"role": "user", "prompt": "x"}}
+
+
+def test_parquet_values_that_are_none_of_pythons_are_refused(tmp_path):
+    not_utf8 = pyarrow.array([b"\xff\xfe"]).cast(pyarrow.binary()).view(pyarrow.string())
+    too_late = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    for values in (not_utf8, too_late):
+        with pytest.raises(DataError, match="a.parquet: cannot read it as parquet: "):
+            read_rows(parquet(tmp_path / "a.parquet", ["prompt"], [values]))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 40 + b"PAR1", b"no parquet"])
+def test_rows_of_no_parquet_file_are_not_counted(tmp_path, content):
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(DataError, match="a.parquet: cannot read it as parquet: "):
+        count_rows(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "x" * 300 + ".parquet", "folder", "a/" * 3000])
+def test_a_file_that_is_not_there_is_named_however_long_its_name(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    for read in (read_rows, count_rows):
+        with pytest.raises(DataError, match="there is no such file$"):
+            read(tmp_path / name)

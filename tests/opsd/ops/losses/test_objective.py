@@ -81,6 +81,11 @@ def test_a_configured_loss_travels_to_the_learner():
         ({"divergence": "pearson"}, "loss.divergence must be one of .*, got 'pearson'"),
         ({"divergence": "jsd", "options": {"beta": "a"}}, "loss.options.beta must be a number, got 'a'"),
         ({"divergence": "akl", "options": {"crossing": 1}}, "loss.options.crossing must be a text, got 1"),
+        ({"divergence": "jsd", "options": {"beta": True}}, "loss.options.beta must be a number, got True"),
+        (
+            {"terms": {"sinkhorn": {"weight": 1.0, "iterations": 2.5}}},
+            "loss.terms.sinkhorn.iterations must be a whole number, got 2.5",
+        ),
         ({"terms": {"pearson": {}}}, r"loss.terms.pearson must look like \{weight: 0.1\}"),
     ],
 )

@@ -152,6 +152,12 @@ def test_sinkhorns_options_are_checked():
             sinkhorn(rows, rows, support_NU=torch.arange(3).expand(5, 3), **{option: 0})
 
 
+def test_kendalls_sharpness_is_checked():
+    for sharpness in (0.0, -1.0):
+        with pytest.raises(ValueError, match=f"sharpness must be > 0, got {sharpness}"):
+            kendall(make_rows(0), make_rows(1), sharpness=sharpness)
+
+
 def test_dac_kl_refuses_quantiles_in_the_wrong_order():
     with pytest.raises(ValueError, match="got 0.7 and 0.3"):
         dac_kl(make_rows(0), make_rows(1), low=0.7, high=0.3)
