@@ -216,10 +216,9 @@ class Run:
             parts.learner.save_student(parts.folder.student)
             say(f"student {parts.folder.student}")
         if failed:
-            raise StageError(
-                f"{'; '.join(failed)}; {parts.folder.newest_checkpoint()} has the weights: "
-                f"python scripts/export.py {parts.folder.path} OUT"
-            )
+            checkpoint = parts.folder.newest_checkpoint()
+            export = f"{checkpoint} has the weights: python scripts/export.py {parts.folder.path} OUT"
+            raise StageError(f"{'; '.join(failed)}; {export if checkpoint else 'there is no checkpoint either'}")
         return summary
 
     def _report(self) -> None:
