@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from opsd.errors import StageError
 from opsd.ops.align import TokenRows, token_stats
 from opsd.ops.signals import Statistics
+from opsd.score_checks import check_scores
 from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TeacherScores, TokenStats, Vocabulary
 
 FOREIGN = NoScores(reason="foreign_token")
@@ -37,6 +39,8 @@ class PendingScores:
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores; the others are foreign
     parts: list[Any]  # what the engines know their work by
     engines: Scorer
+    teacher: str  # its folder or addresses, for messages
+    vocabulary: Vocabulary
 
     def is_scored(self) -> bool:
         """Whether all of its scores are there. Does not wait."""
@@ -78,18 +82,18 @@ class ScoredBatch:
 def scored_batch(pending: Sequence[PendingScores]) -> ScoredBatch:
     """Waits for all scores. Without the rollouts that have none, and those with a NaN score: these are counted.
 
-    In the order of the places, whenever the scores came. Raises StageError where nothing is left.
+    In the order of the places, whenever the scores came. Raises StageError where nothing is left, and where a teacher's
+    scores cannot be those of the tokens that it was asked about.
     """
     rollouts = {place: rollout for group in pending for place, rollout in group.rollouts.items()}
     scores = {place: found for group in pending for place, found in group.scores().items()}
-    known, without = [], []
-    for place in sorted(rollouts):
-        found = scores[place]
-        if isinstance(found, NoScores):
-            without.append(found)
-        else:
-            known.append(ScoredRollout(rollout=rollouts[place], scores=found))
-    usable = [item for item in known if not item.scores.has_nan()]
+    without = [found for found in scores.values() if isinstance(found, NoScores)]
+    known = {
+        place: ScoredRollout(rollout=rollouts[place], scores=found)
+        for place, found in sorted(scores.items(), key=itemgetter(0))
+        if not isinstance(found, NoScores)
+    }
+    usable = {place: item for place, item in known.items() if not item.scores.has_nan()}
     dropped = Counter(foreign_token=0, nan_score=len(known) - len(usable))
     dropped.update(each.reason for each in without)
     if not usable:
@@ -99,11 +103,14 @@ def scored_batch(pending: Sequence[PendingScores]) -> ScoredBatch:
             f"shared vocabulary, {dropped['nan_score']} have NaN in the teacher's scores, "
             f"{dropped['teacher_refused']} were refused by it, {dropped['teacher_error']} it failed on{said}"
         )
+    for teacher, vocabulary in {group.teacher: group.vocabulary for group in pending}.items():
+        places = [place for group in pending if group.teacher == teacher for place in group.rollouts]
+        check_scores(teacher, [usable[place] for place in sorted(places) if place in usable], vocabulary)
     return ScoredBatch(
-        items=tuple(usable),
+        items=tuple(usable.values()),
         dropped=dropped,
         num_generated=sum(map(len, rollouts.values())),
-        num_scored=sum(len(item.rollout) for item in known),
+        num_scored=sum(len(item.rollout) for item in known.values()),
     )
 
 

@@ -11,6 +11,7 @@ from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool, occurrences, request_seed, sample_seed
 from opsd.engines.sampling import Sampling
+from opsd.errors import StageError
 from opsd.types import Prompt, Rollout
 
 
@@ -21,7 +22,7 @@ class RolloutPool:
         """`spec.path` is the student's folder; the engines answer once they have had weights."""
         self.cfg = spec.config
         self.seed = seed
-        self.policy_version = -1  # set by the first weight sync
+        self.policy_version = 0  # of `spec.path`, until the first weight sync
         self.engines = EnginePool("rollout", spec, placement)
 
     def wait_ready(self) -> None:
@@ -35,8 +36,14 @@ class RolloutPool:
         """`samples_per_prompt` answers per prompt, in groups as they finish. `step` seeds them (-1: evaluation).
 
         The key is the rollout's place: prompts in the order given, a prompt's answers side by side. A prompt that is
-        there several times gets other answers each time, numbered on.
+        there several times gets other answers each time, numbered on. Raises StageError where the engines do not hold
+        the weights that this step is to train.
         """
+        if step >= 0 and step != self.policy_version:
+            raise StageError(
+                f"rollout: step {step + 1} trains the weights of policy version {step}, and the engines hold "
+                f"version {self.policy_version}: their answers would be another policy's"
+            )
         requests = [
             (prompt, number * samples_per_prompt + sample, sample_seed(self.seed, step, prompt, sample, number))
             for prompt, number in zip(prompts, occurrences(prompts), strict=True)

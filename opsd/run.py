@@ -9,19 +9,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from opsd.config.run import RunConfig
-from opsd.errors import StageError, say
+from opsd.errors import StageError, WorkerLost, say
 from opsd.evaluation.held_out import accuracy, evaluate
 from opsd.hooks import TrainHooks
 from opsd.monitor.agreement import agreement_metrics
+from opsd.monitor.collapse import StepWatch
 from opsd.monitor.log import MetricsLog, ProgressBar, progress_bar
 from opsd.monitor.ray import RayMetrics
 from opsd.monitor.step import StepRecord, step_metrics, token_rows
+from opsd.monitor.warned import Warned
 from opsd.report.build import build_report
 from opsd.run_parts import RunParts, start_parts
 from opsd.run_state import Figures, Ledger, resume, state_of
 from opsd.run_summary import run_summary
 from opsd.saver import Saver
-from opsd.stopping import StopRequest, stop_signals
+from opsd.stopping import StopRequest, stop_signals, what_is_left
 from opsd.types import Prompt
 from opsd.weight_sync import check_agreement
 
@@ -61,7 +63,9 @@ def _start(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack) -> Run:
         parts.sleep_engines,
     )
     folder = parts.folder.path
-    log = MetricsLog(folder, cfg.log.wandb, cfg.log.project, folder.name, asdict(cfg), RayMetrics(folder.name))
+    warned = Warned()
+    gauges = RayMetrics(folder.name, warned)
+    log = MetricsLog(folder, cfg.log.wandb, cfg.log.project, folder.name, asdict(cfg), gauges, warned)
     stack.callback(log.close)
     start_metrics(parts, ledger, log, resumed=resumed)
     bar = progress_bar(cfg.num_steps, ledger.first_step)
@@ -71,7 +75,8 @@ def _start(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack) -> Run:
     stop = stack.enter_context(stop_signals())
     ledger.timer.start()
     saver = Saver(folder=parts.folder, learner=parts.learner, cfg=cfg.checkpoint)
-    return Run(parts=parts, ledger=ledger, log=log, bar=bar, stop=stop, saver=saver)
+    watch = StepWatch(warned)
+    return Run(parts=parts, ledger=ledger, log=log, bar=bar, stop=stop, saver=saver, warned=warned, watch=watch)
 
 
 def start_metrics(parts: RunParts, ledger: Ledger, log: MetricsLog, *, resumed: bool) -> None:
@@ -94,6 +99,8 @@ class Run:
     bar: ProgressBar
     stop: StopRequest
     saver: Saver
+    warned: Warned
+    watch: StepWatch
 
     def steps(self) -> Iterator[int]:
         """The steps to do. Where the run is told to stop, they end after a whole one, with a checkpoint of it."""
@@ -113,8 +120,9 @@ class Run:
         """The teacher's and the untrained student's figures; a resumed run has them already."""
         parts, ledger = self.parts, self.ledger
         if ledger.owes_evaluation:
-            ledger.owes_evaluation = False
-            ledger.measured(self.evaluate(ledger.first_step), ledger.first_step)
+            ledger.owes_evaluation, step = False, ledger.first_step
+            # An attempt that resumed here before this one may have made it.
+            ledger.measured(self.log.evaluation_at(step) or self.evaluate(step), step)
         if ledger.before:
             return
         with ledger.timer.phase("evaluate"):
@@ -137,16 +145,18 @@ class Run:
             )
         if parts.setup.eval_prompts:
             self.log.log(step, figures.metrics())
+        self.watch.look_at(step, figures.metrics())
         self.bar.set_accuracy(figures.accuracy)
-        return vars(figures)
+        return figures.figures()
 
     def _problems(self) -> list[Prompt]:
         return self.parts.setup.eval_prompts[: self.parts.cfg.eval.num_problems]
 
     def after_step(self, record: StepRecord) -> None:
-        """Log the step; evaluate and save where it is time to."""
+        """Log the step; evaluate and save where it is time to. Raises StageError after too many skipped steps."""
         cfg, ledger, done = self.parts.cfg, self.ledger, record.batch.step + 1
         is_last = done == ledger.last_step
+        ledger.add(record)
         values = step_metrics(record, ledger.timer.take(), weight_version=self.parts.rollout_pool.policy_version)
         values |= agreement_metrics(
             record.scored,
@@ -154,11 +164,14 @@ class Run:
             self.parts.setup.vocabulary,
             whole_draws=cfg.rollout.temperature == 1.0 and cfg.rollout.top_p == 1.0,
         )
+        values["skipped_steps"] = ledger.counts["skipped_steps"]
         self.log.log(done, values)
         self.bar.update(values)
+        self.watch.look_at(done, values)
+        if record.report.skipped:
+            self._skipped(record.report.skipped)
         if record.batch.step == 0 or done % cfg.log.token_view_every == 0 or is_last:
             self.log.log_tokens(token_rows(record, cfg.log.token_view_rollouts, self.parts.setup.tokenizer))
-        ledger.add(record)
         if is_last or (cfg.eval.every and done % cfg.eval.every == 0):
             if self.stop.requested and not is_last:  # it may take minutes
                 ledger.owes_evaluation = True
@@ -167,39 +180,60 @@ class Run:
         if is_last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
             self.save()
 
+    def _skipped(self, reason: str) -> None:
+        """Says that the newest step was skipped. Raises StageError where too many in a row were."""
+        step, row, most = self.ledger.done, self.ledger.skipped_in_row, self.parts.cfg.learner.max_skipped_steps
+        if row > most:
+            raise StageError(
+                f"learn: step {step}: {reason}: {row} in a row, and at most learner.max_skipped_steps={most} are "
+                f"skipped; {what_is_left(self.parts.folder)}"
+            )
+        say(f"skipped step {step}: {reason}; weights and optimiser are as before it ({row} of {most} in a row)")
+
     def save(self) -> None:
         """A checkpoint of the steps that are done, from which resume=auto continues exactly; see `Saver`."""
         self.saver.begin(self.ledger.done, state_of(self.parts, self.ledger))
 
     def finish(self) -> dict[str, Any]:
-        """Write summary.json, the report and the student, in this order: nothing that fails costs what is known.
+        """Write summary.json, the report and the student, each also where another one could not be written.
 
-        Raises KeyboardInterrupt, after a report without a summary, where the run was told to stop before its last step.
+        Raises KeyboardInterrupt, after a report without a summary, where the run was told to stop before its last step;
+        StageError that says where the weights are, where summary.json or the student is missing.
         """
         parts, ledger = self.parts, self.ledger
         self.saver.finish(wait=True)
         if ledger.done < ledger.last_step:
-            say(f"report  {build_report(parts.folder.path)}")
+            self._report()
             raise KeyboardInterrupt(f"stopped after step {ledger.done} of {parts.cfg.num_steps}")
         if not ledger.after:  # a resumed run may find every step done
             ledger.measured(self.evaluate(ledger.last_step), ledger.last_step)
-        summary = run_summary(parts.cfg, parts.setup, ledger)
-        parts.folder.write_summary(summary)
-        report = build_report(parts.folder.path)
-        self.log.log_report(report)
-        say(f"report  {report}")
-        save_student(parts)
-        say(f"student {parts.folder.student}")
+        summary = {**run_summary(parts.cfg, parts.setup, ledger), "warnings": dict(self.warned.counts)}
+        failed: list[str] = []
+        with noted(failed):
+            parts.folder.write_summary(summary)
+        self._report()
+        with noted(failed):
+            parts.learner.save_student(parts.folder.student)
+            say(f"student {parts.folder.student}")
+        if failed:
+            checkpoint = parts.folder.newest_checkpoint()
+            export = f"{checkpoint} has the weights: python scripts/export.py {parts.folder.path} OUT"
+            raise StageError(f"{'; '.join(failed)}; {export if checkpoint else 'there is no checkpoint either'}")
         return summary
 
+    def _report(self) -> None:
+        with self.warned.optional("the report"):
+            report = build_report(self.parts.folder.path)
+            self.log.log_report(report)
+            say(f"report  {report}")
 
-def save_student(parts: RunParts) -> None:
-    """Raises StageError that says where the weights are, should they not have been written."""
-    folder = parts.folder
+
+@contextmanager
+def noted(failed: list[str]) -> Iterator[None]:
+    """What could not be written inside is told later, in `failed`."""
     try:
-        parts.learner.save_student(folder.student)
-    except StageError as error:
-        raise StageError(
-            f"{error}; the report and summary.json are written, and {folder.newest_checkpoint()} has the "
-            f"weights: python scripts/export.py {folder.path} OUT"
-        ) from error
+        yield
+    except WorkerLost:
+        raise  # the run starts again, and writes all of it
+    except (OSError, StageError) as error:
+        failed.append(str(error))

@@ -18,7 +18,7 @@ from opsd.monitor.step import StepRecord
 from opsd.run_parts import RunParts
 
 Figures = dict[str, float | None]  # of an evaluation, by name
-COUNTED = ("tokens_generated", "tokens_scored", "tokens_trained", "rollouts_dropped")
+COUNTED = ("tokens_generated", "tokens_scored", "tokens_trained", "rollouts_dropped", "skipped_steps")
 
 
 @dataclass(kw_only=True)
@@ -27,7 +27,8 @@ class Ledger:
 
     last_step: int  # after which the run ends
     first_step: int = 0  # from which it goes on
-    done: int = 0  # steps that are behind it
+    done: int = 0  # steps that are behind it, those that were skipped included
+    skipped_in_row: int = 0  # of the newest of them
     counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))
     before: Figures = field(default_factory=dict)  # the evaluation at step 0; empty: not made yet
     after: Figures = field(default_factory=dict)  # the newest evaluation
@@ -45,7 +46,9 @@ class Ledger:
         self.done = record.batch.step + 1
         self.counts["tokens_generated"] += record.scored.num_generated
         self.counts["tokens_scored"] += record.scored.num_scored
-        self.counts["tokens_trained"] += record.report.num_kept
+        self.counts["tokens_trained"] += 0 if record.report.skipped else record.report.num_kept
+        self.counts["skipped_steps"] += bool(record.report.skipped)
+        self.skipped_in_row = self.skipped_in_row + 1 if record.report.skipped else 0
         self.counts["rollouts_dropped"] += record.scored.dropped.total()
         self.counts.update(record.graded)
 
@@ -75,6 +78,7 @@ def state_of(parts: RunParts, ledger: Ledger) -> dict[str, Any]:
         "step": ledger.done,
         "prompt_position": parts.prompt_source.position,
         "counts": dict(ledger.counts),
+        "skipped_in_row": ledger.skipped_in_row,
         "hooks": parts.hooks.state_dict(),
         "before": ledger.before,
         "after": ledger.after,
@@ -104,6 +108,7 @@ def resume(parts: RunParts, ledger: Ledger) -> bool:
     parts.hooks.load_state_dict(state["hooks"])
     ledger.first_step = ledger.done = state["step"]
     ledger.counts.update(state["counts"])
+    ledger.skipped_in_row = state.get("skipped_in_row", 0)  # older checkpoints have no such key
     ledger.before, ledger.teacher_accuracy = state["before"], state["teacher_accuracy"]
     ledger.owes_evaluation = state["owes_evaluation"]
     if state["after_step"] == state["step"] and state["eval"] == asdict(parts.cfg.eval):

@@ -47,7 +47,8 @@ def loop(run: Run) -> None:
             report = parts.learner.train_step(scored, selection)
         with phase("sync"):
             parts.sync(step + 1)
-        hooks.after_step(report)
+        if not report.skipped:  # a method's state follows the steps that were taken
+            hooks.after_step(report)
         made = StepRecord(batch=batch, scored=scored, selection=selection, report=report, queue=queue, graded=graded)
         run.after_step(made)
 

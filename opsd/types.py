@@ -86,7 +86,7 @@ class Rollout:
     candidate_ids: np.ndarray  # int32 [T, C] event ids, the student's likeliest; -1 marks an empty slot
     candidate_logprobs: np.ndarray  # float32 [T, C]; -inf in an empty slot
     stopped: bool  # True: ended with a stop token; False: cut at the length limit
-    policy_version: int  # optimiser steps that the weights had seen; -1: the student did not sample it
+    policy_version: int  # steps after which the weights stood, skipped ones too; -1: the student did not sample it
     mixture: Mixture | None = None  # what both models read at its place; None: the rollout itself
 
     def __post_init__(self) -> None:
@@ -291,6 +291,7 @@ class StepReport:
     learning_rate: float
     num_kept: int  # tokens in the loss
     num_trunk_tokens: int  # tokens that went through the student's trunk
+    skipped: str = ""  # what was not finite, where the step changed nothing; empty: it was taken
 
 
 def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor:

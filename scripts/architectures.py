@@ -37,7 +37,7 @@ from opsd.engines.protocols import Engine
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import MADE_BY
-from opsd.errors import ConfigError
+from opsd.errors import ConfigError, StageError
 from opsd.learner.loading import open_student
 from opsd.learner.model import DistillationModel, full_weights, shard, trained_tensors
 from opsd.learner.optim import build_optimizer, build_scheduler
@@ -172,7 +172,9 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
             first = scored, alone_T
         if step < num_steps:
             batches = micro_batches(scored, row_tokens)
-            train_step(model, optimizer, scheduler, batches, device=CPU, max_grad_norm=1.0)
+            report = train_step(model, optimizer, scheduler, batches, device=CPU, max_grad_norm=1.0)
+            if report.skipped:
+                raise StageError(f"learn: {report.skipped}")
     moved = largest(learner_logprobs(model, first[0], 1) - first[1])
     save_student(exported, weights_of(model), student, trust_remote_code=False)
     AutoModelForCausalLM.from_pretrained(exported)  # vLLM's engine alone would not notice what transformers misses

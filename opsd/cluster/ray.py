@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import uuid
@@ -18,6 +19,11 @@ from opsd.cluster.reach import require_answer
 from opsd.cluster.token_file import private_token_file
 from opsd.config.auto import joins_cluster
 from opsd.errors import ConfigError, DataError, StageError, WorkerLost, say
+
+OURS = (ConfigError, DataError, StageError)
+LATE_S = 5.0  # after a failure that may be another's consequence: Ray takes a moment to notice a process that is gone
+MAX_REASON = 300  # characters of what others say
+FRAME = re.compile(r'File "(.+?)", line (\d+), in (\w+)')  # of a traceback
 
 
 @contextmanager
@@ -106,16 +112,54 @@ def require_here(what: str, path: str | os.PathLike) -> None:
         )
 
 
-def gather(stage: str, refs: Sequence[Any]) -> list[Any]:
-    """The results in order. An actor's own error of our kinds comes out as it is, any other as a StageError."""
-    results = []
-    for index, ref in enumerate(refs):
-        try:
-            results.append(ray.get(ref))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, (ConfigError, DataError, StageError)):
-                raise error.cause from None
-            raise StageError(f"{stage}: worker {index} failed: {error}") from error
-        except ray.exceptions.RayError as error:
-            raise WorkerLost(f"{stage}: worker {index} was lost: {error}") from error
-    return results
+def gather(stage: str, refs: Sequence[Any], first: int = 0) -> list[Any]:
+    """The results in order. `first`: the number of the first worker.
+
+    Raises as soon as one has failed: the others may wait for it in a collective, and end with the run. A worker's own
+    error of our kinds comes out as it is, any other as a StageError of one line that names the worker.
+    """
+    results: dict[int, Any] = {}
+    failures: dict[int, ray.exceptions.RayError] = {}
+    places, waiting = {ref: place for place, ref in enumerate(refs)}, list(refs)
+
+    def wait(**options: Any) -> None:
+        ready, waiting[:] = ray.wait(waiting, **options)
+        for ref in ready:
+            try:
+                results[places[ref]] = ray.get(ref)
+            except ray.exceptions.RayError as error:
+                failures[places[ref]] = error
+
+    while waiting and not failures:
+        wait()
+    if waiting and not any(map(_is_cause, failures.values())):
+        wait(num_returns=len(waiting), timeout=LATE_S)
+    if not failures:
+        return [results[place] for place in range(len(refs))]
+    place = min(failures, key=lambda place: (not _is_cause(failures[place]), place))
+    error = failures[place]
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, OURS):
+        raise error.cause from None
+    kind = StageError if isinstance(error, ray.exceptions.RayTaskError) else WorkerLost
+    raise kind(f"{stage}: worker {first + place} {_in_a_line(error)}") from error
+
+
+def _is_cause(error: ray.exceptions.RayError) -> bool:
+    """Whether it needs no other to explain it. A rank that another one left alone fails with whatever gloo says."""
+    return not isinstance(error, ray.exceptions.RayTaskError) or isinstance(error.cause, OURS)
+
+
+def _in_a_line(error: ray.exceptions.RayError) -> str:
+    if not isinstance(error, ray.exceptions.RayTaskError):
+        return f"was lost: {_loss_in_a_line(str(error))}"
+    frames = FRAME.findall(str(error))
+    where = "in {2}, {0}, line {1}".format(*frames[-1]) if frames else "nowhere in Python"
+    return f"failed: {type(error.cause).__name__}: {' '.join(str(error.cause).split())[:MAX_REASON]} ({where})"
+
+
+def _loss_in_a_line(said: str) -> str:
+    """Ray's ten lines about an actor that is gone: which one it was, and how it ended."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["Ray does not say why"]
+    facts = [line for line in lines if re.match(r"(name|pid|ip): ", line)]
+    reason = lines[-1].rpartition("Worker exit detail: ")[2].partition(" Some common causes include")[0][:MAX_REASON]
+    return f"{reason} ({', '.join(facts)})" if facts else reason

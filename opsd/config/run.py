@@ -125,6 +125,9 @@ class LearnerConfig:
     weight_decay: float = 0.0  # AdamW's
     adam_betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
     max_grad_norm: float = 1.0  # a larger gradient is scaled down to this norm
+    # A step whose loss or gradient is NaN or infinite is skipped: weights, optimiser and learning rate stay as they
+    # are. So many in a row; one more ends the run.
+    max_skipped_steps: int = 3
     micro_batch_tokens: int = 16384  # packed tokens of one forward pass; a longer rollout goes alone
     activation_checkpointing: bool = False  # keep each layer's input only; a second forward pass in the backward pass
     cpu_offload: bool = False  # GPU only: weights, gradients and optimiser live in host memory, a layer at a time on it
@@ -139,7 +142,8 @@ class LearnerConfig:
         at_least("learner.weight_decay", self.weight_decay, 0)
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ConfigError(f"learner.adam_betas must be two numbers in [0, 1), got {list(self.adam_betas)}")
-        at_least("learner.warmup_steps", self.warmup_steps, 0)
+        for name in ("warmup_steps", "max_skipped_steps"):
+            at_least(f"learner.{name}", getattr(self, name), 0)
         for name in ("num_workers", "micro_batch_tokens", "cpu_threads"):
             at_least(f"learner.{name}", getattr(self, name), 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
+from opsd.errors import StageError
 from opsd.types import Prompt, Rollout, TeacherScores
 
 
@@ -27,6 +28,7 @@ class EnginePool:
     def __init__(self, role: str, spec: EngineSpec, placement: Placement | None = None) -> None:
         """`placement`: which nodes and GPUs the engines get; None: wherever Ray finds some."""
         self.role = role
+        self.path = spec.path
         config = spec.config
         num_gpus = config.tensor_parallel_size if spec.device == "cuda" else 0
         seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
@@ -46,22 +48,25 @@ class EnginePool:
     ) -> Iterator[dict[int, Rollout]]:
         """Rollouts by their places in `requests`; a group as soon as it is there.
 
-        `group_size`: rollouts that an engine hands over together, at least; None: all of its own.
+        `group_size`: rollouts that an engine hands over together, at least; None: all of its own. Raises StageError
+        where a log-probability is NaN.
         """
-        first_places, num_given = {}, 0
-        for worker, part in zip(self.workers, split_evenly(requests, len(self.workers)), strict=True):
-            generate = worker.generate.options(num_returns="streaming")
+        streams, num_given = {}, 0  # the engine's number and the place of its first request
+        for number, part in enumerate(split_evenly(requests, len(self.workers))):
+            generate = self.workers[number].generate.options(num_returns="streaming")
             stream = generate.remote(part, sampling, policy_version, group_size)
-            first_places[stream] = num_given
+            streams[stream] = number, num_given
             num_given += len(part)
-        while first_places:
-            [stream], _ = ray.wait(list(first_places), num_returns=1)
+        while streams:
+            [stream], _ = ray.wait(list(streams), num_returns=1)
+            number, first_place = streams[stream]
             try:
-                [group] = gather(self.role, [next(stream)])
+                [group] = gather(self.role, [next(stream)], first=number)
             except StopIteration:
-                del first_places[stream]
+                del streams[stream]
             else:
-                yield {first_places[stream] + place: rollout for place, rollout in group.items()}
+                require_numbers(f"{self.role}: worker {number}, {self.path}", group.values())
+                yield {first_place + place: rollout for place, rollout in group.items()}
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[ray.ObjectRef]:
         """References to lists of TeacherScores: one after another they answer `rollouts` in order. Does not wait."""
@@ -96,6 +101,17 @@ class EnginePool:
     def sleep(self) -> None:
         """Free the engines' GPUs until their next call."""
         gather(self.role, [worker.sleep.remote() for worker in self.workers])
+
+
+def require_numbers(who: str, rollouts: Iterable[Rollout]) -> None:
+    """Raises StageError for an answer whose own log-probabilities are NaN: what it says was drawn from nothing."""
+    for rollout in rollouts:
+        if np.isnan(rollout.sampled_logprobs).any():
+            raise StageError(
+                f"{who}: the model's log-probabilities of its own answer to {rollout.prompt.source}, row "
+                f"{rollout.prompt.index + 1}, are NaN (policy version {rollout.policy_version}): its weights are not "
+                "finite, or its sums overflow in this dtype"
+            )
 
 
 def occurrences(prompts: Sequence[Prompt]) -> list[int]:

@@ -34,7 +34,7 @@ class TransformersEngine:
         """`spec.max_model_tokens` is no matter. Raises ConfigError where the logits are of a form not known here."""
         config = spec.config
         self.vocabulary = spec.vocabulary
-        self.policy_version: int | None = None  # None: the weights of `spec.path`
+        self.policy_version = 0  # the weights of `spec.path`, until others come
         self.device = torch.device(spec.device)
         self.max_num_seqs = config.max_num_seqs
         self.max_batch_tokens = config.scoring_bound or sys.maxsize  # padding counts
@@ -64,7 +64,7 @@ class TransformersEngine:
         A batch of max_num_seqs finishes as one group, whatever `group_size` says. Raises StageError where the engine
         holds the weights of another policy version.
         """
-        if self.policy_version not in (None, policy_version):
+        if self.policy_version != policy_version:
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
         for start in range(0, len(requests), self.max_num_seqs):
             batch = requests[start : start + self.max_num_seqs]

@@ -60,7 +60,7 @@ class VllmEngine:
         check_engine_args(config)
         self.skeleton = model_without_weights(spec.path, trust_remote_code=spec.trust_remote_code)
         self.vocabulary = spec.vocabulary
-        self.policy_version: int | None = None  # None: the weights of `spec.path`
+        self.policy_version = 0  # the weights of `spec.path`, until others come
         self.max_batch_tokens = config.scoring_bound or sys.maxsize
         self.scores_rows = scores_rows(config)
         self.scores_candidates = spec.scores_candidates
@@ -98,7 +98,7 @@ class VllmEngine:
         an id outside the shared one: see `rows.has_foreign_ids`. Raises StageError where the engine holds the weights
         of another policy version.
         """
-        if self.policy_version not in (None, policy_version):
+        if self.policy_version != policy_version:
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
         if not requests:
             return

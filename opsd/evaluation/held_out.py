@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,16 @@ class Evaluation:
     response_length: float | None = None  # tokens, of the sampled answers
     truncated: float | None = None  # share of the sampled answers that hit the length limit
     grader_timeouts: int | None = None  # greedy answers that the grader gave up, as wrong; None: as accuracy
+    # Sampled answers without usable scores of the teacher, by reason: in no figure but their number.
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float | None]:
+        """By name, as metrics.jsonl and summary.json have them."""
+        reasons = {f"dropped/{reason}": count for reason, count in self.dropped.items()}
+        return {name: value for name, value in vars(self).items() if name != "dropped"} | reasons
 
     def metrics(self) -> dict[str, float | None]:
-        return {f"eval/{name}": value for name, value in vars(self).items()}
+        return {f"eval/{name}": value for name, value in self.figures().items()}
 
 
 def evaluate(
@@ -56,6 +63,7 @@ def evaluate(
         response_length=float(np.mean([len(rollout) for rollout in scored.rollouts])),
         truncated=float(np.mean([not rollout.stopped for rollout in scored.rollouts])),
         grader_timeouts=timeouts,
+        dropped=dict(scored.dropped),
     )
 
 

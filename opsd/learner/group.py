@@ -61,7 +61,7 @@ class LearnerGroup:
             start_actor(LearnerWorker, f"learner-{rank}", num_gpus=num_gpus, environment=environment, seat=seat)
             for rank, seat in enumerate(seats)
         ]
-        address = self.workers[0].free_address.remote()
+        address = self.workers[0].rendezvous.remote(learner.num_workers)
         self._starting = [
             worker.start.remote(
                 rank=rank,

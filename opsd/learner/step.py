@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opsd.errors import StageError
+from opsd.learner.finite import require_finite_update, what_is_not_finite
 from opsd.learner.model import DistillationModel
 from opsd.learner.packing import MicroBatch
 from opsd.types import StepReport, TokenStats
@@ -23,7 +23,8 @@ def train_step(
 ) -> StepReport:
     """Sum the weighted losses and gradients over micro-batches and ranks, clip, step. Called by every rank.
 
-    Raises StageError before the optimiser moves where the loss or the gradient norm is not finite.
+    Where the loss or the gradient norm is not finite, weights, optimiser and scheduler stay as they are, on every rank,
+    and the report says why. Raises StageError where the step itself makes a weight that is not finite.
     """
     totals = torch.zeros(3, device=device, dtype=torch.float64)  # loss, kept tokens, trunk tokens
     for batch in micro_batches:
@@ -37,22 +38,25 @@ def train_step(
             ]
         )
     dist.all_reduce(totals)
-    grad_norm = _full_norm(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+    # In two calls: to scale by a norm that is not finite would make every gradient so.
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    grad_norm = _full_norm(norm).item()
     learning_rate = float(scheduler.get_last_lr()[0])
     loss_sum, num_kept, num_trunk_tokens = totals.tolist()
-    if not (torch.isfinite(totals[0]) and torch.isfinite(grad_norm)):
-        raise StageError(
-            f"learn: loss {loss_sum} and gradient norm {grad_norm.item()} must be finite; weights are unchanged"
-        )
-    optimizer.step()
-    scheduler.step()
+    skipped = what_is_not_finite(loss_sum, grad_norm, model, device)
+    if not skipped:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, norm)
+        optimizer.step()
+        scheduler.step()
+        require_finite_update(model, learning_rate, device)
     optimizer.zero_grad(set_to_none=True)
     return StepReport(
         loss=loss_sum,
-        grad_norm=grad_norm.item(),
+        grad_norm=grad_norm,
         learning_rate=learning_rate,
         num_kept=int(num_kept),
         num_trunk_tokens=int(num_trunk_tokens),
+        skipped=skipped,
     )
 
 

@@ -19,6 +19,7 @@ from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.errors import ConfigError, DataError, StageError
 from opsd.files import FileSum, file_sum, unlike
 from opsd.learner.checkpoint import load_learner, part_of_checkpoint, require_fit
+from opsd.learner.finite import require_finite_weights
 from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
 from opsd.learner.model import DistillationModel, Divergence, full_weights, shard, trained_tensors
@@ -37,8 +38,14 @@ from opsd.types import StepReport, TokenStats, Vocabulary
 class LearnerWorker:
     """Every method is a collective: the group calls it on all ranks at once. CUDA paths: written, not run on a GPU."""
 
+    def rendezvous(self, num_ranks: int) -> tuple[str, int]:
+        """Host and port of a store that runs in this actor, of rank 0: the ranks meet there. Not closed in between."""
+        host = ray.util.get_node_ip_address()
+        self.store = dist.TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False)
+        return host, self.store.port
+
     def free_address(self) -> tuple[str, int]:
-        """Host and a free port of this actor, for the ranks to meet at."""
+        """Host and a free port of this actor, where vLLM's own group for weights will listen."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -63,13 +70,11 @@ class LearnerWorker:
     ) -> bool:
         """Whether packed rows are right for this student; else its micro-batches must hold one sequence each.
 
-        `mean_decay`: also keep a running mean of the weights; None: do not. `shares_gpu`: with engines, in turn.
-        `teacher`: whose hidden states will come with the batches; None: no one's. Raises ConfigError for a student that
-        the learner cannot train.
+        `address`: rank 0's `rendezvous`. `mean_decay`: also keep a running mean of the weights; None: do not.
+        `shares_gpu`: with engines, in turn. `teacher`: whose hidden states will come with the batches; None: no one's.
+        Raises ConfigError for a student that the learner cannot train, DataError for weights that are not finite.
         """
-        os.environ.update(
-            RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR=address[0], MASTER_PORT=str(address[1])
-        )
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks))  # for a user's functions in this process
         require_here("the student", student.path)
         torch.set_num_threads(learner.cpu_threads)
         self.device = torch.device(device)
@@ -77,7 +82,9 @@ class LearnerWorker:
         self.shares_gpu = shares_gpu
         self.max_grad_norm = learner.max_grad_norm
         # Offloaded weights and gradients are on the CPU, so a GPU rank needs gloo beside NCCL.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        store = self.store if rank == 0 else dist.TCPStore(*address, num_ranks, is_master=False)
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks)
         causal_lm = open_student(
             student.path, rank=rank, device=device, dtype=student.dtype, trust_remote_code=student.trust_remote_code
         )
@@ -102,6 +109,7 @@ class LearnerWorker:
             cpu_offload=learner.cpu_offload,
             compile_layers=learner.compile,
         )
+        require_finite_weights(self.model, f"student.path={student.path}", self.device)
         require_student_head(self.model, student.path, self.device)
         self.optimizer = build_optimizer(self.model.parameters(), learner)
         self.scheduler = build_scheduler(self.optimizer, learner, num_steps)
@@ -123,7 +131,7 @@ class LearnerWorker:
             device=self.device,
             max_grad_norm=self.max_grad_norm,
         )
-        if self.mean is not None:
+        if self.mean is not None and not report.skipped:
             self.mean.update(self.model)
         self._leave_gpu()
         return report
@@ -196,6 +204,7 @@ class LearnerWorker:
 
     def load(self, folder: Path) -> None:
         load_learner(folder, self.model, self.optimizer, self.scheduler, self.mean)
+        require_finite_weights(self.model, str(folder), self.device)
 
     def save_student(self, folder: Path) -> None:
         weights = self.gather_weights("float32")

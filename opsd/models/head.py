@@ -113,7 +113,11 @@ def require_head(setting: str, path: str, causal_lm: PreTrainedModel, form: Head
         return
     name = type(causal_lm).__name__
     if found.largest != found.largest:
-        raise ConfigError(f"{setting}={path}: {name} has logits that are no numbers (NaN)")
+        weight = next((each for each, p in causal_lm.named_parameters() if not p.isfinite().all()), None)
+        why = (
+            f"its weight {weight} holds NaN or infinity" if weight else "its weights are finite, but its sums overflow"
+        )
+        raise ConfigError(f"{setting}={path}: {name} has logits that are no numbers (NaN): {why}")
     fields = ", ".join(logit_fields(causal_lm.config))
     cap = "no soft cap" if form.soft_cap is None else f"a soft cap of {form.soft_cap:g}"
     raise ConfigError(

@@ -29,9 +29,20 @@ def finite_or_null(value: Any) -> Any:
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Adds one line to `path`; it is with the operating system when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(finite_or_null(record), allow_nan=False) + "\n")
+    """Adds one line to `path`; it is with the operating system when this returns.
+
+    Raises OSError where not all of it could be written (a full disk takes a part), with the file as it was: half a line
+    would make the next one unreadable.
+    """
+    line = (json.dumps(finite_or_null(record), allow_nan=False) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        before, written = file.seek(0, os.SEEK_END), 0
+        try:
+            while written < len(line):
+                written += file.write(line[written:]) or 0
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from opsd.monitor.jsonl import append_jsonl, truncate_jsonl
+from opsd.monitor.jsonl import append_jsonl, read_jsonl, truncate_jsonl
 from opsd.monitor.wandb import WandbRun
+from opsd.monitor.warned import Warned
 
 if TYPE_CHECKING:  # it loads Ray, which a report does without
     from opsd.monitor.ray import RayMetrics
@@ -62,7 +63,7 @@ class PhaseTimer:
 class MetricsLog:
     """Each step's numbers go to output_dir/metrics.jsonl, and the same record to Ray and, unless it is off, to wandb.
 
-    The rollouts of the token view go to output_dir/tokens.jsonl and to wandb.
+    The rollouts of the token view go to output_dir/tokens.jsonl and to wandb. What cannot be written is a warning.
     """
 
     def __init__(
@@ -73,28 +74,45 @@ class MetricsLog:
         run_name: str,
         config_dict: dict[str, Any],
         ray_metrics: RayMetrics | None = None,
+        warned: Warned | None = None,
     ) -> None:
         """`wandb_mode`: "auto" (online where WANDB_API_KEY is set, else offline) or "off" (wandb is not imported)."""
         self.path = Path(output_dir) / "metrics.jsonl"
         self.tokens_path = Path(output_dir) / "tokens.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._optional = (warned or Warned()).optional
         self._ray_metrics = ray_metrics
-        self._wandb = None if wandb_mode == "off" else WandbRun(self.path.parent, project, run_name, config_dict)
+        self._wandb = None
+        if wandb_mode != "off":
+            with self._optional("wandb"):
+                self._wandb = WandbRun(self.path.parent, project, run_name, config_dict)
 
     def log(self, step: int, values: dict[str, float | None]) -> None:
         record = {"step": step, **values}
-        append_jsonl(self.path, record)
+        with self._optional(self.path.name):
+            append_jsonl(self.path, record)
         if self._ray_metrics:
-            self._ray_metrics.log(record)
+            with self._optional("Ray's metrics"):
+                self._ray_metrics.log(record)
         if self._wandb:
-            self._wandb.log(record)
+            with self._optional("wandb"):
+                self._wandb.log(record)
+
+    def evaluation_at(self, step: int) -> dict[str, float | None] | None:
+        """What the file has of an evaluation after `step` steps; None: nothing."""
+        lines = [line for line in read_jsonl(self.path) if line["step"] == step] if self.path.exists() else []
+        figures = [{name: line[name] for name in line if name.startswith("eval/")} for line in lines]
+        newest = next(filter(None, reversed(figures)), None)
+        return newest and {name.removeprefix("eval/"): value for name, value in newest.items()}
 
     def log_tokens(self, rows: list[dict[str, Any]]) -> None:
         """The token view's rollouts of one step; there may be none."""
-        for row in rows:
-            append_jsonl(self.tokens_path, row)
+        with self._optional(self.tokens_path.name):
+            for row in rows:
+                append_jsonl(self.tokens_path, row)
         if self._wandb and rows:
-            self._wandb.log_tokens(rows)
+            with self._optional("wandb"):
+                self._wandb.log_tokens(rows)
 
     def truncate_after(self, step: int) -> list[Path]:
         """Takes the lines after `step` out of the files: a run that resumes there writes them again.
@@ -107,13 +125,15 @@ class MetricsLog:
     def log_report(self, path: Path) -> None:
         """Shows report.html, a file of output_dir, on wandb."""
         if self._wandb:
-            self._wandb.log_report(path)
+            with self._optional("wandb"):
+                self._wandb.log_report(path)
 
     def close(self) -> None:
         if self._ray_metrics:
             self._ray_metrics.close()
         if self._wandb:
-            self._wandb.finish()
+            with self._optional("wandb"):
+                self._wandb.finish()
 
 
 class ProgressBar:

@@ -14,6 +14,7 @@ import ray
 from ray.util.metrics import Gauge
 
 from opsd.monitor.jsonl import finite_or_null
+from opsd.monitor.warned import Warned
 
 # A metric whose name has such a form is one series of a gauge that several metrics share; the group is its label.
 FAMILIES = (
@@ -28,9 +29,10 @@ REFRESH_S = 5.0  # Ray forgets a gauge that is not set again within two of its r
 class RayMetrics:
     """Gauges that show the newest value of every metric until the run ends, however long a step takes."""
 
-    def __init__(self, run_name: str) -> None:
+    def __init__(self, run_name: str, warned: Warned) -> None:
         """`run_name`: the label by which runs on one cluster are told apart."""
         self._run_name = run_name
+        self._optional = warned.optional
         self._gauges: dict[str, Gauge] = {}
         self._newest: dict[str, float] = {}  # by metric
         self._lock = threading.Lock()
@@ -51,7 +53,7 @@ class RayMetrics:
 
     def _refresh(self) -> None:
         while not self._closing.wait(REFRESH_S):
-            with self._lock:
+            with self._optional("Ray's metrics"), self._lock:
                 self._set()
 
     def _set(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opsd.batch import PendingScores, ScoredBatch
+from opsd.monitor.collapse import repetition
 from opsd.ops.quadrants import quadrants
 from opsd.types import BatchStats, Rollout, Selection, StepReport
 
@@ -36,7 +37,8 @@ def queue_lengths(pending: Sequence[PendingScores]) -> dict[str, int]:
 def step_metrics(record: StepRecord, phase_s: dict[str, float], *, weight_version: int) -> dict[str, float | None]:
     """What metrics.jsonl has of one step. Shares are of the step's response tokens.
 
-    `named_mass`: the student's mean mass on the tokens on which reverse_kl compares the two models.
+    `named_mass`: the student's mean mass on the tokens on which reverse_kl compares the two models. `repetition`: see
+    opsd.monitor.collapse. The loss of a step that was skipped may be NaN.
 
     `weight_version`: optimiser steps that the rollout engines' weights have seen after the step.
     """
@@ -54,6 +56,7 @@ def step_metrics(record: StepRecord, phase_s: dict[str, float], *, weight_versio
         "num_trunk_tokens": report.num_trunk_tokens,
         "response_length": float(np.mean(batch.lengths)),
         "truncated": float(np.mean([not r.stopped for r in rollouts])),
+        "repetition": repetition(rollouts),
         "accuracy_train": None if batch.reward_R is None else float(batch.reward_R.mean()),
         "grad_norm": report.grad_norm,
         "learning_rate": report.learning_rate,

@@ -61,7 +61,16 @@ class TeacherPool:
             if not self.cfg.can.reads_embeddings and any(r.mixture is not None for r in known.values()):
                 raise StageError(f"score: backend={self.cfg.backend} reads token ids, not mixed embeddings")
             parts = self.engines.score(list(known.values()), self.cfg.top_k)
-            pending.append(PendingScores(rollouts=group, scored_places=tuple(known), parts=parts, engines=self.engines))
+            pending.append(
+                PendingScores(
+                    rollouts=group,
+                    scored_places=tuple(known),
+                    parts=parts,
+                    engines=self.engines,
+                    teacher=", ".join(self.cfg.urls) if self.cfg.remote else self.cfg.path,
+                    vocabulary=self.vocabulary,
+                )
+            )
         return pending
 
     def update_weights(self, weights: ObjectRef) -> None:

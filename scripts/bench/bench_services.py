@@ -120,10 +120,11 @@ def rollout_rows(
     )
     ours, plain, flat = [], [], []  # tokens per second
     for repeat in range(-1, repeats):  # the first warms up
+        pool.seed = cfg.seed + repeat + 1  # other answers each time; a training step would ask for weights of its own
         began = time.perf_counter()
-        rollouts = in_order(pool.sample(prompts, samples_per_prompt=1, step=repeat))
+        rollouts = in_order(pool.sample(prompts, samples_per_prompt=1, step=-1))
         seconds = time.perf_counter() - began
-        seeds = [request_seed(cfg.seed, repeat + 1, prompt.index, 0) for prompt in prompts]
+        seeds = [request_seed(pool.seed, 0, prompt.index, 0) for prompt in prompts]
         without = ray.get(bare.bare_generate.remote(prompts, seeds, sampling, False))
         with_logprobs = ray.get(bare.bare_generate.remote(prompts, seeds, sampling, True))
         assert with_logprobs[0] == sum(map(len, rollouts)), "the same seeds must give the same answers"
@@ -170,8 +171,9 @@ def group_rows(
     for repeat in range(repeats):
         for size, found in times.items():
             rollout_pool.cfg.group_size = size
+            rollout_pool.seed = repeat
             began = time.perf_counter()
-            pending = teacher_pool.begin(rollout_pool.sample(prompts, samples_per_prompt=1, step=repeat))
+            pending = teacher_pool.begin(rollout_pool.sample(prompts, samples_per_prompt=1, step=-1))
             rollouts_s = time.perf_counter() - began
             scored_batch(pending)
             found.append((rollouts_s, time.perf_counter() - began))

@@ -59,7 +59,7 @@ def test_a_killed_process_costs_nothing_but_time(pair, tmp_path, tmp_path_factor
     process_name, _ = FAULTS[fault]
     ranks = f"learner.num_workers={2 if fault.startswith('second') else 1}"
     expected = whole_run(pair, tmp_path_factory, int(ranks[-1]))
-    told = (ranks, f"hook_options={{fault: '{fault}'}}")
+    told = (ranks, f"+hook_options.fault='{fault}'")
     first = run(pair, tmp_path / "run", *told)
     assert (tmp_path / "run" / "killed").exists(), first.stderr[-3000:]
     if process_name == "driver":

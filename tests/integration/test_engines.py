@@ -257,7 +257,7 @@ def test_both_engines_agree_on_greedy_answers(engine_of):
 def test_new_weights_replace_the_old_ones_while_the_engine_runs(models, engine_of, backend, name, with_head):
     """Different weights on purpose: the same ones would hide a head or a packed layer that keeps its old values."""
     engine = engine_of(backend, name)
-    before = engine.score(generate(engine, policy_version=engine.policy_version or 0), NUM_IDS)
+    before = engine.score(generate(engine, policy_version=engine.policy_version), NUM_IDS)
     weights = AutoModelForCausalLM.from_pretrained(models[f"{name}_new"], dtype=torch.float32).state_dict()
     if not with_head:
         del weights["lm_head.weight"]

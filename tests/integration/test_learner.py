@@ -1,5 +1,7 @@
 """FSDP2 ranks on Ray actors (gloo) against a plain model, sequence by sequence, with autograd through full logits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ray
@@ -63,7 +65,7 @@ def collective(actors, method, *per_rank):
 
 
 def start(actors, model_path, mean_decay=None):
-    address = actors[0].free_address.remote()
+    address = actors[0].rendezvous.remote(len(actors))
     refs = [
         actor.start.remote(
             rank=rank,
@@ -243,6 +245,22 @@ def test_a_rank_that_keeps_no_token_takes_part(actors, model_path):
     start(actors, model_path)
     for found in collective(actors, "gradients", per_rank):
         assert_same_gradients(found, expected)
+    collective(actors, "stop")
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(actors, model_path):
+    """One rank's tokens alone have a NaN; the other would step without the first."""
+    start(actors, model_path)
+    before = collective(actors, "gather_weights", ["float32"] * 2)[0]
+    per_rank = packed(2, 20, every_second)
+    broken = [replace(batch, weight_N=batch.weight_N * float("nan")) for batch in per_rank[1]]
+    reports = collective(actors, "train_step", [per_rank[0], broken])
+    assert reports[0].skipped == reports[1].skipped
+    assert reports[0].skipped.startswith("the loss is nan and the gradient norm is nan (the first such weight: model.")
+    after = collective(actors, "gather_weights", ["float32"] * 2)[0]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    reports = collective(actors, "train_step", per_rank)
+    assert [report.skipped for report in reports] == ["", ""]
     collective(actors, "stop")
 
 

@@ -49,7 +49,7 @@ def test_engine_equals_learner_after_every_sync(tied, tmp_path):
         folders = [tmp_path / "student"]  # the weights of each version
         for version in range(3):
             rollouts.update_weights(learner.weights("float32"), policy_version=version)
-            [rollout] = in_order(rollouts.sample([PROMPT], samples_per_prompt=1, step=0))
+            [rollout] = in_order(rollouts.sample([PROMPT], samples_per_prompt=1, step=version))
             assert rollout.policy_version == version
             np.testing.assert_allclose(rollout.sampled_logprobs, model_logprobs(folders[-1], rollout), atol=1e-4)
             if version > 0:

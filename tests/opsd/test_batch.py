@@ -28,7 +28,14 @@ def pending(rollouts, scores):
     """One group, by place; a rollout whose scores are None was not given to the teacher."""
     places = tuple(place for place, found in enumerate(scores) if found is not None)
     parts = [scores[place] for place in places]
-    return PendingScores(rollouts=dict(enumerate(rollouts)), scored_places=places, parts=parts, engines=Answers())
+    return PendingScores(
+        rollouts=dict(enumerate(rollouts)),
+        scored_places=places,
+        parts=parts,
+        engines=Answers(),
+        teacher="/models/t",
+        vocabulary=VOCABULARY,
+    )
 
 
 def with_nan(scores):
@@ -70,10 +77,26 @@ def test_rollouts_are_in_the_order_of_their_places_whichever_group_came_first():
             scored_places=places,
             parts=[items[place].scores for place in places],
             engines=Answers(),
+            teacher="/models/t",
+            vocabulary=VOCABULARY,
         )
         for places in ((3, 1), (2, 0))
     ]
     assert scored_batch(groups).items == tuple(items)
+
+
+def test_scores_of_other_tokens_than_asked_stop_the_step_with_the_teacher_s_name():
+    """Of two teachers, the one whose answers to two requests were swapped."""
+    items = scored_rollouts([4, 4, 5], VOCABULARY)
+    swapped = [
+        replace(items[place].scores, sampled_logprobs=items[1 - place].scores.sampled_logprobs) for place in (0, 1)
+    ]
+    right = replace(pending([items[2].rollout], [items[2].scores]), teacher="/models/other")
+    right = replace(right, rollouts={2: items[2].rollout}, scored_places=(2,))
+    wrong = pending([item.rollout for item in items[:2]], swapped)
+    with pytest.raises(StageError, match="score: the teacher /models/t gives token"):
+        scored_batch([wrong, right])
+    assert len(scored_batch([pending([i.rollout for i in items[:2]], [i.scores for i in items[:2]]), right]).items) == 3
 
 
 def test_where_nothing_is_left_the_teachers_words_are_repeated():

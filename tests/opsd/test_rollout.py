@@ -5,6 +5,7 @@ import pytest
 
 from opsd.config.engine import RolloutConfig
 from opsd.engines.pool import request_seed
+from opsd.errors import StageError
 from opsd.rollout import RolloutPool
 from opsd.types import Prompt
 
@@ -19,7 +20,7 @@ class Requests:
 @pytest.fixture
 def pool():
     pool = RolloutPool.__new__(RolloutPool)  # without actors
-    pool.cfg, pool.seed, pool.policy_version, pool.engines = RolloutConfig(), 7, 0, Requests()
+    pool.cfg, pool.seed, pool.policy_version, pool.engines = RolloutConfig(), 7, 3, Requests()
     return pool
 
 
@@ -45,5 +46,14 @@ def test_a_resumed_batch_is_sampled_as_before_and_another_step_is_not(pool):
     prompts = make_prompts(1, 1, 2)
     before = pool.sample(prompts, samples_per_prompt=1, step=3)
     assert pool.sample(prompts, samples_per_prompt=1, step=3) == before
+    pool.policy_version = 4
     later = pool.sample(prompts, samples_per_prompt=1, step=4)
     assert not {seed for _, _, seed in before} & {seed for _, _, seed in later}
+
+
+def test_a_step_is_not_answered_by_another_step_s_weights(pool):
+    with pytest.raises(
+        StageError, match="step 6 trains the weights of policy version 5, and the engines hold version 3"
+    ):
+        pool.sample(make_prompts(0), samples_per_prompt=1, step=5)
+    assert len(pool.sample(make_prompts(0), samples_per_prompt=1, step=-1)) == 1  # an evaluation takes what is there

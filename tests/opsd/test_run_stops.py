@@ -45,8 +45,13 @@ class Part:
     def begin(self, groups):
         return [
             PendingScores(
-                rollouts=group, scored_places=tuple(group), parts=[ITEMS[place].scores for place in group], engines=self
-            )
+                rollouts=group,
+                scored_places=tuple(group),
+                parts=[ITEMS[place].scores for place in group],
+                engines=self,
+                teacher="t",
+                vocabulary=VOCABULARY,
+            )  # fmt: skip
             for group in groups
         ]
 

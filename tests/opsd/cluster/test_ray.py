@@ -1,14 +1,17 @@
-"""What a run says before it starts anything on a node where it cannot run."""
+"""What a run says before it starts anything on a node where it cannot run, and of workers that fail."""
 
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
 
-from opsd.cluster.ray import ray_cluster, require_here
+from opsd.cluster.ray import gather, ray_cluster, require_here, start_actor
 from opsd.config.auto import resolve_device
-from opsd.errors import ConfigError, StageError
+from opsd.errors import ConfigError, DataError, StageError, WorkerLost
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -53,3 +56,106 @@ def test_a_node_of_ray_that_misses_its_time_is_started_once_more(num_failures, m
             assert url == "http://127.0.0.1:1"
     assert len(calls) == min(2, num_failures + 1)
     assert capsys.readouterr().err.count("once more") == min(1, num_failures)
+
+
+class Results:
+    """Stands for Ray: results that come in rounds, errors among them. A reference is a worker's number."""
+
+    def __init__(self, monkeypatch, *rounds):
+        self.rounds = [dict(each) for each in rounds]
+        self.come, self.waited = {}, []
+        monkeypatch.setattr(ray, "wait", self.wait)
+        monkeypatch.setattr(ray, "get", self.get)
+
+    def wait(self, refs, num_returns=1, timeout=None):
+        self.waited.append(timeout)
+        if self.rounds:
+            self.come.update(self.rounds.pop(0))
+        assert timeout is not None or any(ref in self.come for ref in refs), "it would wait for ever"
+        ready = [ref for ref in refs if ref in self.come][:num_returns]
+        return ready, [ref for ref in refs if ref not in ready]
+
+    def get(self, ref):
+        if isinstance(self.come[ref], Exception):
+            raise self.come[ref]
+        return self.come[ref]
+
+
+def failed(error):
+    """As a worker's exception arrives."""
+    where = 'Traceback (most recent call last):\n  File "/code/opsd/learner/step.py", line 41, in train_step\n'
+    return ray.exceptions.RayTaskError("train_step", f"{where}{type(error).__name__}: {error}", error, "p", 1, "ip")
+
+
+KILLED = ray.exceptions.RayActorError(
+    error_msg="The actor died unexpectedly before finishing this task.\n\tclass_name: LearnerWorker\n\tactor_id: 1b2c\n"
+    "\tpid: 4711\n\tname: learner-1\n\tnamespace: opsd-1\n\tip: 10.0.0.7\nThe actor is dead because its worker process "
+    "has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error "
+    "code 2. End of file. Some common causes include: (1) the process was killed by the OOM killer due to high memory "
+    "usage, (2) ray stop --force was called."
+)
+PEER_IS_GONE = failed(RuntimeError("[../gloo/pair.cc:547] Connection closed by peer [10.0.0.7]:33891"))
+
+
+def test_results_come_in_the_order_of_the_workers(monkeypatch):
+    Results(monkeypatch, {2: "c"}, {0: "a"}, {1: "b"})
+    assert gather("learn", [0, 1, 2]) == ["a", "b", "c"]
+    assert gather("learn", []) == []
+
+
+@pytest.mark.parametrize("error", [ConfigError("no head"), DataError("NaN"), StageError("mixed")])
+def test_one_rank_s_own_error_ends_the_wait_for_the_others(monkeypatch, error):
+    """Rank 0 waits in a collective for ever."""
+    results = Results(monkeypatch, {1: failed(error)})
+    with pytest.raises(type(error), match=f"^{error}$"):
+        gather("learn", [0, 1])
+    assert results.waited == [None]
+
+
+@pytest.mark.parametrize("rounds", [({0: PEER_IS_GONE}, {1: KILLED}), ({1: KILLED},), ({0: PEER_IS_GONE, 1: KILLED},)])
+def test_a_worker_that_was_killed_is_named_and_not_the_one_that_missed_it(monkeypatch, rounds):
+    Results(monkeypatch, *rounds)
+    with pytest.raises(WorkerLost) as raised:
+        gather("learn", [0, 1])
+    assert str(raised.value) == (
+        "learn: worker 1 was lost: Worker unexpectedly exits with a connection error code 2. End of file. (pid: 4711, "
+        "name: learner-1, ip: 10.0.0.7)"
+    )
+
+
+def test_any_other_error_is_a_line_with_its_place(monkeypatch):
+    Results(monkeypatch, {0: failed(IndexError("index 9\nis out of bounds"))})
+    with pytest.raises(StageError) as raised:
+        gather("rollout", [0, 1], first=4)
+    assert str(raised.value) == (
+        "rollout: worker 4 failed: IndexError: index 9 is out of bounds (in train_step, /code/opsd/learner/step.py, "
+        "line 41)"
+    )
+
+
+class Rank:
+    """An actor that fails in the way that it is told to."""
+
+    def run(self, how):
+        if how == "is killed":
+            time.sleep(1.0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "misses the other":
+            raise RuntimeError("Connection closed by peer")
+        if how == "refuses":
+            raise DataError("the weight w holds NaN")
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_what_ray_says_of_a_process_that_was_killed_is_one_line_and_no_rank_is_waited_for(joined):
+    environment = {"OMP_NUM_THREADS": "1"}
+    with ray_cluster(dashboard=False):
+        ranks = [start_actor(Rank, f"learner-{i}", num_gpus=0, environment=environment) for i in range(2)]
+        with pytest.raises(DataError, match="^the weight w holds NaN$"):
+            gather("learn", [ranks[0].run.remote("waits"), ranks[1].run.remote("refuses")])
+        ray.kill(ranks[0])
+        other = start_actor(Rank, "learner-2", num_gpus=0, environment=environment)
+        with pytest.raises(WorkerLost, match=r"^learn: worker 1 was lost: .*name: learner-1") as raised:
+            gather("learn", [other.run.remote("misses the other"), ranks[1].run.remote("is killed")])
+        assert len(str(raised.value).splitlines()) == 1 and len(str(raised.value)) < 500

@@ -103,6 +103,8 @@ def test_a_teacher_in_bfloat16_scores_with_logits_in_float32(model_path):
 
 def test_an_engine_refuses_to_answer_for_weights_that_it_does_not_hold(model_path):
     engine = make_engine(model_path)
+    with pytest.raises(StageError, match="asked for policy version 3, the engine holds 0"):  # those of its folder
+        generate(engine, policy_version=3)
     engine.update_weights(engine.model.state_dict(), policy_version=3)
     assert generate(engine, policy_version=3)[0].policy_version == 3
     with pytest.raises(StageError, match="asked for policy version 4, the engine holds 3"):

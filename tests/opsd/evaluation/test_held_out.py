@@ -1,13 +1,16 @@
 """An evaluation's figures, where something of it is missing, and by which grader."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
+from opsd.batch import PendingScores
 from opsd.data.grading import judge_rollouts
 from opsd.data.math_process import Judgement
 from opsd.evaluation.held_out import Evaluation, accuracy, evaluate
-from opsd.types import Prompt, Rollout
+from opsd.types import Prompt, Rollout, Vocabulary
+from tests.opsd.builders import scored_rollouts
 
 
 class Letters:
@@ -39,6 +42,34 @@ def test_without_prompts_for_it_nothing_is_sampled_and_no_figure_made_up():
     assert found == Evaluation(accuracy=0.5, grader_timeouts=0)
     assert evaluate(None, None, problems=[], grader="final_hash", **nothing) == Evaluation()
     assert set(Evaluation().metrics().values()) == {None}
+
+
+def test_answers_without_usable_scores_are_counted_by_reason_and_in_no_other_figure():
+    vocabulary = Vocabulary(size=20, stop_ids=(0,))
+    items = scored_rollouts([5, 3, 4], vocabulary)
+    items[1] = replace(items[1], scores=replace(items[1].scores, sampled_logprobs=np.full(3, np.nan, np.float32)))
+
+    class Teacher:
+        def begin(self, groups):
+            [group] = groups
+            scores = [item.scores for item in items]
+            return [
+                PendingScores(
+                    rollouts=group, scored_places=(0, 1, 2), parts=scores, engines=self, teacher="t",
+                    vocabulary=vocabulary,
+                )
+            ]  # fmt: skip
+
+        def scores(self, parts):
+            return parts
+
+    rollout_pool = SimpleNamespace(sample=lambda *_, **__: [dict(enumerate(item.rollout for item in items))])
+    found = evaluate(rollout_pool, Teacher(), problems=[], kl_prompts=["a"], grader=None, tokenizer=None)
+    assert found.response_length == 4.5
+    assert np.isfinite(found.reverse_kl)
+    metrics = found.metrics()
+    assert (metrics["eval/dropped/nan_score"], metrics["eval/dropped/foreign_token"]) == (1, 0)
+    assert found.figures()["dropped/nan_score"] == 1
 
 
 def test_answers_that_the_grader_gave_up_are_wrong_and_counted(monkeypatch):

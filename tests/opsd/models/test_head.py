@@ -122,7 +122,13 @@ def test_a_change_of_one_logit_is_found():
 
 def test_logits_that_are_no_numbers_are_refused():
     causal_lm = with_bias(model("phi"), float("nan"))
-    with pytest.raises(ConfigError, match=r"student.path=x: PhiForCausalLM has logits that are no numbers"):
+    said = r"student.path=x: PhiForCausalLM has logits that are no numbers \(NaN\): "
+    with pytest.raises(ConfigError, match=said + "its weight lm_head.bias holds NaN or infinity"):
+        require_head("student.path", "x", causal_lm, PLAIN, head_difference(causal_lm, PLAIN))
+    causal_lm = with_bias(model("phi"), 0.0)
+    with torch.no_grad():
+        causal_lm.lm_head.weight.fill_(3e38)
+    with pytest.raises(ConfigError, match=said + "its weights are finite, but its sums overflow"):
         require_head("student.path", "x", causal_lm, PLAIN, head_difference(causal_lm, PLAIN))
 
 

@@ -1,6 +1,8 @@
 """The step files: what they hold after NaN, a kill in the middle of a line, and a resume."""
 
 import json
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -24,6 +26,22 @@ def test_non_finite_numbers_are_written_as_null_at_any_depth(tmp_path):
     append_jsonl(path, record)
     assert strict_lines(path) == [{"step": 3, "loss": None, "entropy": [0.5, None], "x": 0.25}]
     assert isinstance(strict_lines(path)[0]["step"], int)
+
+
+def test_a_line_for_which_there_is_no_room_leaves_no_half(tmp_path):
+    """Of what the limit of this process lets through, as of a disk that is nearly full, a part is written."""
+    path = tmp_path / "m.jsonl"
+    append_jsonl(path, {"step": 1})
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append_jsonl(path, {"step": 2, "text": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    append_jsonl(path, {"step": 3})
+    assert strict_lines(path) == [{"step": 1}, {"step": 3}]
 
 
 def test_a_line_cut_off_by_a_kill_is_passed_over_and_removed_on_resume(tmp_path):

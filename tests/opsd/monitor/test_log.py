@@ -101,6 +101,17 @@ def test_every_logged_step_can_be_read_at_once_and_a_resume_forgets_later_ones(t
     log.close()
 
 
+def test_a_resumed_run_finds_the_evaluation_that_was_already_made(tmp_path):
+    log = MetricsLog(tmp_path, "off", "opsd", "run", {})
+    assert log.evaluation_at(4) is None
+    log.log(4, {"loss": 0.5})
+    assert log.evaluation_at(4) is None
+    log.log(4, {"eval/accuracy": None, "eval/reverse_kl": 0.25})
+    log.log(5, {"loss": 0.5})
+    assert log.evaluation_at(4) == {"accuracy": None, "reverse_kl": 0.25}
+    log.close()
+
+
 def test_wandb_is_not_imported_where_it_is_off(tmp_path):
     code = f"""
 import sys

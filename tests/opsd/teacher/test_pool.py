@@ -43,12 +43,14 @@ def test_a_group_waits_until_the_last_of_its_requests_is_answered(backend):
     ]
     pending = [
         PendingScores(
-            rollouts=dict(enumerate(rollouts[:2])), scored_places=(0, 1), parts=parts[:2], engines=pool.engines
-        ),
-        PendingScores(rollouts={2: rollouts[2]}, scored_places=(2,), parts=parts[2:], engines=pool.engines),
-        PendingScores(
-            rollouts={3: rollouts[2]}, scored_places=(), parts=[], engines=pool.engines
-        ),  # foreign ids: nothing to wait for
+            rollouts={place: rollouts[min(place, 2)] for place in places},
+            scored_places=places if parts else (),
+            parts=parts,
+            engines=pool.engines,
+            teacher="t",
+            vocabulary=VOCABULARY,
+        )
+        for places, parts in (((0, 1), parts[:2]), ((2,), parts[2:]), ((3,), []))  # foreign ids: nothing to wait for
     ]
     assert queue_lengths(pending) == {"queue/rollouts": 3, "queue/groups": 2}
     responses[1].set_result(None)
