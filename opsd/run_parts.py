@@ -104,7 +104,7 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
         setup.train_prompts, cfg.data.prompts_per_step, seed=cfg.seed, shuffle=cfg.data.shuffle
     )
     stack.enter_context(ready_to_judge(cfg.data.grader))
-    dashboard = stack.enter_context(ray_cluster(dashboard=cfg.log.dashboard))
+    dashboard = stack.enter_context(ray_cluster(dashboard=cfg.log.dashboard, answer_s=cfg.placement.answer_s))
     say(f"run     {folder.path.resolve()}")
     say(f"data    {len(setup.train_prompts):,} prompts to train on, {len(setup.eval_prompts):,} held out")
     for line in reachable_lines(dashboard, metrics_url()):

@@ -26,10 +26,14 @@ MAX_REASON = 300  # characters of what others say
 FRAME = re.compile(r'File "(.+?)", line (\d+), in (\w+)')  # of a traceback
 
 
+patience: dict[str, float | None] = {"answer_s": None}  # for one answer of a worker; None: for ever
+
+
 @contextmanager
-def ray_cluster(*, dashboard: bool):
+def ray_cluster(*, dashboard: bool, answer_s: float | None = None):
     """The Ray session: joins the cluster at RAY_ADDRESS or starts one here. Yields the dashboard's URL, or ''.
 
+    `answer_s`: a worker that does not answer for so long counts as lost; None: it never does.
     Raises StageError where neither is possible, ConfigError where Ray's token cannot be kept from others.
     """
     if joins_cluster():
@@ -42,13 +46,17 @@ def ray_cluster(*, dashboard: bool):
         local = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
         for name in ("RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S"):
             os.environ.setdefault(name, "120")  # a first start from a cold disk, or on a busy machine, takes over 30 s
+        # Ray's agents outlive a driver that is killed by this: they try to tell a server that has ended with it.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "30")
     context = _connect(local)
     # Ray's own handler prints its C++ stack and aborts: a job that its scheduler ends leaves as after Ctrl-C.
     if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    patience["answer_s"] = answer_s
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
+        patience["answer_s"] = None
         ray.shutdown()
         ray_constants.ENABLE_RAY_CLUSTER = True
 
@@ -122,8 +130,8 @@ def gather(stage: str, refs: Sequence[Any], first: int = 0) -> list[Any]:
     failures: dict[int, ray.exceptions.RayError] = {}
     places, waiting = {ref: place for place, ref in enumerate(refs)}, list(refs)
 
-    def wait(**options: Any) -> None:
-        ready, waiting[:] = ray.wait(waiting, **options)
+    def wait(num_returns: int = 1, timeout: float | None = None) -> None:
+        ready, waiting[:] = ray.wait(waiting, num_returns=num_returns, timeout=timeout)
         for ref in ready:
             try:
                 results[places[ref]] = ray.get(ref)
@@ -131,7 +139,10 @@ def gather(stage: str, refs: Sequence[Any], first: int = 0) -> list[Any]:
                 failures[places[ref]] = error
 
     while waiting and not failures:
-        wait()
+        still = len(waiting)
+        wait(timeout=patience["answer_s"])
+        if len(waiting) == still:
+            raise no_answer(f"{stage}: worker {first + places[waiting[0]]}")
     if waiting and not any(map(_is_cause, failures.values())):
         wait(num_returns=len(waiting), timeout=LATE_S)
     if not failures:
@@ -142,6 +153,11 @@ def gather(stage: str, refs: Sequence[Any], first: int = 0) -> list[Any]:
         raise error.cause from None
     kind = StageError if isinstance(error, ray.exceptions.RayTaskError) else WorkerLost
     raise kind(f"{stage}: worker {first + place} {_in_a_line(error)}") from error
+
+
+def no_answer(who: str) -> WorkerLost:
+    """What is raised where `patience` is at its end."""
+    return WorkerLost(f"{who} has not answered for {patience['answer_s']:g} s (placement.answer_s)")
 
 
 def _is_cause(error: ray.exceptions.RayError) -> bool:

@@ -156,6 +156,8 @@ class PlacementConfig:
     rollout_nodes: str = ""  # label of the nodes that the rollout engines run on; empty: any node
     teacher_nodes: str = ""  # the same for the teacher's engines
     learner_nodes: str = ""  # the same for the learner's ranks
+    # A worker that gives no answer for so long counts as lost (see max_restarts): more than the longest start or stage.
+    answer_s: float = 3600.0
     wait_s: float = 120.0  # for GPUs that other runs still hold, or nodes that are still starting
 
     def __post_init__(self) -> None:
@@ -166,6 +168,7 @@ class PlacementConfig:
                 f"learner_nodes must be equal, got {self.rollout_nodes!r}, {self.teacher_nodes!r}, "
                 f"{self.learner_nodes!r}"
             )
+        seconds("placement.answer_s", self.answer_s)
         seconds("placement.wait_s", self.wait_s)
 
 

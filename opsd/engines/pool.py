@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from opsd.cluster.placement import Placement
-from opsd.cluster.ray import gather, start_actor
+from opsd.cluster.ray import gather, no_answer, patience, start_actor
 from opsd.config.engine import EngineSpec
 from opsd.engines.groups import split_evenly
 from opsd.engines.protocols import Request
@@ -58,7 +58,10 @@ class EnginePool:
             streams[stream] = number, num_given
             num_given += len(part)
         while streams:
-            [stream], _ = ray.wait(list(streams), num_returns=1)
+            ready, waiting = ray.wait(list(streams), num_returns=1, timeout=patience["answer_s"])
+            if not ready:
+                raise no_answer(f"{self.role}: worker {streams[waiting[0]][0]}")
+            [stream] = ready
             number, first_place = streams[stream]
             try:
                 [group] = gather(self.role, [next(stream)], first=number)

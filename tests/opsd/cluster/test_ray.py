@@ -159,3 +159,11 @@ def test_what_ray_says_of_a_process_that_was_killed_is_one_line_and_no_rank_is_w
         with pytest.raises(WorkerLost, match=r"^learn: worker 1 was lost: .*name: learner-1") as raised:
             gather("learn", [other.run.remote("misses the other"), ranks[1].run.remote("is killed")])
         assert len(str(raised.value).splitlines()) == 1 and len(str(raised.value)) < 500
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_counts_as_lost(joined):
+    with ray_cluster(dashboard=False, answer_s=1.0):
+        ranks = [start_actor(Rank, f"hung-{i}", num_gpus=0, environment={"OMP_NUM_THREADS": "1"}) for i in range(2)]
+        with pytest.raises(WorkerLost, match=r"^learn: worker 3 has not answered for 1 s .placement.answer_s.$"):
+            gather("learn", [each.run.remote("waits") for each in ranks], first=3)
