@@ -35,7 +35,7 @@ def whole_steps(folder):
 
 
 def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint(pair, small_disk):  # noqa: F811
-    process = run(pair, small_disk / "run", *HOOKS, "hook_options={to_the_end: false}")
+    process = run(pair, small_disk / "run", *HOOKS, "+hook_options.to_the_end=false")
     assert process.returncode == 0, process.stderr[-3000:]
     assert "warning step_000004 was not saved: " in process.stderr
     assert "has a checkpoint after step 2, from which resume=auto continues" in process.stderr
@@ -46,14 +46,14 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint(pair, small_disk):  
 
 
 def test_a_disk_that_stays_full_ends_in_an_error_with_the_first_checkpoint_whole(pair, small_disk):  # noqa: F811
-    process = run(pair, small_disk / "run", *HOOKS, "hook_options={to_the_end: true}")
+    process = run(pair, small_disk / "run", *HOOKS, "+hook_options.to_the_end=true")
     assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr[-3000:]
     assert "No space left on device" in process.stderr.splitlines()[-1]
     assert whole_steps(small_disk / "run") == [2]
     (small_disk / "filler").unlink()
     again = run(pair, small_disk / "run", "hooks=tip.plugin:build_hooks", "resume=auto", "checkpoint.keep=9")
     assert again.returncode == 2 and "hooks differs" in again.stderr
-    other = ("hook_options={to_the_end: false}", "resume=auto", "resume_changed=true")
+    other = ("+hook_options.to_the_end=false", "resume=auto", "resume_changed=true")
     again = run(pair, small_disk / "run", *HOOKS, *other)
     assert again.returncode == 0, again.stderr[-3000:]
 
