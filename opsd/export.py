@@ -48,11 +48,15 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="RUN", help="a run's folder, or one of its checkpoints")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must not exist, or be empty")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; default: the base model's")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that lies in the model's folder"
+    )
     parser.add_argument("--base", type=Path, help="folder with config and tokenizer; default: the run's own student")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # just so
     try:
-        export(find_source(given.source), given.out, dtype=given.dtype, base=given.base)
+        source = find_source(given.source)
+        export(source, given.out, dtype=given.dtype, base=given.base, trust_remote_code=given.trust_remote_code)
     except (ConfigError, DataError, StageError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -82,12 +86,18 @@ def find_source(path: Path) -> Source:
     )
 
 
-def export(source: Source, out: Path, *, dtype: str | None, base: Path | None) -> None:
-    """Write the folder. Raises ConfigError, DataError or StageError before `out` is touched."""
+def export(source: Source, out: Path, *, dtype: str | None, base: Path | None, trust_remote_code: bool = False) -> None:
+    """Write the folder. What the run's own config.yaml says of trust is not believed: it may be a stranger's.
+
+    Raises ConfigError, DataError or StageError before `out` is touched."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists already: choose a new or an empty folder")
     base = base or base_folder(source)
-    trust_remote_code = source.config["student"]["trust_remote_code"]
+    if source.config["student"]["trust_remote_code"] and not trust_remote_code:
+        raise ConfigError(
+            f"{source.run} was trained with student.trust_remote_code=true: give --trust-remote-code if you trust the "
+            f"code in {base}, too"
+        )
     named = weights_of(source, trust_remote_code)
     weights = complete_weights(model_without_weights(str(base), trust_remote_code=trust_remote_code), named)
     wanted = getattr(torch, dtype) if dtype else None

@@ -159,3 +159,16 @@ def test_a_damaged_checkpoint_and_a_lost_base_model_are_named(run, tmp_path, mon
     with pytest.raises(SystemExit, match=r"student.path=models/gone is not here: name .* by --base"):
         exported(monkeypatch, copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folders_own_word_is_not_taken_for_its_code(run, tmp_path, monkeypatch):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["student"]["trust_remote_code"] = True
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit, match="give --trust-remote-code if you trust the code in"):
+        exported(monkeypatch, copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    exported(monkeypatch, copy, tmp_path / "out", "--trust-remote-code")
+    assert (tmp_path / "out" / "config.json").exists()
