@@ -22,6 +22,18 @@ from opsd.errors import ConfigError
 from opsd.models.folder import as_config_error, read_object
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # as transformers looks for them
+WEIGHT_ENDS = (
+    ".index.json",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+)  # of any format
+PACKED = {"I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "int8", "uint8", "int16", "int32"}  # not numbers as they are
 ROWS_AT_ONCE = 8192  # of two heads that are compared
 
 
@@ -39,6 +51,12 @@ def model_without_weights(path: str, *, trust_remote_code: bool) -> PreTrainedMo
     stored = weight_files(path)
     if not stored or getattr(config, "quantization_config", None):  # names of other formats, or of packed numbers
         return model
+    packed = next(((name, dtype) for name, dtype in _matrices(stored) if dtype in PACKED), None)
+    if packed:
+        raise ConfigError(
+            f"{path}: its weight files hold {packed[0]} in {packed[1]}, and its config.json has no "
+            "quantization_config that says how to read it"
+        )
     model_class, config = type(model), model.config
     model, missing, mismatched = _load_names(model_class, config, stored)
     if mismatched:
@@ -61,7 +79,9 @@ def model_without_weights(path: str, *, trust_remote_code: bool) -> PreTrainedMo
 
 
 def check_weights(setting: str, path: str, trust_remote_code: bool) -> None:
-    """Raises ConfigError where the weight files that are here lack some of the model's weights."""
+    """Raises ConfigError where there are no weight files, or where those that are here lack some of the weights."""
+    if Path(path).is_dir() and not any(file.name.endswith(WEIGHT_ENDS) for file in Path(path).iterdir()):
+        raise ConfigError(f"{setting}={path}: there are no weights in it: expected model.safetensors or its shards")
     try:
         model_without_weights(path, trust_remote_code=trust_remote_code)
     except ConfigError as error:
@@ -174,6 +194,16 @@ def _load_names(
             ignore_mismatched_sizes=True,
         )
     return model.eval(), set(info["missing_keys"]), set(info["mismatched_keys"])
+
+
+def _matrices(stored: dict[str, Path]) -> Iterator[tuple[str, str]]:
+    """(name, dtype) of what has two dimensions or more."""
+    for file, names in _by_file(stored).items():
+        with _opened(file) as (_, weight):
+            for name in names:
+                one = weight(name)
+                if len(_shape(one)) >= 2:
+                    yield name, one.get_dtype() if hasattr(one, "get_dtype") else str(one.dtype).removeprefix("torch.")
 
 
 def _has_own_head(model: PreTrainedModel, stored: dict[str, Path]) -> bool:

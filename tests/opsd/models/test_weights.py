@@ -117,6 +117,24 @@ def test_weights_that_no_file_holds_are_refused_by_name(tmp_path):
         check_weights("teacher.path", str(path), False)
 
 
+@pytest.mark.parametrize(("dtype", "said"), [(torch.int8, "I8"), (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_packed_weights_without_a_word_on_how_are_refused_by_name(tmp_path, dtype, said):
+    """transformers would take the packed numbers for the weights."""
+    path = folder_with(tmp_path, tied=True)
+    weights = load_file(path / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    save_file({**weights, name: weights[name].to(dtype)}, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"teacher.path=.* hold {name} in {said}, and .* no quantization_config"):
+        check_weights("teacher.path", str(path), False)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    path = folder_with(tmp_path, tied=True)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="student.path=.*: there are no weights in it"):
+        check_weights("student.path", str(path), False)
+
+
 def test_weights_of_another_shape_are_refused_by_name(tmp_path):
     path = folder_with(tmp_path, tied=True)
     config = json.loads((path / "config.json").read_text())
