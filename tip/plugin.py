@@ -237,11 +237,10 @@ def bind_selector(cfg: SelectorConfig) -> Callable[..., Selection]:
 def bind_schedule(cfg: TipRunConfig) -> Ratio:
     chosen = cfg.selector
     num_warmup = math.ceil(WARM_UP_SHARE * cfg.num_steps)
-    of_the_run = {"initial": chosen.ratio, "num_warmup": num_warmup}
+    options = {"num_warmup": num_warmup, **chosen.schedule_options}
+    of_the_run = {"initial": chosen.ratio}
     options_field = "selector.schedule_options"
-    make = bind_entry(
-        "selector.schedule", SCHEDULES, chosen.schedule, options_field, chosen.schedule_options, of_the_run
-    )
+    make = bind_entry("selector.schedule", SCHEDULES, chosen.schedule, options_field, options, of_the_run)
     try:
         return make()
     except ValueError as error:

@@ -12,6 +12,7 @@ from opsd.config.engine import TeacherConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.errors import StageError
 from opsd.models.student_folder import save_student
+from opsd.monitor.warned import Warned
 from opsd.run import Run
 from opsd.run_folder import RunFolder
 from opsd.run_state import Ledger
@@ -116,7 +117,7 @@ def test_a_student_that_cannot_be_written_costs_neither_summary_nor_report(tmp_p
     ledger.timer.start()
     folder = RunFolder(cfg.output_dir)
     folder.path.mkdir()
-    (folder.checkpoints / "step_000300").mkdir(parents=True)
+    (folder.checkpoints.path / "step_000300").mkdir(parents=True)
 
     def no_space(folder):
         raise StageError(f"export: the student could not be written to {folder}: OSError: no space")
@@ -129,9 +130,10 @@ def test_a_student_that_cannot_be_written_costs_neither_summary_nor_report(tmp_p
         learner=SimpleNamespace(save_student=no_space),
     )
     log = SimpleNamespace(log_report=reports.append)
-    run = Run(parts=parts, ledger=ledger, log=log, bar=None, stop=None)
+    saver = SimpleNamespace(finish=lambda wait: None)
+    run = Run(parts=parts, ledger=ledger, log=log, bar=None, stop=None, saver=saver, warned=Warned(), watch=None)
     monkeypatch.setattr("opsd.run.build_report", lambda folder: folder / "report.html")
-    with pytest.raises(StageError, match=r"OSError: no space; the report .*/step_000300 has the weights: .*export.py"):
+    with pytest.raises(StageError, match=r"OSError: no space; .*/step_000300 has the weights: .*export.py"):
         run.finish()
     assert json.loads((folder.path / "summary.json").read_text())["accuracy_after"] == 0.5
     assert reports == [folder.path / "report.html"]

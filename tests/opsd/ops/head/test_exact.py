@@ -102,7 +102,7 @@ def test_it_equals_the_sparse_loss_whose_support_names_every_token(name):
 
 @pytest.mark.parametrize("name", sorted(set(DIVERGENCES) - DETACHED))
 def test_gradcheck(name):
-    hidden, weight, *teacher = make_pair(num_rows=2, vocab=13, teacher_vocab=13, width=3, dtype=torch.float64)
+    hidden, weight, *teacher = make_pair(num_rows=2, vocab=21, teacher_vocab=21, width=3, dtype=torch.float64)
     options = {**head_options({"temperature": True, "stop_ids": (9, 2), "foreign_ids": (4,)}, 2), "chunk_rows": 1}
     plan = PLANS["cpu"]._replace(block_columns=5)
 
