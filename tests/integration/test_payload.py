@@ -28,6 +28,7 @@ def test_the_loss_is_the_dense_one(pair, tmp_path, method):
         assert (weight - moved[name]).abs().max() < 1e-3, name
 
 
+@pytest.mark.long
 def test_any_engine_and_any_number_of_ranks_give_the_same_loss(pair, tmp_path):
     known = (*SHORT, "selector=all", "loss.payload=hidden", "rollout.backend=transformers")
     one = finished(pair, tmp_path / "one", *known, "teacher.backend=transformers")

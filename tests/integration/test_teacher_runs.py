@@ -84,7 +84,8 @@ def hooks_that_end_a_server(cfg):
     return dataclasses.replace(hooks, after_step=after_step)
 
 
-@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
 def test_a_run_over_http_loses_a_server_and_nothing_else(pair, servers_of, tmp_path, backend):
     """In process with two engines, whose batches the servers' are; then one of two servers dies after two steps."""
     local = [f"teacher.backend={backend}", "teacher.num_workers=2"]

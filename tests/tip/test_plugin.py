@@ -250,7 +250,7 @@ def test_options_out_of_range_are_refused_in_words():
         ),
         (
             {"selector": SelectorConfig(schedule="loss_driven", schedule_options={"initial": 0.1})},
-            "selector.schedule_options: 'loss_driven' takes num_warmup, beta, loss_tolerance, ratio_step, floor, got initial",
+            "selector.schedule_options: 'loss_driven' takes num_warmup, beta, loss_tolerance, ratio_step, floor, got i",
         ),
     ],
 )
