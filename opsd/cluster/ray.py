@@ -46,8 +46,6 @@ def ray_cluster(*, dashboard: bool, answer_s: float | None = None):
         local = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
         for name in ("RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S"):
             os.environ.setdefault(name, "120")  # a first start from a cold disk, or on a busy machine, takes over 30 s
-        # Ray's agents outlive a driver that is killed by this: they try to tell a server that has ended with it.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "30")
     context = _connect(local)
     # Ray's own handler prints its C++ stack and aborts: a job that its scheduler ends leaves as after Ctrl-C.
     if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
