@@ -108,7 +108,7 @@ def resume(parts: RunParts, ledger: Ledger) -> bool:
     parts.hooks.load_state_dict(state["hooks"])
     ledger.first_step = ledger.done = state["step"]
     ledger.counts.update(state["counts"])
-    ledger.skipped_in_row = state.get("skipped_in_row", 0)  # older checkpoints have no such key
+    ledger.skipped_in_row = state["skipped_in_row"]
     ledger.before, ledger.teacher_accuracy = state["before"], state["teacher_accuracy"]
     ledger.owes_evaluation = state["owes_evaluation"]
     if state["after_step"] == state["step"] and state["eval"] == asdict(parts.cfg.eval):

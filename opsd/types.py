@@ -126,10 +126,8 @@ class TeacherScores:
         expect_shape("top_logprobs", self.top_logprobs, self.top_ids.shape)
 
     def has_nan(self) -> bool:
-        parts = [self.top_logprobs, self.sampled_logprobs]
-        if self.candidate_logprobs is not None:
-            parts.append(self.candidate_logprobs)
-        return any(bool(np.isnan(part).any()) for part in parts)
+        parts = (self.top_logprobs, self.sampled_logprobs, self.candidate_logprobs)
+        return any(part is not None and bool(np.isnan(part).any()) for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True)
