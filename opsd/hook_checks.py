@@ -9,7 +9,7 @@ start it is a ConfigError, in a running step a StageError.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from opsd.data.grading import check_grader
 from opsd.errors import ConfigError, StageError
 from opsd.hooks import RolloutSource, TrainHooks
 from opsd.ops.head.exact import sums_over_tokens
-from opsd.ops.losses.objective import PACKED_INPUTS, RESIDUAL_INPUTS, Objective
+from opsd.ops.losses.objective import PACKED_INPUTS, RESIDUAL_INPUTS, ROLLOUT_LOGPROB, Objective
 from opsd.ops.row_function import name_of
 from opsd.ops.signals import Statistics, statistics_of
 from opsd.types import BatchStats, Rollout, Selection, TokenStats
@@ -56,6 +56,8 @@ def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
     if cfg.loss.payload == "hidden":
         with refused():
             sums_over_tokens(objective)
+    if cfg.schedule.max_staleness:
+        require_no_own_draws(objective, cfg.schedule.max_staleness)
     with torch.random.fork_rng(devices=[]), refused():
         batch = made_up_batch(cfg, hooks.statistics)
         try:
@@ -73,6 +75,17 @@ def check_hooks(hooks: TrainHooks, cfg: RunConfig) -> None:
     except AttributeError:  # one that reads more of its pools at once is looked at when there are pools
         return
     checked_source(source, name_of(hooks.rollouts))
+
+
+def require_no_own_draws(objective: Objective, max_staleness: int) -> None:
+    """Raises ConfigError for a loss that older weights' answers would give a wrong gradient."""
+    for _, loss in objective.parts:
+        if loss.needs_own_draws:
+            raise ConfigError(
+                f"{loss.setting} learns from the sampled tokens alone, and with schedule.max_staleness={max_staleness} "
+                "older weights sample them: set loss.importance_cap=2, which weighs them by how likely they are to the "
+                "newest, or schedule.max_staleness=0"
+            )
 
 
 def check_functions(hooks: Any, setting: str) -> None:
@@ -161,11 +174,13 @@ def check_objective(objective: Objective, selection: Selection) -> None:
     missing = objective.inputs - PACKED_INPUTS - selection.inputs.keys()
     if missing:
         raise HookError(f"the loss needs {', '.join(sorted(missing))}, which the selection does not give")
-    if objective.inputs & RESIDUAL_INPUTS and selection.temperature_N is not None:
-        raise HookError(
-            "loss.residual=true needs tokens at temperature 1, at which the answers are drawn, and the selection gives "
-            "each a temperature of its own"
-        )
+    of_draws = {"loss.residual=true": RESIDUAL_INPUTS, "loss.importance_cap": {ROLLOUT_LOGPROB}}
+    for setting in (name for name, inputs in of_draws.items() if objective.inputs & inputs):
+        if selection.temperature_N is not None:
+            raise HookError(
+                f"{setting} needs tokens at temperature 1, at which the answers are drawn, and the selection gives "
+                "each a temperature of its own"
+            )
     student_NB, teacher_NB, support_NU = made_up_buckets(len(selection))
     student_NB.requires_grad_()
     has_token_NB = ~teacher_NB.isneginf()
@@ -196,9 +211,16 @@ def checked_source(source: RolloutSource, where: str) -> RolloutSource:
         raise ConfigError(f"{where} must return a function of prompts, got {type(source).__name__}")
 
     def checked(prompts: list, *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
+        try:
+            groups = source(prompts, samples_per_prompt=samples_per_prompt, step=step)
+        except ConfigError as error:
+            raise StageError(f"rollout: step {step + 1}: {error}") from error
+        return checked_groups(groups, step)
+
+    def checked_groups(groups: Iterable[dict[int, Rollout]], step: int) -> Iterator[dict[int, Rollout]]:
         seen: set[int] = set()
         try:
-            for group in source(prompts, samples_per_prompt=samples_per_prompt, step=step):
+            for group in groups:
                 if not isinstance(group, dict) or not all(isinstance(rollout, Rollout) for rollout in group.values()):
                     raise HookError(f"{where} must give groups {{place: Rollout}}, got {type(group).__name__}")
                 twice = seen & group.keys()
@@ -250,7 +272,12 @@ def made_up_inputs(teacher_NB: Tensor, support_NU: Tensor) -> dict[str, Tensor]:
     outside_N = torch.arange(len(teacher_NB)) % 2 == 1
     first_N, rest_N = teacher_NB[:, 0], teacher_NB[:, -1]
     tail_N = torch.where(outside_N, torch.logaddexp(first_N, rest_N), rest_N)
-    return {"support_NU": support_NU, "outside_N": outside_N, "teacher_tail_N": tail_N}
+    return {
+        "support_NU": support_NU,
+        "outside_N": outside_N,
+        "teacher_tail_N": tail_N,
+        ROLLOUT_LOGPROB: torch.full((len(teacher_NB),), -1.0),
+    }
 
 
 def made_up_buckets(num_rows: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opsd.config.checks import function_named
 from opsd.errors import ConfigError
+from opsd.ops.losses.importance import corrected
 from opsd.ops.losses.objective import Loss, Objective
 from opsd.ops.losses.table import LOSSES, REFUSED, UNBIASED
 from opsd.ops.row_function import name_of
@@ -20,7 +21,8 @@ from opsd.ops.signals import Statistics
 from opsd.types import BatchStats, Rollout, Selection, StepReport
 
 if TYPE_CHECKING:
-    from opsd.config.run import LossConfig, RunConfig
+    from opsd.config.loss import LossConfig
+    from opsd.config.run import RunConfig
     from opsd.rollout import RolloutPool
     from opsd.teacher.router import Teacher
 
@@ -85,6 +87,8 @@ def bind_objective(loss: LossConfig) -> Objective:
     for name, settings in loss.terms.items():
         options = {key: value for key, value in settings.items() if key != "weight"}
         parts.append((settings["weight"], bind_loss("loss.terms", known, name, f"loss.terms.{name}", options)))
+    if loss.importance_cap:
+        parts = [(weight, corrected(part, loss.importance_cap)) for weight, part in parts]
     return Objective(parts=tuple(parts))
 
 

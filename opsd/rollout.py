@@ -18,11 +18,23 @@ from opsd.types import Prompt, Rollout
 class RolloutPool:
     """Samples answers of the current student."""
 
-    def __init__(self, spec: EngineSpec[RolloutConfig], *, seed: int, placement: Placement | None = None) -> None:
-        """`spec.path` is the student's folder; the engines answer once they have had weights."""
+    def __init__(
+        self,
+        spec: EngineSpec[RolloutConfig],
+        *,
+        seed: int,
+        placement: Placement | None = None,
+        max_staleness: int = 0,
+    ) -> None:
+        """`spec.path` is the student's folder; the engines answer once they have had weights.
+
+        `max_staleness`: of the answers that are asked for, in steps. Above 0 the engines take new weights without being
+        waited for.
+        """
         self.cfg = spec.config
         self.seed = seed
-        self.policy_version = 0  # of `spec.path`, until the first weight sync
+        self.max_staleness = max_staleness
+        self.policy_version = 0  # of `spec.path`, until the first weight sync; of what is asked for from now on
         self.engines = EnginePool("rollout", spec, placement)
 
     def wait_ready(self) -> None:
@@ -32,14 +44,23 @@ class RolloutPool:
         """The GPUs are the learner's until the next call; see placement.mode=colocated."""
         self.engines.sleep()
 
+    @property
+    def busy_s(self) -> dict[str, list[float]]:
+        """By role: seconds that each engine was at work, as far as it has told."""
+        return {self.engines.role: self.engines.busy_s}
+
+    def close(self) -> None:
+        """Ends the engines, whatever they are at."""
+        self.engines.close()
+
     def sample(self, prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
         """`samples_per_prompt` answers per prompt, in groups as they finish. `step` seeds them (-1: evaluation).
 
         The key is the rollout's place: prompts in the order given, a prompt's answers side by side. A prompt that is
-        there several times gets other answers each time, numbered on. Raises StageError where the engines do not hold
-        the weights that this step is to train.
+        there several times gets other answers each time, numbered on. The engines begin at this call. Raises StageError
+        where the engines' weights are not those that this step trains, or are more than `max_staleness` steps older.
         """
-        if step >= 0 and step != self.policy_version:
+        if step >= 0 and not 0 <= step - self.policy_version <= self.max_staleness:
             raise StageError(
                 f"rollout: step {step + 1} trains the weights of policy version {step}, and the engines hold "
                 f"version {self.policy_version}: their answers would be another policy's"
@@ -68,8 +89,8 @@ class RolloutPool:
         return in_order(self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, self.policy_version))
 
     def update_weights(self, weights: ObjectRef, *, policy_version: int) -> None:
-        """New weights (a reference to a state dict) into every running engine."""
-        self.engines.update_weights(weights, policy_version)
+        """New weights (a reference to a state dict) into every running engine, after what it was asked for before."""
+        self.engines.update_weights(weights, policy_version, pending=self.max_staleness)
         self.policy_version = policy_version
 
     def expect_weights(self) -> None:

@@ -8,12 +8,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from opsd.ahead import RolloutsAhead
 from opsd.config.run import RunConfig
 from opsd.errors import StageError, WorkerLost, say
 from opsd.evaluation.held_out import accuracy, evaluate
 from opsd.hooks import TrainHooks
 from opsd.monitor.agreement import agreement_metrics
 from opsd.monitor.collapse import StepWatch
+from opsd.monitor.idle import IdleTimer
 from opsd.monitor.log import MetricsLog, ProgressBar, progress_bar
 from opsd.monitor.ray import RayMetrics
 from opsd.monitor.step import StepRecord, step_metrics, token_rows
@@ -75,8 +77,28 @@ def _start(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack) -> Run:
     stop = stack.enter_context(stop_signals())
     ledger.timer.start()
     saver = Saver(folder=parts.folder, learner=parts.learner, cfg=cfg.checkpoint)
-    watch = StepWatch(warned)
-    return Run(parts=parts, ledger=ledger, log=log, bar=bar, stop=stop, saver=saver, warned=warned, watch=watch)
+    rollouts = RolloutsAhead(
+        parts.prompt_source,
+        parts.sample,
+        parts.teacher_pool.begin,
+        samples_per_prompt=cfg.data.samples_per_prompt,
+        first_step=ledger.first_step,
+        last_step=ledger.last_step,
+        max_staleness=cfg.schedule.max_staleness,
+    )
+    stack.callback(rollouts.close, parts.rollout_pool.close)
+    return Run(
+        parts=parts,
+        ledger=ledger,
+        log=log,
+        bar=bar,
+        stop=stop,
+        saver=saver,
+        warned=warned,
+        watch=StepWatch(warned),
+        rollouts=rollouts,
+        idle=IdleTimer(),
+    )
 
 
 def start_metrics(parts: RunParts, ledger: Ledger, log: MetricsLog, *, resumed: bool) -> None:
@@ -101,6 +123,8 @@ class Run:
     saver: Saver
     warned: Warned
     watch: StepWatch
+    rollouts: RolloutsAhead
+    idle: IdleTimer
 
     def steps(self) -> Iterator[int]:
         """The steps to do. Where the run is told to stop, they end after a whole one, with a checkpoint of it."""
@@ -157,7 +181,9 @@ class Run:
         cfg, ledger, done = self.parts.cfg, self.ledger, record.batch.step + 1
         is_last = done == ledger.last_step
         ledger.add(record)
-        values = step_metrics(record, ledger.timer.take(), weight_version=self.parts.rollout_pool.policy_version)
+        phase_s, pools = ledger.timer.take(), (self.parts.rollout_pool, self.parts.teacher_pool)
+        values = step_metrics(record, phase_s, weight_version=self.parts.rollout_pool.policy_version)
+        values |= self.idle.take({role: s for pool in pools for role, s in pool.busy_s.items()}, phase_s["learn"])
         values |= agreement_metrics(
             record.scored,
             record.selection,
@@ -192,7 +218,9 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of the steps that are done, from which resume=auto continues exactly; see `Saver`."""
-        self.saver.begin(self.ledger.done, state_of(self.parts, self.ledger))
+        done = self.ledger.done
+        state = state_of(self.parts, self.ledger, prompt_position=self.rollouts.position_before(done))
+        self.saver.begin(done, state)
 
     def finish(self) -> dict[str, Any]:
         """Write summary.json, the report and the student, each also where another one could not be written.
@@ -203,6 +231,9 @@ class Run:
         parts, ledger = self.parts, self.ledger
         self.saver.finish(wait=True)
         if ledger.done < ledger.last_step:
+            ahead = self.rollouts.num_begun()
+            if ahead:
+                say(f"stop    the answers of {ahead} steps to come are dropped; resume=auto makes new ones")
             self._report()
             raise KeyboardInterrupt(f"stopped after step {ledger.done} of {parts.cfg.num_steps}")
         if not ledger.after:  # a resumed run may find every step done

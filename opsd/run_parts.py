@@ -145,7 +145,12 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
         model_without_weights(cfg.student.path, trust_remote_code=cfg.student.trust_remote_code)
     )
     rollout = replace(cfg.rollout, weight_transfer=weight_transfer(cfg, setup.device, renamed=renamed))
-    rollout_pool = RolloutPool(replace(setup.student, config=rollout), seed=cfg.seed, placement=placement)
+    rollout_pool = RolloutPool(
+        replace(setup.student, config=rollout),
+        seed=cfg.seed,
+        placement=placement,
+        max_staleness=cfg.schedule.max_staleness,
+    )
     placement.settle(rollout_pool)
     teacher_pool = start_teachers(setup.teachers, placement)
     placement.settle(teacher_pool)

@@ -72,11 +72,14 @@ class Ledger:
         return {name: s + self.earlier_phase_s[name] for name, s in self.timer.totals().items()}
 
 
-def state_of(parts: RunParts, ledger: Ledger) -> dict[str, Any]:
-    """What the driver must know to continue after the run's newest step, as JSON."""
+def state_of(parts: RunParts, ledger: Ledger, *, prompt_position: int) -> dict[str, Any]:
+    """What the driver must know to continue after the run's newest step, as JSON.
+
+    `prompt_position`: where the prompts of the step after it begin.
+    """
     return {
         "step": ledger.done,
-        "prompt_position": parts.prompt_source.position,
+        "prompt_position": prompt_position,
         "counts": dict(ledger.counts),
         "skipped_in_row": ledger.skipped_in_row,
         "hooks": parts.hooks.state_dict(),
@@ -115,6 +118,8 @@ def resume(parts: RunParts, ledger: Ledger) -> bool:
         ledger.measured(state["after"], state["step"])
     ledger.earlier_wall_s, ledger.earlier_phase_s = state["wall_s"], Counter(state["phase_s"])
     say(f"resume  {checkpoint}")
+    if parts.cfg.schedule.max_staleness:
+        say("resume  answers that were made ahead are made anew, by the newest weights")
     for name, (before, now) in parts.changed.items():
         consequence = _learning_rate_change(parts.cfg, state["step"], before) if name == "num_steps" else ""
         say(f"resume  {name}={now}, it was {before}{consequence}")

@@ -31,10 +31,8 @@ def loop(run: Run) -> None:
     parts, cfg, hooks, phase = run.parts, run.parts.cfg, run.parts.hooks, run.ledger.timer.phase
     run.evaluate_before()
     for step in run.steps():
-        prompts = parts.prompt_source.next_batch()
         with phase("rollout"):
-            rollouts = parts.sample(prompts, samples_per_prompt=cfg.data.samples_per_prompt, step=step)
-            pending = parts.teacher_pool.begin(rollouts)  # each is scored as soon as it is finished
+            pending = run.rollouts.take(step)  # made ahead, or now; each is scored as soon as it is finished
             queue = queue_lengths(pending)
         with phase("score"):
             scored = scored_batch(pending)

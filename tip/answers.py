@@ -3,7 +3,8 @@
     ANSWERS[name](rollout_pool, teacher_pool, *, seed, max_tokens, **options) -> RolloutSource
 
 Answers that the student did not sample have policy_version -1 and carry no log-probabilities of the student: they need
-stats=learner.
+stats=learner. The student's are asked for at once and not where the groups are taken, so that with
+schedule.max_staleness the weights that make them are not left to chance.
 """
 # T response tokens
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -49,11 +51,10 @@ def mixed(
         draws = np.random.default_rng([seed, step]).random(len(prompts))
         sampled = [place for place, draw in enumerate(draws) if draw < student_share]
         given = [place for place, draw in enumerate(draws) if draw >= student_share]
-        yield {place * samples_per_prompt: file_answer(prompts[place], max_tokens) for place in given}
         groups = rollout_pool.sample([prompts[p] for p in sampled], samples_per_prompt=samples_per_prompt, step=step)
-        yield from moved(
-            groups, lambda i: sampled[i // samples_per_prompt] * samples_per_prompt + i % samples_per_prompt
-        )
+        from_file = {place * samples_per_prompt: file_answer(prompts[place], max_tokens) for place in given}
+        own = moved(groups, lambda i: sampled[i // samples_per_prompt] * samples_per_prompt + i % samples_per_prompt)
+        return chain([from_file], own)
 
     return answers
 
@@ -67,9 +68,12 @@ def teacher_pairs(rollout_pool: RolloutPool, teacher_pool: Teacher, *, seed: int
             sample_seed(seed, step, prompt, samples_per_prompt, number)
             for prompt, number in zip(prompts, numbers, strict=True)
         ]
-        for group in teacher_pool.sample(prompts, seeds, max_tokens):
-            yield {2 * p: replace(without_student(rollout), sample=numbers[p]) for p, rollout in group.items()}
-        yield from moved(rollout_pool.sample(prompts, samples_per_prompt=1, step=step), lambda i: 2 * i + 1)
+        own = rollout_pool.sample(prompts, samples_per_prompt=1, step=step)
+        teachers = (
+            {place: replace(without_student(rollout), sample=numbers[place]) for place, rollout in group.items()}
+            for group in teacher_pool.sample(prompts, seeds, max_tokens)
+        )
+        return chain(moved(teachers, lambda p: 2 * p), moved(own, lambda i: 2 * i + 1))
 
     return answers
 
@@ -86,13 +90,15 @@ def mixtures(
         raise ConfigError(f"answer_options.concentration must be greater than 0, got {concentration}")
 
     def answers(prompts: list[Prompt], *, samples_per_prompt: int, step: int) -> Iterator[dict[int, Rollout]]:
-        own = in_order(rollout_pool.sample(prompts, samples_per_prompt=samples_per_prompt, step=step))
+        return pairs(rollout_pool.sample(prompts, samples_per_prompt=samples_per_prompt, step=step), step)
+
+    def pairs(groups: Iterable[dict[int, Rollout]], step: int) -> Iterator[dict[int, Rollout]]:
+        own = in_order(groups)
         rng = np.random.default_rng([seed, step])
         shares = rng.beta(concentration, concentration, len(own))
         others = [own[place] for place in rng.permutation(len(own))]
         for place, (rollout, other, share) in enumerate(zip(own, others, shares, strict=True)):
-            mixed_one = mixed_with(rollout, other, share)
-            yield {2 * place: rollout, 2 * place + 1: mixed_one}
+            yield {2 * place: rollout, 2 * place + 1: mixed_with(rollout, other, share)}
 
     return answers
 

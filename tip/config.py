@@ -58,16 +58,18 @@ class TipRunConfig(RunConfig):
             raise ConfigError(
                 f"answers=mixtures needs teacher.backend={able}: other teachers read token ids, not embeddings"
             )
-        if self.loss.residual and self.answers != "student":
-            raise ConfigError(
-                f"loss.residual=true needs answers=student, got {self.answers}: its gradient is right on average over "
-                "what the student itself draws"
-            )
-        if self.loss.residual and "temperature" in self.adjust:
-            raise ConfigError(
-                "loss.residual=true needs tokens at temperature 1, at which the answers are drawn: leave "
-                "adjust.temperature out"
-            )
+        of_draws = {"loss.residual=true": self.loss.residual, "loss.importance_cap": self.loss.importance_cap}
+        for setting in (name for name, is_set in of_draws.items() if is_set):
+            if self.answers != "student":
+                raise ConfigError(
+                    f"{setting} needs answers=student, got {self.answers}: its gradient is right on average over what "
+                    "the student itself draws"
+                )
+            if "temperature" in self.adjust:
+                raise ConfigError(
+                    f"{setting} needs tokens at temperature 1, at which the answers are drawn: leave "
+                    "adjust.temperature out"
+                )
         if self.answers != "student" and self.stats != "learner":
             raise ConfigError(
                 f"answers={self.answers} needs stats=learner: for answers that the student did not sample, no engine "

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opsd.config.checks import at_least, check_values, in_range, one_of, positive, seconds
+from opsd.config.checks import at_least, check_values, in_range, one_of, positive
 from opsd.config.engine import DTYPES, RolloutConfig, TeacherConfig
+from opsd.config.loss import LossConfig
+from opsd.config.placement import PlacementConfig, ScheduleConfig
 from opsd.config.secrets import refuse_secrets
 from opsd.errors import ConfigError
 
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 MISSING: Any = "???"  # omegaconf's own; written out, so that the learner's parts import without it
-PAYLOADS = ("logprobs", "hidden")
-SUPPORTS = ("auto", "teacher", "student", "union")
 STATS = ("rollout", "learner")
 
 
@@ -87,35 +87,6 @@ class DataConfig(PromptConfig):
 
 
 @dataclass
-class LossConfig:
-    divergence: str = "reverse_kl"  # a name in opsd.ops.losses.table.LOSSES
-    options: dict[str, Any] = field(default_factory=dict)  # e.g. {beta: 0.5} for jsd
-    terms: dict[str, Any] = field(default_factory=dict)  # added to it: another such name -> {weight, options}
-    # The tokens that have a bucket of their own: teacher | student | union | auto, which is union where the teacher
-    # scores the student's candidates, else teacher.
-    support: str = "auto"
-    # What comes from the teacher to the loss. logprobs: of the support's tokens; all others are one bucket. hidden: its
-    # last hidden state of each kept token, from which the learner makes the whole distribution: no support, no bias.
-    payload: str = "logprobs"
-    # The reverse KL alone: a gradient that is, on average over the answers, that of the whole vocabulary and not that
-    # of the named tokens and a rest. Needs rollout.temperature=1, rollout.top_p=1 and the student's own answers.
-    residual: bool = False
-
-    def __post_init__(self) -> None:
-        one_of("loss.support", self.support, SUPPORTS)
-        one_of("loss.payload", self.payload, PAYLOADS)
-        if self.residual and self.payload == "hidden":
-            raise ConfigError(
-                "loss.residual=true mends what loss.payload=logprobs leaves out, and "
-                "loss.payload=hidden leaves nothing out: set one of them"
-            )
-        for name, settings in self.terms.items():
-            weight = settings.get("weight") if isinstance(settings, dict) else None
-            if not isinstance(weight, (int, float)) or isinstance(weight, bool):
-                raise ConfigError(f"loss.terms.{name} must look like {{weight: 0.1}}, got {settings!r}")
-
-
-@dataclass
 class LearnerConfig:
     num_workers: int = 1  # FSDP2 ranks
     learning_rate: float = 1e-6  # the highest, after the warm-up
@@ -146,30 +117,6 @@ class LearnerConfig:
             at_least(f"learner.{name}", getattr(self, name), 0)
         for name in ("num_workers", "micro_batch_tokens", "cpu_threads"):
             at_least(f"learner.{name}", getattr(self, name), 1)
-
-
-@dataclass
-class PlacementConfig:
-    """Which GPUs and nodes of a Ray cluster the roles get. A node's label: ray start --labels nodes=NAME."""
-
-    mode: str = "separate"  # separate: each role has GPUs of its own | colocated: they share GPUs and take turns
-    rollout_nodes: str = ""  # label of the nodes that the rollout engines run on; empty: any node
-    teacher_nodes: str = ""  # the same for the teacher's engines
-    learner_nodes: str = ""  # the same for the learner's ranks
-    # A worker that gives no answer for so long counts as lost (see max_restarts): more than the longest start or stage.
-    answer_s: float = 3600.0
-    wait_s: float = 120.0  # for GPUs that other runs still hold, or nodes that are still starting
-
-    def __post_init__(self) -> None:
-        one_of("placement.mode", self.mode, ("separate", "colocated"))
-        if self.mode == "colocated" and len({self.rollout_nodes, self.teacher_nodes, self.learner_nodes}) > 1:
-            raise ConfigError(
-                "placement.mode=colocated puts all roles on the same GPUs: rollout_nodes, teacher_nodes and "
-                f"learner_nodes must be equal, got {self.rollout_nodes!r}, {self.teacher_nodes!r}, "
-                f"{self.learner_nodes!r}"
-            )
-        seconds("placement.answer_s", self.answer_s)
-        seconds("placement.wait_s", self.wait_s)
 
 
 @dataclass
@@ -244,6 +191,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -267,6 +215,8 @@ class RunConfig:
             raise ConfigError(f"stop_at_step={self.stop_at_step} is beyond the run's last step, {self.num_steps}")
         if self.loss.residual:
             self._check_draws()
+        if self.schedule.max_staleness:
+            self._check_ahead()
         if self.resume == "auto" and self.overwrite:
             raise ConfigError("resume=auto and overwrite=true contradict each other: choose one")
 
@@ -279,6 +229,19 @@ class RunConfig:
                     f"loss.residual=true needs rollout.{name}=1, got {value}: its gradient is right on average over "
                     "answers drawn from the student's whole distribution"
                 )
+
+    def _check_ahead(self) -> None:
+        """Refuses what cannot be made while the learner works, or would be wrong with older weights' answers."""
+        refused = {
+            "placement.mode=colocated": self.placement.mode == "colocated",  # the roles take turns on its GPUs
+            "teacher.follow_decay": self.teacher.follow_decay is not None,  # which teacher scored would be chance
+            "loss.residual=true": self.loss.residual,  # its gradient is right for the newest weights' draws alone
+        }
+        for setting in (name for name, is_set in refused.items() if is_set):
+            raise ConfigError(
+                f"{setting} needs schedule.max_staleness=0, got {self.schedule.max_staleness}: answers that are made "
+                "ahead are those of older weights, made while the learner works"
+            )
 
 
 Config = TypeVar("Config")

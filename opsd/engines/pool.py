@@ -1,11 +1,13 @@
-"""Engines behind one object: work goes out in even parts, results come back as they are ready."""
+"""Engines behind one object: they take work as they get free, and results come back as they are ready."""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import ray
@@ -17,6 +19,8 @@ from opsd.engines.groups import split_evenly
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
+from opsd.engines.work import SharedWork, Work, deal, size_of
+from opsd.engines.work_queue import WorkQueue
 from opsd.engines.worker import EngineWorker
 from opsd.errors import StageError
 from opsd.types import Prompt, Rollout, TeacherScores
@@ -39,6 +43,12 @@ class EnginePool:
         ]
         spec = replace(spec, path=os.path.abspath(spec.path))  # an actor's working folder is its node's
         self._starting = [worker.start.remote(spec) for worker in self.workers]
+        self.max_num_seqs = config.max_num_seqs
+        self.busy_s = [0.0] * len(self.workers)  # of each engine at work, as far as it has told
+        self._queue: Any = None  # made where the first work needs it
+        self._jobs = itertools.count()
+        self._scoring: dict[ray.ObjectRef, int] = {}  # whose answer it is
+        self._updates: deque[list[ray.ObjectRef]] = deque()  # weights on their way in, the oldest first
 
     def wait_ready(self) -> None:
         gather(f"{self.role} start", self._starting)
@@ -46,35 +56,62 @@ class EnginePool:
     def generate(
         self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
     ) -> Iterator[dict[int, Rollout]]:
-        """Rollouts by their places in `requests`; a group as soon as it is there.
+        """Rollouts by their places in `requests`; a group as soon as it is there. The engines begin at once.
 
-        `group_size`: rollouts that an engine hands over together, at least; None: all of its own. Raises StageError
-        where a log-probability is NaN.
+        `group_size`: rollouts that an engine hands over together, at least; None: all of its own. The iterator raises
+        StageError where a log-probability is NaN.
         """
-        streams, num_given = {}, 0  # the engine's number and the place of its first request
-        for number, part in enumerate(split_evenly(requests, len(self.workers))):
-            generate = self.workers[number].generate.options(num_returns="streaming")
-            stream = generate.remote(part, sampling, policy_version, group_size)
-            streams[stream] = number, num_given
-            num_given += len(part)
+        streams = {}
+        for number, work in enumerate(self._deal(requests, sampling.max_tokens)):
+            if work.more:
+                generate = self.workers[number].generate.options(num_returns="streaming")
+                streams[generate.remote(work, sampling, policy_version, group_size)] = number
+        return self._groups(streams)
+
+    def _deal(self, requests: list[Request], max_tokens: int) -> list[Work]:
+        """The work of each engine."""
+        sizes = [size_of(request, max_tokens) for request in requests]
+        begun, waiting = deal(sizes, len(self.workers), self.max_num_seqs)
+        if not waiting:
+            return [Work({place: requests[place] for place in part}) for part in begun]
+        if self._queue is None:
+            self._queue = start_actor(
+                WorkQueue, f"{self.role}-queue", len(self.workers), num_gpus=0, environment={"CUDA_VISIBLE_DEVICES": ""}
+            )
+        job = next(self._jobs)
+        in_flight = [sum(sizes[place] for place in part) for part in begun]
+        gather(self.role, [self._queue.begin.remote(job, [(place, sizes[place]) for place in waiting], in_flight)])
+        others = ray.put({place: requests[place] for place in waiting})
+        return [
+            SharedWork({place: requests[place] for place in part}, others, self._queue, job=job, engine=engine)
+            for engine, part in enumerate(begun)
+        ]
+
+    def _groups(self, streams: dict[Any, int]) -> Iterator[dict[int, Rollout]]:
+        """What comes out of these streams, each with the number of its engine."""
         while streams:
             ready, waiting = ray.wait(list(streams), num_returns=1, timeout=patience["answer_s"])
             if not ready:
-                raise no_answer(f"{self.role}: worker {streams[waiting[0]][0]}")
+                raise no_answer(f"{self.role}: worker {streams[waiting[0]]}")
             [stream] = ready
-            number, first_place = streams[stream]
+            number = streams[stream]
             try:
-                [group] = gather(self.role, [next(stream)], first=number)
+                [(group, busy_s)] = gather(self.role, [next(stream)], first=number)
             except StopIteration:
                 del streams[stream]
             else:
+                self.busy_s[number] = busy_s
                 require_numbers(f"{self.role}: worker {number}, {self.path}", group.values())
-                yield {first_place + place: rollout for place, rollout in group.items()}
+                yield group
 
     def score(self, rollouts: list[Rollout], top_k: int) -> list[ray.ObjectRef]:
         """References to lists of TeacherScores: one after another they answer `rollouts` in order. Does not wait."""
-        parts = split_evenly(rollouts, len(self.workers))
-        return [worker.score.remote(part, top_k) for worker, part in zip(self.workers, parts, strict=True) if part]
+        refs = []
+        for number, part in enumerate(split_evenly(rollouts, len(self.workers))):
+            if part:
+                refs.append(self.workers[number].score.remote(part, top_k))
+                self._scoring[refs[-1]] = number
+        return refs
 
     def are_scored(self, refs: list[ray.ObjectRef]) -> bool:
         """Whether all of these are there. Does not wait."""
@@ -82,16 +119,27 @@ class EnginePool:
 
     def scores(self, refs: list[ray.ObjectRef]) -> list[TeacherScores]:
         """What these references, from `score`, stand for: waits for all."""
-        return [scores for part in gather("score", refs) for scores in part]
+        found = []
+        for ref, (scores, busy_s) in zip(refs, gather("score", refs), strict=True):
+            number = self._scoring.pop(ref)
+            self.busy_s[number] = max(self.busy_s[number], busy_s)
+            found += scores
+        return found
 
     def close(self) -> None:
         """Ends the actors, and with them the engines' memory."""
-        for worker in self.workers:
-            ray.kill(worker)
+        for actor in [*self.workers, *filter(None, [self._queue])]:
+            ray.kill(actor)
 
-    def update_weights(self, weights: ray.ObjectRef, policy_version: int) -> None:
-        """The same weights into every engine; returns when all of them run on these."""
-        gather("sync", [worker.update_weights.remote(weights, policy_version) for worker in self.workers])
+    def update_weights(self, weights: ray.ObjectRef, policy_version: int, *, pending: int = 0) -> None:
+        """The same weights into every engine, each after what it was given to do before.
+
+        `pending`: so many updates may be on their way when this returns. What goes wrong with one is raised when it is
+        waited for.
+        """
+        self._updates.append([worker.update_weights.remote(weights, policy_version) for worker in self.workers])
+        while len(self._updates) > pending:
+            gather("sync", self._updates.popleft())
 
     def expect_weights(self) -> None:
         """Weights are about to come another way."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import Tensor
 
 from opsd.engines.sampling import Sampling
 from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
+
+if TYPE_CHECKING:  # it loads Ray
+    from opsd.engines.work import Work
 
 Request: TypeAlias = tuple[Prompt, int, int]  # a prompt, the sample's number and its seed
 
@@ -20,7 +23,11 @@ class Engine(Protocol):
     returns_hidden: bool  # likewise: whether the scores have the hidden states
 
     def generate(
-        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
+        self,
+        requests: Sequence[Request] | Work,
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None = None,
     ) -> Iterator[dict[int, Rollout]]:
         """A rollout for each request, by its place, in groups as they finish.
 

@@ -20,6 +20,7 @@ from opsd.engines.protocols import Request
 from opsd.engines.row_scores import score_rows, teacher_scores
 from opsd.engines.sampling import Sampling
 from opsd.engines.weights import complete_weights
+from opsd.engines.work import Work, as_work
 from opsd.errors import ConfigError, StageError
 from opsd.models.head import head_difference, head_form, require_head
 from opsd.ops.align import predicting_rows
@@ -55,7 +56,11 @@ class TransformersEngine:
         require_head(f"{config.section}.backend=transformers, path", spec.path, self.model, self.head_form, difference)
 
     def generate(
-        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
+        self,
+        requests: Sequence[Request] | Work,
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None = None,
     ) -> Iterator[dict[int, Rollout]]:
         """A rollout for each request, by its place.
 
@@ -66,9 +71,10 @@ class TransformersEngine:
         """
         if self.policy_version != policy_version:
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
-        for start in range(0, len(requests), self.max_num_seqs):
-            batch = requests[start : start + self.max_num_seqs]
-            yield dict(enumerate(self._generate_batch(batch, sampling, policy_version), start))
+        work = as_work(requests)
+        while work.more and (batch := work.take(self.max_num_seqs, 0)):
+            rollouts = self._generate_batch(list(batch.values()), sampling, policy_version)
+            yield dict(zip(batch, rollouts, strict=True))
 
     @torch.inference_mode()
     def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:

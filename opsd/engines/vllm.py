@@ -7,7 +7,7 @@ Measured on CPU only. What a GPU alone can do (sleep) follows vLLM 0.32's docume
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, head_settings, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
+from opsd.engines.work import Work, as_work, size_of
 from opsd.errors import StageError
 from opsd.models.weights import as_stored, model_without_weights, untied_settings
 from opsd.types import Rollout, TeacherScores, Vocabulary
@@ -62,6 +63,7 @@ class VllmEngine:
         self.vocabulary = spec.vocabulary
         self.policy_version = 0  # the weights of `spec.path`, until others come
         self.max_batch_tokens = config.scoring_bound or sys.maxsize
+        self.max_num_seqs = config.max_num_seqs
         self.scores_rows = scores_rows(config)
         self.scores_candidates = spec.scores_candidates
         self.returns_hidden = spec.returns_hidden
@@ -85,7 +87,11 @@ class VllmEngine:
             )
 
     def generate(
-        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
+        self,
+        requests: Sequence[Request] | Work,
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None = None,
     ) -> Iterator[dict[int, Rollout]]:
         """A rollout for each request, by its place.
 
@@ -100,20 +106,34 @@ class VllmEngine:
         """
         if self.policy_version != policy_version:
             raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
-        if not requests:
+        work = as_work(requests)
+        if not work.more:
             return
         self._wake()
         from opsd.engines.vllm_samples import keep_arrays, sampled_rows  # imports vLLM
 
-        params = [self._sampling_params(sampling, seed) for _, _, seed in requests]
-        names = self._enqueue([prompt.token_ids for prompt, _, _ in requests], params)
-        keep_arrays(self.llm, names)
-        for outputs in self._finished(names, group_size or len(requests)):
+        running: dict[str, int] = {}  # place by vLLM's name
+        asked: dict[int, Request] = {}  # by place
+
+        def refill() -> None:
+            """Begins as many requests as there is room for."""
+            if not work.more:
+                return
+            tokens = sum(size_of(asked[place], sampling.max_tokens) for place in running.values())
+            new = work.take(self.max_num_seqs - len(running), tokens)
+            params = [self._sampling_params(sampling, seed) for _, _, seed in new.values()]
+            names = self._enqueue([prompt.token_ids for prompt, _, _ in new.values()], params)
+            keep_arrays(self.llm, names)
+            asked.update(new)
+            running.update(_places(names, new))
+
+        refill()
+        for outputs in self._finished(running, group_size, refill):
             answers = [output.outputs[0] for output in outputs.values()]
             events = event_rows(*sampled_rows(answers), self.vocabulary, sampling.num_candidates)
             parts = events.split([len(answer.token_ids) for answer in answers])
             yield {
-                place: _rollout(requests[place], answer.token_ids, part, self.vocabulary, policy_version)
+                place: _rollout(asked.pop(place), answer.token_ids, part, self.vocabulary, policy_version)
                 for place, answer, part in zip(outputs, answers, parts, strict=True)
             }
 
@@ -173,7 +193,7 @@ class VllmEngine:
         names = self._enqueue(sequences, [self._scoring_params()] * len(rollouts))
         expected = dict(zip(names, rollouts, strict=True))
         self.llm.collective_rpc("expect_scores", args=(expected, top_k, self.vocabulary, self.returns_hidden))
-        for _ in self._finished(names, len(names)):
+        for _ in self._finished(_places(names, range(len(names))), None):
             pass
         scores = self.llm.collective_rpc("take_scores")[0]
         if not self.scores_candidates:
@@ -186,7 +206,7 @@ class VllmEngine:
         """vLLM's own way. A stop id outside the top-k is not part of the stop event's mass."""
         params = self._scoring_params(prompt_logprobs=self._num_logprobs(top_k))
         names = self._enqueue(sequences, [params] * len(rollouts))
-        [finished] = self._finished(names, len(rollouts))
+        [finished] = self._finished(_places(names, range(len(names))), None)
         outputs = [finished[place] for place in range(len(rollouts))]
         first_rows = [len(rollout.prompt.scored_after) for rollout in rollouts]  # vLLM's entry i is about token i
         ids_TM, logprobs_TM = pad_rows([output.prompt_logprobs for output in outputs], first_rows)
@@ -205,15 +225,21 @@ class VllmEngine:
         """vLLM's names of the requests. Token ids go in as they are."""
         return self.llm.enqueue([{"prompt_token_ids": ids.tolist()} for ids in sequences], params, use_tqdm=False)
 
-    def _finished(self, names: list[str], group_size: int) -> Iterator[dict[int, Any]]:
-        """vLLM's outputs by place in `names`, in groups of at least `group_size`, as they finish."""
-        places = {name.partition("-")[0]: place for place, name in enumerate(names)}  # vLLM appends a random part
+    def _finished(
+        self, running: dict[str, int], group_size: int | None, refill: Callable[[], None] = lambda: None
+    ) -> Iterator[dict[int, Any]]:
+        """vLLM's outputs by place, in groups of at least `group_size` (None: all of them), as they finish.
+
+        `running`: places by name. Who is done leaves it, and then `refill` may add to it.
+        """
         outputs = {}
         while self.llm.llm_engine.has_unfinished_requests():
-            for output in self.llm.llm_engine.step():
-                if output.finished:
-                    outputs[places[output.request_id]] = output
-            if len(outputs) >= group_size:
+            finished = [output for output in self.llm.llm_engine.step() if output.finished]
+            if not finished:
+                continue
+            outputs.update({running.pop(output.request_id): output for output in finished})
+            refill()
+            if group_size is not None and len(outputs) >= group_size:
                 yield outputs
                 outputs = {}
         if outputs:
@@ -246,6 +272,11 @@ class VllmEngine:
     def _num_logprobs(self, num_events: int) -> int:
         """Enough ids for `num_events` events even where all stop ids are among them."""
         return min(num_events + len(self.vocabulary.stop_ids) - 1, self.vocab_size)
+
+
+def _places(names: list[str], places: Iterable[int]) -> dict[str, int]:
+    """Places by the names that vLLM's outputs have: without the random part that it appends."""
+    return {name.partition("-")[0]: place for name, place in zip(names, places, strict=True)}
 
 
 def _rollout(

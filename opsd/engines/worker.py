@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
@@ -9,9 +10,10 @@ from torch import Tensor
 from opsd.cluster.ray import require_here
 from opsd.config.engine import EngineSpec
 from opsd.engines.installed import require_vllm
-from opsd.engines.protocols import Engine, Request
+from opsd.engines.protocols import Engine
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import VllmEngine
+from opsd.engines.work import Work
 from opsd.types import Rollout, TeacherScores
 
 
@@ -25,7 +27,10 @@ MADE_BY: dict[str, Callable[[EngineSpec], Engine]] = {"vllm": VllmEngine, "trans
 
 
 class EngineWorker:
-    """Owns one engine; its process holds nothing else."""
+    """Owns one engine; its process holds nothing else. What it answers with comes with the seconds it was at work."""
+
+    def __init__(self) -> None:
+        self.busy_s = 0.0  # at answers and scores, since it was started
 
     def start(self, spec: EngineSpec) -> None:
         section, backend = spec.config.section, spec.config.backend
@@ -34,12 +39,19 @@ class EngineWorker:
         self.engine: Engine = MADE_BY[backend](spec)
 
     def generate(
-        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None
-    ) -> Iterator[dict[int, Rollout]]:
-        yield from self.engine.generate(requests, sampling, policy_version, group_size)
+        self, work: Work, sampling: Sampling, policy_version: int, group_size: int | None
+    ) -> Iterator[tuple[dict[int, Rollout], float]]:
+        began = time.perf_counter()
+        for group in self.engine.generate(work, sampling, policy_version, group_size):
+            self.busy_s += time.perf_counter() - began
+            began = time.perf_counter()
+            yield group, self.busy_s
 
-    def score(self, rollouts: list[Rollout], top_k: int) -> list[TeacherScores]:
-        return self.engine.score(rollouts, top_k)
+    def score(self, rollouts: list[Rollout], top_k: int) -> tuple[list[TeacherScores], float]:
+        began = time.perf_counter()
+        scores = self.engine.score(rollouts, top_k)
+        self.busy_s += time.perf_counter() - began
+        return scores, self.busy_s
 
     def update_weights(self, weights: dict[str, Tensor], policy_version: int) -> None:
         self.engine.update_weights(weights, policy_version)

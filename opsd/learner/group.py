@@ -20,7 +20,7 @@ from opsd.files import FileSum
 from opsd.learner.model import Divergence
 from opsd.learner.packing import MicroBatch, pack
 from opsd.learner.worker import LearnerWorker
-from opsd.ops.losses.objective import RESIDUAL_INPUTS, Objective
+from opsd.ops.losses.objective import Objective
 from opsd.ops.signals import Statistics
 from opsd.types import Selection, StepReport, TokenStats, Vocabulary
 
@@ -48,7 +48,7 @@ class LearnerGroup:
         """
         self.support = support
         self.takes_hidden = teacher is not None
-        self.residual = bool(Objective.of(divergence).inputs & RESIDUAL_INPUTS)
+        self.loss_inputs = Objective.of(divergence).inputs
         self.vocabulary = vocabulary
         self.student_path = student.path
         self.micro_batch_tokens = learner.micro_batch_tokens
@@ -128,7 +128,7 @@ class LearnerGroup:
             num_ranks=len(self.workers),
             max_tokens=self.micro_batch_tokens,
             with_hidden=with_hidden,
-            residual=self.residual,
+            asked=self.loss_inputs,
         )
 
     def weights(self, dtype: str) -> ray.ObjectRef:

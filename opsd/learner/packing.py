@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from opsd.batch import ScoredBatch
 from opsd.errors import StageError
 from opsd.ops.align import TokenRows, predicting_rows, sampled_outside, support_buckets
+from opsd.ops.losses.objective import RESIDUAL_INPUTS, ROLLOUT_LOGPROB
 from opsd.types import Mixture, Selection, Vocabulary
 
 
@@ -33,7 +34,7 @@ class MicroBatch:
     temperature_N: Tensor | None = None  # float32 [N]
     other_ids_L: Tensor | None = None  # int64 [L], see Mixture; None: nothing is mixed
     own_share_L: Tensor | None = None  # float32 [L]
-    inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each, see Selection; with RESIDUAL_INPUTS if asked
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each, see Selection; and what the loss asked for
     # [N, E] float32 or bfloat16, the teacher's last hidden states; None: its log-probabilities are all that is known
     teacher_hidden_NE: Tensor | None = None
 
@@ -52,15 +53,15 @@ def pack(
     num_ranks: int,
     max_tokens: int,
     with_hidden: bool = False,
-    residual: bool = False,
+    asked: Collection[str] = (),
 ) -> list[list[MicroBatch]]:
     """Micro-batches for each rank: equal in number over ranks, near equal in tokens, at most max_tokens each.
 
     A sequence longer than max_tokens gets a micro-batch of its own, so with max_tokens 0 each does. A rank without a
     sequence gets a micro-batch without rows, because every rank must take part in every collective.
-    `residual`: with RESIDUAL_INPUTS among the inputs.
+    `asked`: what the loss takes; of PACKED_INPUTS the batches get it here.
     """
-    whole = pack_whole(scored, selection, support, vocabulary, residual=residual)
+    whole = pack_whole(scored, selection, support, vocabulary, asked=asked)
     if with_hidden:
         whole = replace(whole, teacher_hidden_NE=kept_hidden(scored, selection.index_N.numpy()))
     lengths = whole.cu_seq_lens.diff().tolist()
@@ -77,7 +78,12 @@ def pack(
 
 
 def pack_whole(
-    scored: ScoredBatch, selection: Selection, support: str, vocabulary: Vocabulary, *, residual: bool = False
+    scored: ScoredBatch,
+    selection: Selection,
+    support: str,
+    vocabulary: Vocabulary,
+    *,
+    asked: Collection[str] = (),
 ) -> MicroBatch:
     """Every rollout that keeps a token, in one row; weights are divided by the selection's denominator.
 
@@ -110,10 +116,7 @@ def pack_whole(
         weight_N=selection.weight_N / denominator,
         index_N=selection.index_N,
         temperature_N=selection.temperature_N,
-        inputs={
-            **selection.inputs,
-            **(_residual_inputs(scored, index_N, support, vocabulary) if residual else {}),
-        },
+        inputs={**selection.inputs, **_inputs_of_draws(scored, index_N, support, vocabulary, asked)},
         **_mixed(mixtures, token_ids),
     )
 
@@ -139,19 +142,30 @@ def kept_hidden(scored: ScoredBatch, index_N: np.ndarray) -> Tensor:
     return hidden_NE.view(torch.bfloat16) if hidden_NE.dtype == torch.uint16 else hidden_NE
 
 
-def _residual_inputs(
-    scored: ScoredBatch, index_N: np.ndarray, support: str, vocabulary: Vocabulary
+def _inputs_of_draws(
+    scored: ScoredBatch, index_N: np.ndarray, support: str, vocabulary: Vocabulary, asked: Collection[str]
 ) -> dict[str, Tensor]:
-    """`sampled_outside` of the tokens at `index_N`. Raises StageError for an answer that is no draw of the student."""
-    for rollout in scored.rollouts:
-        if rollout.policy_version < 0 or rollout.mixture is not None:
-            raise StageError(
-                "learn: loss.residual=true learns from the current student's own answers alone, and one to prompt "
-                f"{rollout.prompt.index} is not its own"
-            )
-    parts = [sampled_outside(rows, support, vocabulary) for rows in _kept_rows(scored, index_N, vocabulary)]
-    outside, tails = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
-    return {"outside_N": outside, "teacher_tail_N": tails}
+    """What is `asked` of the tokens at `index_N` as draws of the student: RESIDUAL_INPUTS and ROLLOUT_LOGPROB.
+
+    Raises StageError where an answer is no draw of the student.
+    """
+    settings = {"loss.residual=true": RESIDUAL_INPUTS, "loss.importance_cap": {ROLLOUT_LOGPROB}}
+    for setting in (name for name, inputs in settings.items() if not inputs.isdisjoint(asked)):
+        for rollout in scored.rollouts:
+            if rollout.policy_version < 0 or rollout.mixture is not None:
+                raise StageError(
+                    f"learn: {setting} learns from the student's own answers alone, and one to prompt "
+                    f"{rollout.prompt.index} is not its own"
+                )
+    found: dict[str, Tensor] = {}
+    if not RESIDUAL_INPUTS.isdisjoint(asked):
+        parts = [sampled_outside(rows, support, vocabulary) for rows in _kept_rows(scored, index_N, vocabulary)]
+        outside, tails = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+        found.update(outside_N=outside, teacher_tail_N=tails)
+    if ROLLOUT_LOGPROB in asked:
+        logprobs_T = np.concatenate([rollout.sampled_logprobs for rollout in scored.rollouts])
+        found[ROLLOUT_LOGPROB] = torch.from_numpy(logprobs_T[index_N])
+    return found
 
 
 def _kept_rows(scored: ScoredBatch, index_N: np.ndarray, vocabulary: Vocabulary) -> Iterator[TokenRows]:

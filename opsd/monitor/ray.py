@@ -19,6 +19,7 @@ from opsd.monitor.warned import Warned
 # A metric whose name has such a form is one series of a gauge that several metrics share; the group is its label.
 FAMILIES = (
     (re.compile(r"phase_s/(?P<phase>\w+)"), "opsd_phase_seconds"),
+    (re.compile(r"idle_s/(?P<role>\w+)"), "opsd_idle_seconds"),
     (re.compile(r"quadrant_(?P<quadrant>[1-4])"), "opsd_quadrant_ratio"),
     (re.compile(r"kept_quadrant_(?P<quadrant>[1-4])"), "opsd_kept_quadrant_ratio"),
     (re.compile(r"dropped/(?P<reason>\w+)"), "opsd_dropped_by_reason"),

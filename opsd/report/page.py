@@ -15,7 +15,7 @@ from opsd.report.token_view import token_view
 from opsd.run_folder import flat
 
 HERE = Path(__file__).parent
-CHARTS_WITH_OWN_PLACE = ("phases",)
+CHARTS_WITH_OWN_PLACE = ("phases", "idle")
 
 
 def render_page(run: RunData) -> str:
@@ -171,7 +171,7 @@ def _time(run: RunData) -> str:
         bar += f'<i class="{colour}" style="flex-grow:{share:.4f}"></i>'
         key += f'<li class="{colour}"><b>{name}</b> {duration(seconds[name])} <span>{percent(share)}</span></li>'
     return f"""<section><h2>Where the time went</h2><div class="card"><div class="phasebar">{bar}</div>
-<ul class="phasekey">{key}</ul>{_figure("phases", run)}</div></section>"""
+<ul class="phasekey">{key}</ul>{_figure("phases", run)}{_figure("idle", run)}</div></section>"""
 
 
 def _settings(run: RunData) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -247,6 +248,13 @@ def draw_phases(axes: Axes, run: RunData) -> None:
     _stack(axes, run, {f"phase_s/{name}": (name, colour) for name, colour in PHASE_COLOURS.items()})
 
 
+def draw_idle(axes: Axes, run: RunData) -> None:
+    metrics = sorted({name for line in run.train for name in line if name.startswith("idle_s/")})
+    for metric, colour in zip(metrics, itertools.cycle(("blue", "orange", "green", "purple"))):
+        _curve(axes, run, metric, colour, metric.removeprefix("idle_s/"))
+    _from_zero(axes)
+
+
 CHARTS = {
     "accuracy": Chart(title="Accuracy", note="Share of right answers.", draw=draw_accuracy, wide=True),
     "kl": Chart(title="Reverse KL to the teacher", note="Nats per token, lower is closer.", draw=draw_kl, wide=True),
@@ -263,4 +271,10 @@ CHARTS = {
     "grad_norm": Chart(title="Gradient norm", note="Before clipping.", draw=draw_grad_norm),
     "throughput": Chart(title="Throughput", note="Tokens a second of each step.", draw=draw_throughput),
     "phases": Chart(title="Seconds per step, by phase", note="Wall seconds.", draw=draw_phases, wide=True),
+    "idle": Chart(
+        title="Seconds per step, waiting",
+        note="In which a role's workers had nothing to do.",
+        draw=draw_idle,
+        wide=True,
+    ),
 }

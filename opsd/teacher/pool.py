@@ -50,6 +50,11 @@ class TeacherPool:
         if isinstance(self.engines, EnginePool):
             self.engines.sleep()
 
+    @property
+    def busy_s(self) -> dict[str, list[float]]:
+        """As RolloutPool.busy_s; nothing of servers elsewhere, which may work for others."""
+        return {self.engines.role: self.engines.busy_s} if isinstance(self.engines, EnginePool) else {}
+
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; does not wait for their scores.
 

@@ -37,6 +37,11 @@ class TeacherRouter:
         for pool in self.pools.values():
             pool.sleep()
 
+    @property
+    def busy_s(self) -> dict[str, list[float]]:
+        """As TeacherPool.busy_s."""
+        return {role: seconds for pool in self.pools.values() for role, seconds in pool.busy_s.items()}
+
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """As TeacherPool.begin; each group is divided among the teachers."""
         pending = []

@@ -26,7 +26,8 @@ from bench_setup import load_setup, parse_args, print_table
 from opsd.batch import ScoredBatch, rollout_stats
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
-from opsd.config.run import LearnerConfig, LossConfig, RunConfig
+from opsd.config.loss import LossConfig
+from opsd.config.run import LearnerConfig, RunConfig
 from opsd.hooks import bind_objective
 from opsd.learner.group import LearnerGroup
 from opsd.learner.packing import kept_hidden, pack_whole
@@ -129,8 +130,8 @@ def sparse_gradients(
 ) -> Gradients:
     """(per token reverse KL [T], gradient of its mean to the hidden states [T, D] and to the head [V, D])."""
     every = Selection(index_N=torch.arange(len(dense.hidden_TD)), weight_N=torch.ones(len(dense.hidden_TD)))
-    batch = pack_whole(batch_of(scored), every, support, vocabulary, residual=residual).to(dense.hidden_TD.device)
     objective = bind_objective(LossConfig(residual=residual))
+    batch = pack_whole(batch_of(scored), every, support, vocabulary, asked=objective.inputs).to(dense.hidden_TD.device)
     hidden_TD, weight_VD = (tensor.clone().requires_grad_() for tensor in (dense.hidden_TD, dense.weight_VD))
     loss, value_T = sparse_head_loss(
         hidden_TD,

@@ -8,7 +8,8 @@ import ray
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import start_actor
 from opsd.config.engine import RolloutConfig, TeacherConfig
-from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
+from opsd.config.placement import PlacementConfig
+from opsd.config.run import LearnerConfig, RunConfig
 from opsd.errors import ConfigError
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,8 @@ import torch
 
 from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.config.http import HttpConfig
-from opsd.config.run import DataConfig, LossConfig, RunConfig, StudentConfig
+from opsd.config.loss import LossConfig
+from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from opsd.config.run import DataConfig, LossConfig, RunConfig
+from opsd.config.loss import LossConfig
+from opsd.config.placement import ScheduleConfig
+from opsd.config.run import DataConfig, RunConfig
 from opsd.data.grading import GRADERS
 from opsd.errors import ConfigError, StageError
 from opsd.hook_checks import check_hooks, checked_select, checked_source, made_up_batch
@@ -126,6 +128,29 @@ def test_the_residual_passes_and_refuses_temperatures():
     with pytest.raises(ConfigError, match="^loss.residual=true needs tokens at temperature 1, .* the selection gives"):
         check_hooks(replace(hooks, select=tempered), cfg)
     check_hooks(replace(build_hooks(RunConfig()), select=tempered), RunConfig())
+
+
+@pytest.mark.parametrize("name", ["policy_gradient", "kdrl", "kdrl_advantage", "kdrl_mask"])
+def test_a_loss_of_the_sampled_token_takes_older_answers_with_a_weight_alone(name):
+    inputs = {"advantage_N": torch.ones(8), "wrong_N": torch.ones(8).bool()}
+    hooks = TrainHooks(divergence=build_hooks(RunConfig(loss=LossConfig(divergence=name))).divergence)
+    hooks = replace(hooks, select=lambda batch: replace(select_all(batch), inputs=inputs))
+    stale = RunConfig(schedule=ScheduleConfig(max_staleness=1))
+    with pytest.raises(ConfigError, match=f"^loss.divergence={name} learns from the sampled tokens alone, and with"):
+        check_hooks(hooks, stale)
+    check_hooks(hooks, RunConfig())
+    weighted = build_hooks(RunConfig(loss=LossConfig(divergence=name, importance_cap=2.0))).divergence
+    check_hooks(replace(hooks, divergence=weighted), stale)
+    check_hooks(build_hooks(stale), stale)
+
+
+def test_the_weight_of_older_answers_refuses_temperatures():
+    cfg = RunConfig(loss=LossConfig(importance_cap=2.0))
+    hooks = build_hooks(cfg)
+    check_hooks(hooks, cfg)
+    tempered = replace(hooks, select=lambda batch: replace(select_all(batch), temperature_N=torch.full((8,), 2.0)))
+    with pytest.raises(ConfigError, match="^loss.importance_cap needs tokens at temperature 1"):
+        check_hooks(tempered, cfg)
 
 
 def test_nothing_is_drawn_that_the_run_would_notice():

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from opsd.config.engine import RolloutConfig, TeacherConfig
-from opsd.config.run import DataConfig, LossConfig, PlacementConfig, RunConfig, StudentConfig
+from opsd.config.loss import LossConfig
+from opsd.config.placement import PlacementConfig
+from opsd.config.run import DataConfig, RunConfig, StudentConfig
 from opsd.errors import ConfigError, DataError
 from opsd.models.facts import read_facts
 from opsd.models.folder import model_config, text_setting

@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from opsd.config.engine import RolloutConfig, TeacherConfig
-from opsd.config.run import CheckpointConfig, DataConfig, LearnerConfig, PlacementConfig, RunConfig, StudentConfig
+from opsd.config.placement import PlacementConfig
+from opsd.config.run import CheckpointConfig, DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.errors import ConfigError
 from opsd.report.plots import CHARTS
 from opsd.run_folder import FREE_ON_RESUME, REPORT_CHARTS, RunFolder, flat

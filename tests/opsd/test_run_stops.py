@@ -11,7 +11,9 @@ import pytest
 import opsd.run
 import opsd.run_parts
 from opsd.batch import PendingScores
+from opsd.checkpoints import read_state
 from opsd.config.engine import EngineSpec, RolloutConfig, TeacherConfig
+from opsd.config.placement import ScheduleConfig
 from opsd.config.run import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RunConfig, StudentConfig
 from opsd.errors import reported
 from opsd.evaluation.held_out import Evaluation
@@ -30,6 +32,8 @@ ITEMS = scored_rollouts([5, 3, 4, 2], VOCABULARY)
 
 class Part:
     """A pool, a teacher or a learner that does as little as the loop lets it."""
+
+    busy_s: dict = {}
 
     def __init__(self, *_, **__):
         self.policy_version, self.steps_seen = -1, 0
@@ -139,9 +143,11 @@ def lines(folder, name="metrics.jsonl"):
     return [(line["step"], line.get("loss", "evaluation")) for line in read_jsonl(folder / name)]
 
 
-def test_a_stopped_and_resumed_run_has_the_lines_of_an_unbroken_one(stand_ins, tmp_path, capfd):
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_stopped_and_resumed_run_has_the_lines_of_an_unbroken_one(ahead, stand_ins, tmp_path, capfd):
     """Stopped in the fourth step, after which an evaluation is due: the resumed run makes it."""
-    assert start(tmp_path / "whole") == 0
+    schedule = ScheduleConfig(max_staleness=ahead)
+    assert start(tmp_path / "whole", schedule=schedule) == 0
     whole = lines(tmp_path / "whole")
     assert whole == [
         (0, "evaluation"), (1, 1.0), (2, 2.0), (2, "evaluation"), (3, 3.0), (4, 4.0), (4, "evaluation"), (5, 5.0),
@@ -149,15 +155,18 @@ def test_a_stopped_and_resumed_run_has_the_lines_of_an_unbroken_one(stand_ins, t
     ]  # fmt: skip
     folder = tmp_path / "stopped"
     capfd.readouterr()
-    assert start(folder, signals={3: 1}) == 130
+    assert start(folder, signals={3: 1}, schedule=schedule) == 130
     said = capfd.readouterr().err.splitlines()
+    assert ("stop    the answers of 2 steps to come are dropped; resume=auto makes new ones" in said) == bool(ahead)
     assert "stopping after this step; Ctrl-C again to end at once" in said
     assert said[-1] == (
         f"stopped after step 4 of 6: {folder} has a checkpoint after step 4, from which resume=auto continues"
     )
     assert lines(folder) == whole[:6]
     assert (folder / "report.html").exists() and not (folder / "summary.json").exists()
-    assert start(folder, resume="auto") == 0
+    [checkpoint] = (folder / "checkpoints").glob("step_*")
+    assert read_state(checkpoint)["prompt_position"] == 4 * 4  # whatever was made ahead
+    assert start(folder, resume="auto", schedule=schedule) == 0
     assert lines(folder) == whole
     assert not list(folder.glob("*.replaced_*"))
     summary = json.loads((folder / "summary.json").read_text())

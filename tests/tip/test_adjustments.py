@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opsd.config.run import LossConfig
+from opsd.config.loss import LossConfig
 from opsd.errors import ConfigError, StageError
 from opsd.hook_checks import HookError
 from opsd.learner.packing import pack_whole

@@ -115,6 +115,25 @@ def test_the_residual_is_refused_where_answers_are_no_draws_of_the_students(over
     assert compose_tip("loss.residual=true").loss.residual
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("loss.importance_cap=2 answers=mixed stats=learner", "loss.importance_cap needs answers=student, got mixed"),
+        ("loss.importance_cap=2 method=adakd", "loss.importance_cap needs tokens at temperature 1"),
+        ("loss.importance_cap=2 loss.divergence=forward_kl", "loss.divergence=forward_kl needs loss.importance_cap=0"),
+        ("loss.importance_cap=2 loss.payload=hidden", "loss.payload=hidden needs loss.importance_cap=0, got 2"),
+        ("loss.importance_cap=0.5", "loss.importance_cap must be at least 1, got 0.5"),
+        ("schedule.max_staleness=1 loss.residual=true", "loss.residual=true needs schedule.max_staleness=0, got 1"),
+        ("schedule.max_staleness=1 teacher.follow_decay=0.9", "teacher.follow_decay needs schedule.max_staleness=0"),
+        ("schedule.max_staleness=2 placement.mode=colocated", "placement.mode=colocated needs schedule.max_staleness"),
+        ("schedule.max_staleness=-1", "schedule.max_staleness must be at least 0, got -1"),
+    ],
+)
+def test_answers_of_older_weights_are_refused_where_they_would_be_wrong(overrides, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        compose_tip(*overrides.split())
+
+
 def test_plain_distillation_knows_no_selector():
     with pytest.raises(ConfigError, match="selector"):
         compose_config(OmegaConf.create({"selector": {"ratio": 0.5}}), RunConfig)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsd.config.run import DataConfig, LossConfig, RunConfig
+from opsd.config.loss import LossConfig
+from opsd.config.run import DataConfig, RunConfig
 from opsd.data.grading import judge_all
 from opsd.errors import ConfigError
 from opsd.hook_checks import check_hooks

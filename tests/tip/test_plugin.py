@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import opsd.hooks
-from opsd.config.run import LossConfig, RunConfig
+from opsd.config.loss import LossConfig
+from opsd.config.run import RunConfig
 from opsd.errors import ConfigError
 from opsd.hook_checks import HookError, check_hooks
 from opsd.hooks import load_build_hooks

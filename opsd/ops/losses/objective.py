@@ -13,8 +13,9 @@ from opsd.ops.row_function import RowFunction, check_row_values, name_of
 
 # Row inputs that say where the sampled event stands to the support: see `sampled_outside` in opsd/ops/align.py.
 RESIDUAL_INPUTS = frozenset({"outside_N", "teacher_tail_N"})
+ROLLOUT_LOGPROB = "rollout_logprob_N"  # of the sampled event, in nats, by the weights that sampled it
 # Those that the learner's packing makes. A loss's other inputs are the selection's.
-PACKED_INPUTS = RESIDUAL_INPUTS | {"support_NU"}
+PACKED_INPUTS = RESIDUAL_INPUTS | {"support_NU", ROLLOUT_LOGPROB}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Loss(RowFunction):
     # What such a function needs of whole rows, so that it may see a part of them only: a keyword argument of it, and
     # the function (student_logprobs_NB, teacher_logprobs_NB, **options) -> [N] that makes it, detached.
     row_values: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    # Its gradient is right for answers that the learning weights drew themselves, and not for older weights' answers.
+    needs_own_draws: bool = False
     setting: str = "the loss"  # what named it, for errors
 
     def of_whole_rows(self, student_logprobs_NB: Tensor, teacher_logprobs_NB: Tensor) -> dict[str, Tensor]:

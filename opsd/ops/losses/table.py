@@ -22,10 +22,10 @@ from opsd.ops.losses.terms import dac_kl, kendall, pearson, sinkhorn
 
 BEYOND_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "forward_then_reverse": Loss(forward_then_reverse, inputs=("reverse_share_N",), by_token=True),
-    "policy_gradient": Loss(policy_gradient, inputs=("advantage_N",), has_value=False),
-    "kdrl": Loss(kdrl, inputs=("advantage_N",), has_value=False),
-    "kdrl_advantage": Loss(kdrl_advantage, inputs=("advantage_N",), has_value=False),
-    "kdrl_mask": Loss(kdrl_mask, inputs=("advantage_N", "wrong_N"), has_value=False),
+    "policy_gradient": Loss(policy_gradient, inputs=("advantage_N",), has_value=False, needs_own_draws=True),
+    "kdrl": Loss(kdrl, inputs=("advantage_N",), has_value=False, needs_own_draws=True),
+    "kdrl_advantage": Loss(kdrl_advantage, inputs=("advantage_N",), has_value=False, needs_own_draws=True),
+    "kdrl_mask": Loss(kdrl_mask, inputs=("advantage_N", "wrong_N"), has_value=False, needs_own_draws=True),
     "pearson": Loss(pearson, only_beside=True),
     "kendall": Loss(kendall, only_beside=True),
     "sinkhorn": Loss(sinkhorn, inputs=("support_NU",), only_beside=True),

@@ -59,10 +59,10 @@ def _start(spec: EngineSpec) -> None:
 def _score(request: ScoreRequest) -> list[TeacherScores]:
     _worker.engine.vocabulary = request.vocabulary  # of the client's run, as whether it wants hidden states
     _worker.engine.returns_hidden = request.with_hidden
-    return _worker.score(request.rollouts, request.top_k)
+    return _worker.engine.score(request.rollouts, request.top_k)
 
 
 def _generate(request: GenerateRequest) -> list[Rollout]:
     _worker.engine.vocabulary = request.vocabulary
     requests = [(prompt, 0, seed) for prompt, seed in zip(request.prompts, request.seeds, strict=True)]
-    return in_order(_worker.generate(requests, request.sampling, 0, None))
+    return in_order(_worker.engine.generate(requests, request.sampling, 0, None))

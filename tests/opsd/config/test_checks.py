@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from opsd.config.checks import function_named
 from opsd.config.engine import TeacherConfig
 from opsd.config.http import HttpConfig, check_url
-from opsd.config.run import LearnerConfig, LossConfig, RunConfig, compose_config
+from opsd.config.loss import LossConfig
+from opsd.config.run import LearnerConfig, RunConfig, compose_config
 from opsd.errors import ConfigError
 from opsd.evaluation.config import EvaluateConfig
 from opsd.teacher.server.config import ServerConfig

@@ -7,7 +7,7 @@ import pytest
 
 from opsd.config.backends import ENGINES
 from opsd.config.engine import EngineConfig, RolloutConfig, TeacherConfig, scores_candidates, teacher_spec
-from opsd.config.run import LossConfig
+from opsd.config.loss import LossConfig
 from opsd.config.support import decide_support
 from opsd.engines import vllm as vllm_engine
 from opsd.errors import ConfigError, StageError

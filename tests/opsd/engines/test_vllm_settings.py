@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig
-from opsd.config.run import LearnerConfig, PlacementConfig, RunConfig
+from opsd.config.placement import PlacementConfig
+from opsd.config.run import LearnerConfig, RunConfig
 from opsd.engines import vllm as vllm_engine
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment

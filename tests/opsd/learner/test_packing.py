@@ -9,6 +9,7 @@ import torch
 from opsd.errors import StageError
 from opsd.learner.packing import kept_buckets, pack, pack_whole
 from opsd.ops import align
+from opsd.ops.losses.objective import PACKED_INPUTS, RESIDUAL_INPUTS, ROLLOUT_LOGPROB
 from opsd.types import Mixture, Selection, Vocabulary
 from tests.opsd.builders import batch_of, scored_rollouts
 
@@ -133,19 +134,22 @@ def test_temperatures_and_inputs_stay_with_their_tokens(num_ranks, max_tokens):
 
 
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 10_000), (3, 13)])
-def test_the_residuals_inputs_stay_with_their_tokens(num_ranks, max_tokens, monkeypatch):
+def test_the_inputs_of_draws_stay_with_their_tokens(num_ranks, max_tokens, monkeypatch):
     """Of each kept token alone, in whatever group, rank and micro-batch it lands."""
     scored = random_batch(LENGTHS)
     [rows] = align.TokenRows.in_groups(scored.items, VOCABULARY)
     outside, tail = align.sampled_outside(rows, "teacher", VOCABULARY)
     assert 0 < outside.sum() < len(outside)
+    sampled = np.concatenate([rollout.sampled_logprobs for rollout in scored.rollouts])
     monkeypatch.setattr(align, "GROUP_TOKENS", 6)
     selection = replace(every_second(scored), inputs={"advantage_N": torch.ones(13)})
-    by_rank = pack(scored, selection, "teacher", VOCABULARY, num_ranks=num_ranks, max_tokens=max_tokens, residual=True)
+    ranks = {"num_ranks": num_ranks, "max_tokens": max_tokens}
+    by_rank = pack(scored, selection, "teacher", VOCABULARY, **ranks, asked=PACKED_INPUTS)
     batches = [batch for batches in by_rank for batch in batches]
     assert sum(len(batch.index_N) for batch in batches) == len(selection)
     for batch in batches:
-        assert batch.inputs.keys() == {"advantage_N", "outside_N", "teacher_tail_N"}
+        assert batch.inputs.keys() == {"advantage_N", "outside_N", "teacher_tail_N", ROLLOUT_LOGPROB}
+        assert batch.inputs[ROLLOUT_LOGPROB].tolist() == sampled[batch.index_N].tolist()
         assert batch.inputs["outside_N"].tolist() == outside[batch.index_N].tolist()
         assert batch.inputs["teacher_tail_N"].tolist() == tail[batch.index_N].tolist()
 
@@ -155,12 +159,15 @@ def test_the_residuals_inputs_stay_with_their_tokens(num_ranks, max_tokens, monk
     [{"policy_version": -1}, {"mixture": Mixture(other_ids=np.zeros(7, np.int32), own_share=0.5)}],
     ids=["another's", "mixed"],
 )
-def test_the_residual_learns_from_no_answer_but_the_students(change):
+@pytest.mark.parametrize(
+    ("setting", "asked"), [("loss.residual=true", RESIDUAL_INPUTS), ("loss.importance_cap", {ROLLOUT_LOGPROB})]
+)
+def test_a_loss_of_draws_learns_from_no_answer_but_the_students(change, setting, asked):
     first, second = random_batch([4, 4]).items
     scored = batch_of([first, replace(second, rollout=replace(second.rollout, **change))])
     selection = Selection(index_N=torch.arange(8), weight_N=torch.ones(8))
-    with pytest.raises(StageError, match=r"loss.residual=true learns from the current student's own answers alone"):
-        pack_whole(scored, selection, "teacher", VOCABULARY, residual=True)
+    with pytest.raises(StageError, match=f"{setting} learns from the student's own answers alone"):
+        pack_whole(scored, selection, "teacher", VOCABULARY, asked=asked)
     pack_whole(scored, selection, "teacher", VOCABULARY)
 
 

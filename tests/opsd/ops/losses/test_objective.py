@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 import torch
 
-from opsd.config.run import LossConfig
+from opsd.config.loss import LossConfig
 from opsd.errors import ConfigError
 from opsd.hooks import bind_objective
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, jsd, reverse_kl
-from opsd.ops.losses.objective import RESIDUAL_INPUTS, Loss, Objective
+from opsd.ops.losses.objective import RESIDUAL_INPUTS, ROLLOUT_LOGPROB, Loss, Objective
 from opsd.ops.losses.table import LOSSES
 from opsd.ops.losses.terms import pearson
 from opsd.ops.losses.token_adaptive import head_share
@@ -105,6 +105,41 @@ def test_the_residual_takes_the_place_of_the_reverse_kl_alone():
             bind_objective(LossConfig(divergence=name, residual=True))
     with pytest.raises(ConfigError, match="loss.divergence must be one of .*, got 'residual_reverse_kl'"):
         bind_objective(LossConfig(divergence="residual_reverse_kl"))
+
+
+@pytest.mark.parametrize(("name", "cap"), [("policy_gradient", 1.5), ("reverse_kl", 2.0), ("kdrl", 1e9)])
+def test_older_answers_weigh_what_the_newest_weights_think_of_them(name, cap):
+    objective = pickle.loads(pickle.dumps(bind_objective(LossConfig(divergence=name, importance_cap=cap))))
+    plain = bind_objective(LossConfig(divergence=name))
+    student, teacher = make_logprobs(6).requires_grad_(), make_logprobs(7)
+    rollout = student.detach()[:, 0] - torch.linspace(-1.0, 2.0, len(student), dtype=torch.float64)
+    inputs = {"advantage_N": torch.linspace(-1.0, 1.0, len(student), dtype=torch.float64)}
+    assert objective.inputs == plain.inputs | {ROLLOUT_LOGPROB}
+    value = objective(student, teacher, **objective.takes(inputs | {ROLLOUT_LOGPROB: rollout}))
+    ratio = (student.detach()[:, 0].exp() / rollout.exp()).clamp(max=cap)
+    assert (ratio < cap).any() and ((ratio == cap).any() or cap > 100)
+    wanted = ratio * plain(student, teacher, **plain.takes(inputs))
+    torch.testing.assert_close(value, wanted)
+    gradients = [torch.autograd.grad(each.sum(), student)[0] for each in (value, wanted)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_weighted_policy_gradient_is_on_average_that_of_the_newest_weights():
+    """Exactly, over every token that the older weights may draw; without the weight it is another one."""
+    newest = torch.log_softmax(torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64), 0).requires_grad_()
+    older = torch.log_softmax(torch.tensor([1.0, 0.2, -0.4], dtype=torch.float64), 0)
+    advantage = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def mean_gradient(draws, cap):
+        objective = bind_objective(LossConfig(divergence="policy_gradient", importance_cap=cap))
+        student = torch.stack([newest, newest], dim=1)  # slot 0 is the token drawn, a row for each
+        inputs = {"advantage_N": advantage, ROLLOUT_LOGPROB: older}
+        values = objective(student, student.detach(), **objective.takes(inputs))
+        return torch.autograd.grad((draws.exp() * values).sum(), newest)[0]
+
+    wanted = mean_gradient(newest.detach(), 0.0)
+    torch.testing.assert_close(mean_gradient(older, 1e9), wanted)
+    assert not torch.allclose(mean_gradient(older, 0.0), wanted, rtol=0.1)
 
 
 def test_empty_slots_and_constant_rows_give_pearson_no_nan():

@@ -1,0 +1,77 @@
+"""Requests that engines take as they get free, so that who has short answers does the work of who has long ones.
+
+What every engine can run at once is dealt at the start, in even parts. Where there is more, it waits in a queue that
+all engines take from. An answer is seeded by its request, so it does not matter who makes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from opsd.engines.groups import split_evenly
+from opsd.engines.protocols import Request
+
+
+class Work:
+    """One engine's requests, by their places among all; it takes them in order."""
+
+    def __init__(self, requests: Mapping[int, Request]) -> None:
+        self._waiting = deque(requests.items())
+
+    @property
+    def more(self) -> bool:
+        """Whether `take` may have something."""
+        return bool(self._waiting)
+
+    def take(self, room: int, tokens_in_flight: int) -> dict[int, Request]:
+        """At most `room` more. `tokens_in_flight`: of what the engine has under way, see `size_of`."""
+        return dict(self._waiting.popleft() for _ in range(min(room, len(self._waiting))))
+
+
+class SharedWork(Work):
+    """An engine's own requests first, then those of a queue that other engines take from, too."""
+
+    def __init__(
+        self, requests: Mapping[int, Request], others: ray.ObjectRef, queue: Any, *, job: int, engine: int
+    ) -> None:
+        """`others`: the requests of the queue, by place. `engine`: this one's number, for the queue."""
+        super().__init__(requests)
+        self._others, self._queue, self._job, self._engine = others, queue, job, engine
+        self._is_open = True
+
+    @property
+    def more(self) -> bool:
+        return bool(self._waiting) or self._is_open
+
+    def take(self, room: int, tokens_in_flight: int) -> dict[int, Request]:
+        if not self._waiting and self._is_open:
+            asked = self._queue.take.remote(self._job, self._engine, room, tokens_in_flight)
+            places, self._is_open = ray.get(asked)
+            others = ray.get(self._others)
+            self._waiting.extend((place, others[place]) for place in places)
+        return super().take(room, tokens_in_flight)
+
+
+def as_work(requests: Sequence[Request] | Work) -> Work:
+    return requests if isinstance(requests, Work) else Work(dict(enumerate(requests)))
+
+
+def size_of(request: Request, max_tokens: int) -> int:
+    """Tokens that a request may come to: how long its answer will be, nobody knows."""
+    return len(request[0].token_ids) + max_tokens
+
+
+def deal(sizes: Sequence[int], num_engines: int, room: int) -> tuple[list[list[int]], list[int]]:
+    """(places that each engine begins with, at most `room`; places of the queue), of requests of these sizes.
+
+    Where all can begin, in order: an engine has what stands together. Else the largest first.
+    """
+    if len(sizes) <= num_engines * room:
+        return [list(part) for part in split_evenly(range(len(sizes)), num_engines)], []
+    order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    begun = num_engines * room
+    return [order[engine:begun:num_engines] for engine in range(num_engines)], order[begun:]
