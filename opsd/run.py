@@ -80,7 +80,7 @@ def _start(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack) -> Run:
     rollouts = RolloutsAhead(
         parts.prompt_source,
         parts.sample,
-        parts.teacher_pool.begin,
+        parts.begin,
         samples_per_prompt=cfg.data.samples_per_prompt,
         first_step=ledger.first_step,
         last_step=ledger.last_step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opsd.batch import ScoredBatch, rollout_stats
+from opsd.batch import PendingScores, ScoredBatch, rollout_stats
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import ray_cluster
 from opsd.cluster.reach import reachable_lines
 from opsd.config.run import RunConfig
-from opsd.data.grading import judge_rollouts, ready_to_judge
+from opsd.data.grading import ready_to_judge
+from opsd.data.grading_ahead import GradingAhead
 from opsd.data.prompts import PromptSource
 from opsd.errors import say
 from opsd.hook_checks import checked_source
@@ -35,7 +36,7 @@ from opsd.run_lock import RunLock, locked
 from opsd.teacher.pool import TeacherPool
 from opsd.teacher.router import Teacher, start_teachers
 from opsd.teacher.sources import section_of, teachers_by_source
-from opsd.types import TokenStats
+from opsd.types import Rollout, TokenStats
 from opsd.weight_sync import weight_sync, weight_transfer
 
 
@@ -56,19 +57,24 @@ class RunParts:
     sample: RolloutSource  # the hooks', checked at every call
     token_stats: Callable[[ScoredBatch], TokenStats]  # from the source that `stats` names
     push_weights: Callable[[int], None]  # see opsd.weight_sync
+    grading: GradingAhead | None  # None: the run has no grader
 
     @property
     def grader(self) -> str | None:
         return None if self.cfg.data.grader == "none" else self.cfg.data.grader
+
+    def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
+        """Hands each group of rollouts to teacher and grader as it comes."""
+        return self.teacher_pool.begin(groups if self.grading is None else self.grading.passing(groups))
 
     def rewards(self, scored: ScoredBatch) -> tuple[Tensor | None, dict[str, int]]:
         """(float32 [R]: 1 for an answer that the grader accepts, else 0; what to count of the grading).
 
         Without a grader None, and nothing to count.
         """
-        if self.grader is None:
+        if self.grading is None:
             return None, {}
-        judged = judge_rollouts(scored.rollouts, self.grader, self.setup.tokenizer)
+        judged = self.grading.judgements(scored.rollouts)
         reward_R = torch.tensor([float(answer.right) for answer in judged])
         return reward_R, {"grader_timeouts": sum(answer.gave_up for answer in judged)}
 
@@ -104,6 +110,9 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
         setup.train_prompts, cfg.data.prompts_per_step, seed=cfg.seed, shuffle=cfg.data.shuffle
     )
     stack.enter_context(ready_to_judge(cfg.data.grader))
+    grading = None if cfg.data.grader == "none" else GradingAhead(cfg.data.grader, setup.tokenizer)
+    if grading is not None:
+        stack.callback(grading.close)
     dashboard = stack.enter_context(ray_cluster(dashboard=cfg.log.dashboard, answer_s=cfg.placement.answer_s))
     say(f"run     {folder.path.resolve()}")
     say(f"data    {len(setup.train_prompts):,} prompts to train on, {len(setup.eval_prompts):,} held out")
@@ -135,6 +144,7 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
         sample=sample,
         token_stats=sources[cfg.stats],
         push_weights=weight_sync(rollout_pool.cfg, learner, rollout_pool),
+        grading=grading,
     )
 
 

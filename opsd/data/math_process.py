@@ -1,4 +1,4 @@
-"""Mathematics is read and compared in another process, so that no answer can hold up a run: see math_worker.py."""
+"""Mathematics is read and compared in other processes, so that no answer can hold up a run: see math_worker.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, NamedTuple
 
 from opsd.data import math_worker
 from opsd.errors import StageError
+
+JOBS_EACH = 32  # answers that are worth a worker of their own: it takes a second to start
 
 
 class Judgement(NamedTuple):
@@ -29,6 +32,7 @@ class MathProcess:
     def __init__(self, limit_s: float = math_worker.LIMIT_S) -> None:
         self.limit_s = limit_s  # processor seconds for one answer
         self._lock = threading.Lock()
+        self._stopping = False
         self._worker: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
 
@@ -44,16 +48,23 @@ class MathProcess:
         if not jobs:
             return []
         with self._lock:
-            answers = self._asked(jobs) or self._asked(jobs)  # a worker that was killed from outside starts again
+            answers = self._asked(jobs)
+            if answers is None and not self._stopping:  # a worker that was killed from outside starts again
+                answers = self._asked(jobs)
         if answers is None:
-            raise StageError("the process that grades mathematics ended twice on the same answers")
+            raise StageError("the process that grades mathematics ended twice on the same answers, or was stopped")
         return [Judgement(*answer) for answer in answers]
 
     def stop(self) -> None:
-        """Ends the worker; the next need starts another."""
+        """Ends the worker, also one that is at work for another thread; the next need starts another."""
+        if self._owner != os.getpid():
+            return
+        self._stopping, worker = True, self._worker
+        if worker is not None:
+            worker.kill()
         with self._lock:
-            if self._owner == os.getpid():
-                self._end()
+            self._end()
+            self._stopping = False
 
     def _asked(self, jobs: Sequence[tuple[str | None, str]]) -> list | None:
         """None where the worker ended instead."""
@@ -98,11 +109,46 @@ class MathProcess:
         return self._worker
 
 
+class MathProcesses:
+    """Workers that share what there is to judge; a second one starts where there is enough for two."""
+
+    def __init__(self, number: int) -> None:
+        self.workers = [MathProcess() for _ in range(number)]
+
+    def start(self) -> None:
+        """Starts what the first few answers need; does not wait for it."""
+        self.workers[0].start()
+
+    def judge(self, jobs: Sequence[tuple[str | None, str]]) -> list[Judgement]:
+        """As MathProcess.judge, whoever does what."""
+        number = min(len(self.workers), 1 + len(jobs) // JOBS_EACH)
+        if number == 1:  # in this thread, which Ctrl-C reaches
+            return self.workers[0].judge(jobs)
+        judged: list[Judgement] = [Judgement(False, None, False)] * len(jobs)
+
+        def share(worker: int) -> None:
+            # Every so many: a hard problem's answers stand together.
+            judged[worker::number] = self.workers[worker].judge(jobs[worker::number])
+
+        with ThreadPoolExecutor(number, "grading") as executor:
+            try:
+                list(executor.map(share, range(number)))
+            except BaseException:  # the others' answers are for nobody
+                self.stop()
+                raise
+        return judged
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+
+
 def _pipes(worker: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
     """What it reads from, and what it writes to."""
     assert worker.stdin is not None and worker.stdout is not None, "a worker is started with both"
     return worker.stdin, worker.stdout
 
 
-MATH = MathProcess()
+# A driver's machine may have a hundred cores; the engines' host threads, where they share it, need theirs.
+MATH = MathProcesses(max(1, min(8, len(os.sched_getaffinity(0)) // 2)))
 atexit.register(MATH.stop)

@@ -29,6 +29,8 @@ from opsd.types import Prompt, Rollout, TeacherScores
 class EnginePool:
     """Ray actors that hold the same model. `role` names them on the dashboard and in errors."""
 
+    worker_class: type[EngineWorker] = EngineWorker
+
     def __init__(self, role: str, spec: EngineSpec, placement: Placement | None = None) -> None:
         """`placement`: which nodes and GPUs the engines get; None: wherever Ray finds some."""
         self.role = role
@@ -38,7 +40,7 @@ class EnginePool:
         seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
         environment = engine_environment(config, spec.device)
         self.workers = [
-            start_actor(EngineWorker, f"{role}-{index}", num_gpus=num_gpus, environment=environment, seat=seat)
+            start_actor(self.worker_class, f"{role}-{index}", num_gpus=num_gpus, environment=environment, seat=seat)
             for index, seat in enumerate(seats)
         ]
         spec = replace(spec, path=os.path.abspath(spec.path))  # an actor's working folder is its node's

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "ranks": ("method=tip", "learner.num_workers=2", "rollout.num_workers=2", "teacher.num_workers=2", *TRANSFORMERS),
     "learner_stats": ("method=tip", "stats=learner", *TRANSFORMERS),
     "vllm": ("method=tip",),
+    "ahead": ("method=tip", "schedule.max_staleness=2", "loss.payload=hidden", "rollout.num_workers=2", *TRANSFORMERS),
 }
 
 

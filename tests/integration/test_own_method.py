@@ -56,7 +56,7 @@ LOSSES["shared_kl"] = Loss(shared_kl, inputs=("share_N",))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stats", ["rollout", "learner"])
+@pytest.mark.parametrize("stats", ["rollout", pytest.param("learner", marks=pytest.mark.long)])
 def test_a_users_module_needs_no_edit_here(pair, tmp_path, monkeypatch, stats):
     (tmp_path / "my_run.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")

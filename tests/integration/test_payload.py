@@ -10,10 +10,11 @@ SHORT = (f"num_steps={NUM_STEPS}", "eval.num_kl_prompts=0")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 
 
+@pytest.mark.long  # every run of the tests has such a run in tests/golden, and the head's own tests have the oracle
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param((), id="plain", marks=pytest.mark.long),
+        pytest.param((), id="plain"),
         pytest.param(("loss.divergence=jsd", "+loss.options={beta: 0.3}", "method=adakd"), id="adakd and jsd"),
     ],
 )

@@ -5,12 +5,14 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from opsd.data.math_process import Judgement, MathProcess
+from opsd.data.math_process import Judgement, MathProcess, MathProcesses
+from opsd.errors import StageError
 
 GAVE_UP = Judgement(right=False, value=None, gave_up=True)
 
@@ -51,6 +53,40 @@ def test_a_worker_that_is_killed_starts_again(process):
     process.start()
     os.kill(process._worker.pid, signal.SIGKILL)
     assert process.judge([("\\boxed{7}", "7")])[0].right
+
+
+def test_several_workers_judge_as_one(monkeypatch):
+    """Each what it got, in the order asked; one that is stopped at work ends whoever waits for it."""
+    monkeypatch.setattr("opsd.data.math_process.JOBS_EACH", 2)
+    workers = MathProcesses(3)
+    workers.start()
+    jobs = [("\\boxed{7}", str(value)) for value in (7, 3, 7, 7, 1, 7, 2)]
+    assert [judged.value for judged in workers.judge(jobs)] == ["7", "3", "7", "7", "1", "7", "2"]
+    assert [worker._worker is not None for worker in workers.workers] == [True] * 3
+    workers.stop()
+    assert [worker._worker for worker in workers.workers] == [None] * 3
+    assert workers.judge(jobs[:1])[0].right
+    workers.stop()
+
+
+def test_a_stop_reaches_a_worker_that_is_at_work_for_another_thread():
+    process, failed = MathProcess(limit_s=1000.0), []
+
+    def judge():
+        try:
+            process.judge([("\\boxed{1}", r"$9^{9^{9^9}}$")])
+        except StageError as error:
+            failed.append(str(error))
+
+    thread = threading.Thread(target=judge)
+    thread.start()
+    while process._worker is None:
+        time.sleep(0.01)
+    process.stop()
+    thread.join(60)
+    assert failed == ["the process that grades mathematics ended twice on the same answers, or was stopped"]
+    assert process._worker is None and process.judge([("\\boxed{7}", "7")])[0].right
+    process.stop()
 
 
 def test_it_imports_neither_torch_nor_our_packages(process):
