@@ -135,11 +135,11 @@ def teacher_memory(
     return _vllm_engine(engine, model, device, share, step_tokens, in_share=0.0, beside=scoring + arriving)
 
 
-def driver_memory(traffic: Traffic) -> Memory:
-    """The process that runs the loop: a step's rollouts and scores, and the micro-batches made of them."""
-    return Memory(
-        buffers=traffic.rollout_bytes + traffic.score_bytes + traffic.batch_bytes, runtime=RUNTIME_CPU["driver"]
-    )
+def driver_memory(traffic: Traffic, steps_ahead: int = 0) -> Memory:
+    """The process that runs the loop: a step's rollouts and scores, the micro-batches made of them, and the rollouts of
+    the steps to come."""
+    rollouts = traffic.rollout_bytes * (1 + steps_ahead)
+    return Memory(buffers=rollouts + traffic.score_bytes + traffic.batch_bytes, runtime=RUNTIME_CPU["driver"])
 
 
 def _vllm_engine(

@@ -80,7 +80,8 @@ class Role:
 
 def plan_roles(job: Job) -> list[Role]:
     """All of them. The driver is a process on the host."""
-    driver = Role(name="driver", processes=1, gpus_each=0, memory=driver_memory(job.traffic))
+    memory = driver_memory(job.traffic, job.cfg.schedule.max_staleness)
+    driver = Role(name="driver", processes=1, gpus_each=0, memory=memory)
     return [driver, *(engine_role(job, engine) for engine in job.engines), learner_role(job)]
 
 

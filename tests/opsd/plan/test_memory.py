@@ -163,3 +163,9 @@ def test_teachers_that_score_candidates_send_and_train_on_more():
     both = gpu_job().traffic
     assert both.score_bytes - top.score_bytes == 4 * 32 * both.response_tokens
     assert both.batch_bytes - top.batch_bytes == 12 * 32 * both.response_tokens
+
+
+def test_answers_that_are_made_ahead_wait_in_the_driver():
+    now, ahead = gpu_job(), gpu_job(schedule={"max_staleness": 2})
+    more = role_of(ahead, "driver").memory.buffers - role_of(now, "driver").memory.buffers
+    assert more == 2 * now.traffic.rollout_bytes
