@@ -114,6 +114,42 @@ def test_engines_on_one_node_and_the_learner_on_the_other_train_as_on_one_machin
     assert all(torch.equal(two[name], one[name]) for name in one)
 
 
+OCCUPY = """
+import ray, time
+from ray.util.placement_group import placement_group
+ray.init(logging_level="ERROR")
+groups = [placement_group([{"CPU": 0.9975}], bundle_label_selector=[{"nodes": name}]) for name in ("train", "engines")]
+ray.get([group.ready() for group in groups])
+print("full", flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.mark.long
+def test_a_learner_rank_on_each_of_two_nodes_loses_nothing(pair, tmp_path, nodes, in_the_cluster):
+    """Each node has room for two actors: an engine, whose node is named, and one of the ranks."""
+    ranks = ("num_steps=3", "learner.num_workers=2", *TRANSFORMERS)
+    occupier = subprocess.Popen([sys.executable, "-c", OCCUPY], stdout=subprocess.PIPE, text=True)
+    try:
+        assert occupier.stdout.readline() == "full\n"
+        process = train_as_a_user(
+            pair, tmp_path / "two", *ranks, "placement.rollout_nodes=train", "placement.teacher_nodes=engines"
+        )
+    finally:
+        occupier.kill()
+        occupier.wait()
+    assert process.returncode == 0, process.stderr[-4000:]
+    where = nodes_of_actors(nodes[2])
+    assert {where["learner-0"], where["learner-1"]} == {"train", "engines"}
+    with pytest.MonkeyPatch.context() as alone:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
+            alone.delenv(name)
+        on_one = finished(pair, tmp_path / "one", *ranks)
+    assert losses(tmp_path / "two") == losses(on_one)
+    two, one = weights(tmp_path / "two"), weights(on_one)
+    assert all(torch.equal(two[name], one[name]) for name in one)
+
+
 def test_a_label_that_no_node_has_is_refused(pair, tmp_path, in_the_cluster):
     process = train_as_a_user(pair, tmp_path / "run", "placement.rollout_nodes=nowhere", "placement.wait_s=1")
     assert process.returncode == 2
