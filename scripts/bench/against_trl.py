@@ -4,10 +4,10 @@
     python scripts/make_pair.py sums outputs/pair
     python scripts/bench/against_trl.py outputs/pair outputs/pair/train.jsonl outputs/pair/eval.jsonl
 
-Both learn by the reverse KL of every token, with AdamW, the same peak learning rate, ten steps of warm-up, then a cosine,
-and no weight decay. TRL is set as its documentation has it (`DistillationConfig`: beta 1, temperature 1, its own sampling
-with transformers, gradient checkpointing) but for bf16, which it refuses on a CPU; its vLLM mode needs a GPU. This
-project is plain on-policy distillation with its defaults: vLLM engines, one rank. Each uses the cores as it likes.
+Both learn by the reverse KL of every token, with AdamW, the same peak learning rate, ten steps of warm-up, then a
+cosine, and no weight decay. TRL is set as its documentation has it (`DistillationConfig`: beta 1, temperature 1, its own
+sampling with transformers, gradient checkpointing) but for bf16, which it refuses on a CPU; its vLLM mode needs a GPU.
+This project is plain on-policy distillation with its defaults: vLLM engines, one rank. Each uses the cores as it likes.
 
 Seconds per step are the median over the steps after the fifth, start-up apart. Memory is the highest sum of what all
 processes of a run hold (proportional set size, a shared page counted once). The held-out reverse KL is over the whole
