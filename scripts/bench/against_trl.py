@@ -5,7 +5,7 @@
     python scripts/bench/against_trl.py outputs/pair outputs/pair/train.jsonl outputs/pair/eval.jsonl
 
 Both learn by the reverse KL of every token, with AdamW, the same peak learning rate, ten steps of warm-up, then a
-cosine, and no weight decay. TRL is set as its documentation has it (`DistillationConfig`: beta 1, temperature 1, its own
+cosine, and no weight decay. TRL is set as its documentation has it (`DistillationConfig`: beta 1, its own
 sampling with transformers, gradient checkpointing) but for bf16, which it refuses on a CPU; its vLLM mode needs a GPU.
 This project is plain on-policy distillation with its defaults: vLLM engines, one rank. Each uses the cores as it likes.
 
