@@ -117,7 +117,7 @@ class VllmEngine:
 
         def refill() -> None:
             """Begins as many requests as there is room for."""
-            if not work.more:
+            if not work.more or len(running) == self.max_num_seqs:
                 return
             tokens = sum(size_of(asked[place], sampling.max_tokens) for place in running.values())
             new = work.take(self.max_num_seqs - len(running), tokens)
@@ -230,14 +230,13 @@ class VllmEngine:
     ) -> Iterator[dict[int, Any]]:
         """vLLM's outputs by place, in groups of at least `group_size` (None: all of them), as they finish.
 
-        `running`: places by name. Who is done leaves it, and then `refill` may add to it.
+        `running`: places by name. Who is done leaves it; `refill`, called after each step, may add to it.
         """
         outputs = {}
         while self.llm.llm_engine.has_unfinished_requests():
-            finished = [output for output in self.llm.llm_engine.step() if output.finished]
-            if not finished:
-                continue
-            outputs.update({running.pop(output.request_id): output for output in finished})
+            for output in self.llm.llm_engine.step():
+                if output.finished:
+                    outputs[running.pop(output.request_id)] = output
             refill()
             if group_size is not None and len(outputs) >= group_size:
                 yield outputs

@@ -6,6 +6,7 @@ all engines take from. An answer is seeded by its request, so it does not matter
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ class SharedWork(Work):
         """`others`: the requests of the queue, by place. `engine`: this one's number, for the queue."""
         super().__init__(requests)
         self._others, self._queue, self._job, self._engine = others, queue, job, engine
+        self._asked: ray.ObjectRef | None = None  # what the queue was asked for, and has not answered or was not heard
+        self._had_its_share_at: float = math.inf  # tokens in flight when the queue last gave nothing
         self._is_open = True
 
     @property
@@ -48,11 +51,15 @@ class SharedWork(Work):
         return bool(self._waiting) or self._is_open
 
     def take(self, room: int, tokens_in_flight: int) -> dict[int, Request]:
-        if not self._waiting and self._is_open:
-            asked = self._queue.take.remote(self._job, self._engine, room, tokens_in_flight)
-            places, self._is_open = ray.get(asked)
-            others = ray.get(self._others)
-            self._waiting.extend((place, others[place]) for place in places)
+        """As Work.take. An engine that has something to do goes on with it while the queue is asked."""
+        if not self._waiting and self._is_open and tokens_in_flight < self._had_its_share_at:
+            if self._asked is None:
+                self._asked = self._queue.take.remote(self._job, self._engine, room, tokens_in_flight)
+            if not tokens_in_flight or ray.wait([self._asked], timeout=0)[0]:
+                (places, self._is_open), self._asked = ray.get(self._asked), None
+                self._had_its_share_at = math.inf if places else tokens_in_flight
+                others = ray.get(self._others)
+                self._waiting.extend((place, others[place]) for place in places)
         return super().take(room, tokens_in_flight)
 
 

@@ -61,13 +61,13 @@ class SleepEngine:
         work, left, asked = as_work(requests), {}, {}
         finished: dict[int, Rollout] = {}
         while True:
-            if work.more:
+            if work.more and len(left) < self.config.max_num_seqs:
                 new = work.take(self.config.max_num_seqs - len(left), sum(left.values()))
                 asked |= new
                 left |= {place: self.config.lengths[request[0].index] for place, request in new.items()}
             if not left:
                 break
-            num_tokens = min(left.values())  # until the next one is done
+            num_tokens = 1 if work.more else min(left.values())  # then until the next one is done
             time.sleep(num_tokens * self.config.step_s)
             left = {place: tokens - num_tokens for place, tokens in left.items()}
             for place in [place for place, tokens in left.items() if tokens == 0]:
@@ -183,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unit-s", type=float, default=0.5, help="a quarter of the sampling of a step")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--token-s", type=float, default=0.005, help="of the uneven answers")
     parser.add_argument("--prompts", type=int, default=640, help="of the uneven answers")
     args = parser.parse_args()
     EnginePool.worker_class = SleepWorker
@@ -195,7 +196,7 @@ def main() -> None:
         print_table("Rollout : score : learn = 4 : 1 : 2", header, rows)
         rows = []
         for name, shared in (("dealt in even parts", False), ("taken from the queue", True)):
-            seconds, bound_s = uneven_s(4, 4, args.prompts, 2e-3, shared=shared)
+            seconds, bound_s = uneven_s(4, 4, args.prompts, args.token_s, shared=shared)
             rows.append([name, f"{seconds:.2f}", f"{bound_s:.2f}", f"{seconds / bound_s:.2f}"])
         header = ["work is", "s", "all work / all slots, s", "of the bound"]
         print_table(f"Uneven answers, the longest {TAIL:g} times the median; 4 engines of 4 slots", header, rows)
