@@ -1,0 +1,99 @@
+"""Rates of a run are found again from its metrics, and predict its other splits."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import yaml
+
+from opsd.errors import ConfigError, DataError
+from opsd.plan.simulate.measured import PHASES, measured_rates, read_measured
+from opsd.plan.simulate.parts import Layout, Rates, Split, Work
+from opsd.plan.simulate.pipeline import simulate
+
+CORES = 2
+TRUE = Rates(
+    decode_step_s=0.006, decode_sequence_s=0.0004, prefill_tokens_per_s=9e3, score_tokens_per_s=9e3,
+    learn_tokens_per_s=4e3, select_s=0.02, sync_s=0.06,
+)  # fmt: skip
+LENGTHS = np.random.default_rng(3).integers(20, 49, 400)
+WORK = Work(lengths=LENGTHS.reshape(25, 16), prompt_tokens=8, kept_ratio=0.5)
+
+
+def layout(rollout=1, teacher=1, learner=1):
+    split = Split(rollout=rollout, teacher=teacher, learner=learner)
+    return Layout(split=split, group_size=5, max_num_seqs=16, max_batch_tokens=4096, num_devices=CORES)
+
+
+def write_run(folder, phase_s, split, *, steps=6, answers=LENGTHS):
+    """The files of a run that took so long in each phase, its first step ten times as long."""
+    folder.mkdir()
+    engine = {"max_num_seqs": 16, "group_size": 5, "max_batch_tokens": 4096, "urls": [], "tensor_parallel_size": 1}
+    config = {
+        "data": {"prompts_per_step": 4, "samples_per_prompt": 4},
+        "rollout": {**engine, "num_workers": split.rollout},
+        "teacher": {**engine, "num_workers": split.teacher},
+        "learner": {"num_workers": split.learner},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    tokens = int(LENGTHS.mean() * 16)
+    lines = [
+        {"step": step, "loss": 1.0, "num_tokens": tokens, "num_trunk_tokens": tokens + 16 * 8, "kept_ratio": 0.5}
+        | {f"phase_s/{name}": value * (10 if step == 1 else 1) for name, value in phase_s.items()}
+        for step in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = [
+        {"step": 1, **dict.fromkeys(("tokens", "entropy", "reverse_kl", "quadrant", "weight"), [0] * int(length))}
+        for length in answers
+    ]
+    (folder / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+@pytest.mark.parametrize("split", [(1, 1, 1), (2, 1, 2)])
+def test_the_rates_of_a_run_are_found_again(tmp_path, split):
+    ran = layout(*split)
+    run = read_measured(write_run(tmp_path / "run", simulate(WORK, TRUE, ran).phase_s, ran.split))
+    assert run.layout(CORES) == ran
+    assert (run.num_answers, run.prompt_tokens, run.kept_ratio) == (16, 8, 0.5)
+    running = 16 // split[0]
+    step_s = TRUE.decode_step_s + running * TRUE.decode_sequence_s
+    found = measured_rates(
+        run, CORES, np.random.default_rng(0), decode_fixed_share=TRUE.decode_step_s / step_s
+    )  # fmt: skip
+    for name, value in asdict(TRUE).items():
+        assert getattr(found, name) == pytest.approx(value, rel=0.12), name
+    again = simulate(run.work(20, np.random.default_rng(1)), found, ran)
+    assert again.seconds_per_step == pytest.approx(run.seconds_per_step, rel=0.03)
+
+
+def test_another_split_is_predicted_from_the_rates_of_one(tmp_path):
+    run = read_measured(write_run(tmp_path / "run", simulate(WORK, TRUE, layout()).phase_s, layout().split))
+    found = measured_rates(run, CORES, np.random.default_rng(0), decode_fixed_share=0.5)
+    for split in ((2, 1, 1), (1, 2, 2), (3, 1, 1)):
+        other = layout(*split)
+        predicted = simulate(run.work(20, np.random.default_rng(1)), found, other).seconds_per_step
+        assert predicted == pytest.approx(simulate(WORK, TRUE, other).seconds_per_step, rel=0.1), split
+
+
+def test_the_head_s_share_does_not_change_what_the_run_measured(tmp_path):
+    ran = layout(learner=2)
+    run = read_measured(write_run(tmp_path / "run", dict.fromkeys(PHASES, 0.5), ran.split))
+    found = measured_rates(run, CORES, np.random.default_rng(0), head_share=0.4)
+    work = replace(run.work(20, np.random.default_rng(0)), kept_ratio=0.5)
+    assert simulate(work, found, ran).phase_s["learn"] == pytest.approx(0.5, rel=0.02)
+    everything = replace(work, kept_ratio=1.0)
+    assert simulate(everything, found, ran).phase_s["learn"] == pytest.approx(0.5 / 0.8, rel=0.02)
+
+
+def test_what_is_no_finished_run_is_refused_in_a_line(tmp_path):
+    with pytest.raises(DataError, match=r"nothing/metrics\.jsonl does not exist"):
+        read_measured(str(tmp_path / "nothing"))
+    short = write_run(tmp_path / "short", dict.fromkeys(PHASES, 0.5), layout().split, steps=3)
+    with pytest.raises(ConfigError, match=r"simulate\.run=.*short: .* at least 4 steps, got 3 steps$"):
+        read_measured(short)
+    without = write_run(tmp_path / "without", dict.fromkeys(PHASES, 0.5), layout().split, answers=[])
+    with pytest.raises(ConfigError, match=r"tokens\.jsonl has no answers"):
+        read_measured(without)
