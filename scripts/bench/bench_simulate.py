@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from measure import markdown
+from opsd.plan.simulate.config import SimulateConfig
 from opsd.plan.simulate.measured import PHASES, Measured, measured_rates, read_measured
 from opsd.plan.simulate.parts import Outcome, Split
 from opsd.plan.simulate.pipeline import simulate
+from opsd.plan.simulate.scenario import OVERHEAD_SHARE
 
 SPLITS = (
     Split(rollout=1, teacher=1, learner=1),
@@ -46,9 +48,15 @@ def make_run(pair: Path, folder: Path, split: Split, num_steps: int) -> None:
     subprocess.run([sys.executable, "-P", "-m", "tip.train", *settings], check=True, stdout=sys.stderr)
 
 
-def predict(first: Measured, run: Measured, num_cores: int, decode_fixed_share: float) -> Outcome:
+def predict(first: Measured, run: Measured, num_cores: int) -> Outcome:
     """A run of `run`'s split with the rates and the answers of the first."""
-    rates = measured_rates(first, num_cores, np.random.default_rng(0), decode_fixed_share=decode_fixed_share)
+    rates = measured_rates(
+        first,
+        num_cores,
+        np.random.default_rng(0),
+        decode_fixed_share=SimulateConfig.decode_fixed_share,
+        overhead_share=OVERHEAD_SHARE["cpu"],
+    )
     layout = replace(first.layout(num_cores), split=run.split)
     return simulate(first.work(20, np.random.default_rng(1)), rates, layout)
 
@@ -75,14 +83,13 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder for the runs")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="that all workers share")
-    parser.add_argument("--decode-fixed-share", type=float, default=0.5, help="as simulate.decode_fixed_share")
     args = parser.parse_args()
     folders = [args.output / f"{split.rollout}-{split.teacher}-{split.learner}" for split in SPLITS]
     for split, folder in zip(SPLITS, folders, strict=True):
         if not (folder / "summary.json").exists():
             make_run(args.pair, folder, split, args.steps)
     runs = [read_measured(str(folder)) for folder in folders]
-    outcomes = [predict(runs[0], run, args.cores, args.decode_fixed_share) for run in runs]
+    outcomes = [predict(runs[0], run, args.cores) for run in runs]
     print(f"{len(runs[0].lengths):,} answers of {np.mean(runs[0].lengths):.1f} tokens on average; {args.cores} cores\n")
     print(markdown(table(runs, outcomes)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class Clock:
         self.num_devices = num_devices
         self.now = 0.0
         self.working: Counter[str] = Counter()  # workers at work now, by role
-        self.worked_s: Counter[str] = Counter()  # seconds of all its workers together, by role
+        self.worked_s: defaultdict[str, float] = defaultdict(float)  # seconds of all its workers together, by role
         self._shared = 0.0
         self._devices = 0  # in use
         self._jobs: list[tuple[float, int, Job]] = []

@@ -25,7 +25,7 @@ class SimulateConfig:
     max_staleness: int = 2  # the loop is simulated with 0 to so many steps by which rollouts may be ahead of it
     # How engines get work: dealt, an even part for each at once, as the loop does it | pulled, as they get free.
     dispatch: str = "dealt"
-    num_steps: int = 10  # that are simulated
+    num_steps: int = 12  # that are simulated
     median_tokens: int = 0  # of an answer; 0: the run's answers, or a quarter of rollout.max_response_tokens
     # 99 % of the answers are shorter, lengths being log-normal and cut at rollout.max_response_tokens; 0: that limit.
     tail_tokens: int = 0
@@ -36,25 +36,31 @@ class SimulateConfig:
     # Of a run that measures the whole decode step only: the share of it that does not grow with the sequences, at the
     # run's own number of them.
     decode_fixed_share: float = 0.5
+    # Of a run, likewise: the share of a teacher's batch and of a learner's step that no further worker shortens; null:
+    # 0.5 on the CPU, where models are tiny, 0.1 on a GPU.
+    overhead_share: float | None = None
     prefill_tokens_per_s: float | None = None  # of a rollout engine
     score_tokens_per_s: float | None = None  # of a teacher's engine, prompts and responses
     score_batch_s: float | None = None  # of each of its batches, on top
     learn_tokens_per_s: float | None = None  # of a learner's rank, prompts and responses, every token kept
+    learn_step_s: float | None = None  # of each of its steps, on top
     head_share: float | None = None  # of a rank's time, every token kept, that falls with kept_ratio
     select_s: float | None = None  # on the driver, of a step
     sync_s: float | None = None  # until the engines run on new weights
 
     def __post_init__(self) -> None:
-        one_of("simulate.gpu", self.gpu, ("", *GPUS))
+        if self.gpu:
+            one_of("simulate.gpu", self.gpu, tuple(GPUS))
         one_of("simulate.dispatch", self.dispatch, DISPATCHES)
         for name in ("max_staleness", "median_tokens", "tail_tokens", "prompt_tokens"):
             at_least(f"simulate.{name}", getattr(self, name), 0)
-        at_least("simulate.num_steps", self.num_steps, 2 * self.max_staleness + 2)
+        at_least("simulate.num_steps", self.num_steps, 3 * self.max_staleness + 2)
         if self.median_tokens and self.tail_tokens:
             at_least("simulate.tail_tokens", self.tail_tokens, self.median_tokens)
         if self.run and self.gpu:
             raise ConfigError(f"simulate.run={self.run} and simulate.gpu={self.gpu}: take the rates from one of them")
         in_range("simulate.decode_fixed_share", self.decode_fixed_share, 0.0, 1.0)
+        in_range("simulate.overhead_share", self.overhead_share or 0.0, 0.0, 0.9)
         if self.kept_ratio is not None:
             share_above_0("simulate.kept_ratio", self.kept_ratio)
         for name, value in self.given_rates.items():

@@ -100,31 +100,18 @@ def measured_rates(
     num_devices: float,
     generator: np.random.Generator,
     *,
-    decode_fixed_share: float = 0.5,
+    decode_fixed_share: float,
+    overhead_share: float,
     head_share: float = 0.0,
 ) -> Rates:
     """The run's own split takes as long in the model as it did. What a run cannot tell apart is assumed:
 
-    `decode_fixed_share` of a decode step is the same with any number of sequences; prompts are prefilled as fast as the
-    teacher scores; a batch of the teacher and a step of the learner take as long as their tokens, with nothing on top.
+    `decode_fixed_share` of a decode step is the same with any number of sequences; `overhead_share`, below 1, of a
+    teacher's batch and of a learner's step is the same with any number of workers; prompts are prefilled as fast as the
+    teacher scores.
     """
     work, layout = run.work(ROUNDS, generator), run.layout(num_devices)
-    step_s = run.phase_s["rollout"] / float(work.lengths.max(1).mean())  # decoding, with all sequences in it
-    running = min(layout.max_num_seqs, -(-work.num_answers // run.split.rollout))
-    scored_per_s = work.sequence_tokens / run.seconds_per_step
-    rates = Rates(
-        decode_step_s=step_s * decode_fixed_share,
-        decode_sequence_s=step_s * (1 - decode_fixed_share) / running,
-        prefill_tokens_per_s=scored_per_s,
-        score_tokens_per_s=scored_per_s,
-        learn_tokens_per_s=1.0,
-        head_share=head_share,
-        select_s=run.phase_s["select"],
-        sync_s=run.phase_s["sync"] / max(1.0, run.split.rollout / num_devices),
-    )
-    learn_s = run.phase_s["learn"] / max(1.0, run.split.learner / num_devices)
-    at_one = rates.learn_s(work.sequence_tokens, work.kept_ratio, run.split.learner)
-    rates = replace(rates, learn_tokens_per_s=at_one / learn_s)
+    rates = _first_guess(run, work, layout, decode_fixed_share, overhead_share, head_share)
     for _ in range(ROUNDS):
         phase_s = simulate(work, rates, layout).phase_s
         slower = run.phase_s["rollout"] / phase_s["rollout"]
@@ -136,5 +123,33 @@ def measured_rates(
             decode_sequence_s=rates.decode_sequence_s * slower,
             prefill_tokens_per_s=rates.prefill_tokens_per_s * faster,
             score_tokens_per_s=rates.score_tokens_per_s * faster,
+            score_batch_s=rates.score_batch_s / faster,
         )
     return rates
+
+
+def _first_guess(
+    run: Measured, work: Work, layout: Layout, decode_fixed_share: float, overhead_share: float, head_share: float
+) -> Rates:
+    """Right for selection, learning and sync, which nothing overlaps; of the others the shares are right."""
+    engines, ranks, cores = run.split.rollout, run.split.learner, layout.num_devices
+    step_s = run.phase_s["rollout"] / float(work.lengths.max(1).mean())  # decoding, with all sequences in it
+    part = -(-work.num_answers // engines)
+    batch_tokens = work.sequence_tokens / work.num_answers * min(layout.group_size, part) / run.split.teacher
+    batch_s = batch_tokens * run.seconds_per_step / work.sequence_tokens
+    scored_per_s = batch_tokens / (batch_s * (1 - overhead_share))
+    learn_s = run.phase_s["learn"] / max(1.0, ranks / cores)
+    rates = Rates(
+        decode_step_s=step_s * decode_fixed_share,
+        decode_sequence_s=step_s * (1 - decode_fixed_share) / min(layout.max_num_seqs, part),
+        prefill_tokens_per_s=scored_per_s,
+        score_tokens_per_s=scored_per_s,
+        score_batch_s=batch_s * overhead_share,
+        learn_tokens_per_s=1.0,
+        head_share=head_share,
+        select_s=run.phase_s["select"],
+        sync_s=run.phase_s["sync"] / max(1.0, engines / cores),
+    )
+    at_one_per_s = rates.learn_s(work.sequence_tokens, work.kept_ratio, ranks)
+    learn_tokens_per_s = at_one_per_s / (learn_s * (1 - overhead_share))
+    return replace(rates, learn_tokens_per_s=learn_tokens_per_s, learn_step_s=learn_s * overhead_share)

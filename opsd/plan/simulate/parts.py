@@ -48,6 +48,7 @@ class Rates:
     score_tokens_per_s: float  # of the teacher's engine, prompts and responses
     learn_tokens_per_s: float  # of a rank, prompts and responses, every token kept
     score_batch_s: float = 0.0  # of each batch, on top
+    learn_step_s: float = 0.0  # of each step, on top, however many ranks share it
     head_share: float = 0.0  # of a rank's time, every token kept, that falls with kept_ratio
     select_s: float = 0.0  # of a step, on the driver
     sync_s: float = 0.0  # until the engines run on new weights
@@ -55,7 +56,7 @@ class Rates:
     def learn_s(self, sequence_tokens: float, kept_ratio: float, num_ranks: int) -> float:
         """Seconds of one optimiser step; the ranks share the tokens evenly."""
         share = 1 - self.head_share * (1 - kept_ratio)
-        return sequence_tokens * share / (self.learn_tokens_per_s * num_ranks)
+        return self.learn_step_s + sequence_tokens * share / (self.learn_tokens_per_s * num_ranks)
 
 
 @dataclass(frozen=True, kw_only=True)

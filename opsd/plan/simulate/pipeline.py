@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from opsd.engines.groups import split_evenly
 from opsd.plan.simulate.clock import Clock
@@ -14,7 +14,7 @@ ROLES = ("rollout", "teacher", "learner")
 
 def simulate(work: Work, rates: Rates, layout: Layout) -> Outcome:
     """All of `work`, from first answers to the last update. Its first and last steps, in which a pipeline fills and
-    drains, do not count; `work` must have more than 2 x max_staleness + 1 steps."""
+    drains, do not count; `work` must have more than 3 x max_staleness + 1 steps."""
     run = Pipeline(work, rates, layout)
     run.begin()
     return run.outcome()
@@ -42,7 +42,7 @@ class Pipeline:
         self.selected_s: dict[int, float] = {}
         self.learned_s: dict[int, float] = {}
         self.synced_s: dict[int, float] = {-1: 0.0}
-        self.worked_s: dict[int, Counter[str]] = {}  # at the step's update
+        self.worked_s: dict[int, defaultdict[str, float]] = {}  # at the step's update
 
     def begin(self) -> None:
         """Runs to the end."""
@@ -95,7 +95,7 @@ class Pipeline:
         """New weights: the learner waits while they go out, and computes nothing."""
         step = self.updates
         self.learned_s[step] = self.clock.now
-        self.worked_s[step] = Counter(self.clock.worked_s)
+        self.worked_s[step] = self.clock.worked_s.copy()
         self.updates += 1
         for engine in self.engines:
             engine.new_weights()
@@ -108,14 +108,16 @@ class Pipeline:
         self._learn()
 
     def outcome(self) -> Outcome:
-        """Between two updates of a run that has got going."""
-        first, last = self.layout.max_staleness, self.work.num_steps - 1 - self.layout.max_staleness
-        assert first < last, f"{self.work.num_steps} steps are too few for staleness {self.layout.max_staleness}"
+        """Between two updates of a run that has got going: as many as batches may be under way, or several times so
+        many, since their updates may come together."""
+        first, together = self.layout.max_staleness, self.layout.max_staleness + 1
+        last = first + (self.work.num_steps - 1 - 2 * first) // together * together
+        assert first < last, f"{self.work.num_steps} steps are too few for staleness {first}"
         seconds = self.learned_s[last] - self.learned_s[first]
         idle = {}
         for role in ROLES:
             worked_s = self.worked_s[last][role] - self.worked_s[first][role]
-            idle[role] = 1 - worked_s / (seconds * getattr(self.layout.split, role))
+            idle[role] = max(0.0, 1 - worked_s / (seconds * getattr(self.layout.split, role)))
         return Outcome(
             seconds_per_step=seconds / (last - first),
             tokens_per_s=float(self.work.lengths[first + 1 : last + 1].sum()) / seconds,

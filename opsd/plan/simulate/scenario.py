@@ -18,6 +18,7 @@ from opsd.plan.simulate.parts import Layout, Rates, Split, Work
 from opsd.plan.simulate.search import Room
 
 PROMPT_TOKENS = 256  # where nothing is known of them
+OVERHEAD_SHARE = {"cpu": 0.5, "cuda": 0.1}  # see SimulateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +78,19 @@ def _rates(
     given = cfg.given_rates
     words = f"given ({', '.join(f'simulate.{name}' for name in given)})"
     if measured is not None:
+        overhead = OVERHEAD_SHARE[job.device] if cfg.overhead_share is None else cfg.overhead_share
         rates = measured_rates(
             measured,
             num_devices(job, measured.split),
             generator,
             decode_fixed_share=cfg.decode_fixed_share,
+            overhead_share=overhead,
             head_share=cfg.head_share or 0.0,
         )
-        source = f"measured in {cfg.run}; {cfg.decode_fixed_share:.0%} of a decode step fixed (assumed)"
+        source = (
+            f"measured in {cfg.run}; assumed: {cfg.decode_fixed_share:.0%} of its decode step is the same with any "
+            f"number of sequences, {overhead:.0%} of a teacher's batch and a learner's step with any number of workers"
+        )
     elif cfg.gpu:
         if not job.teachers:
             raise ConfigError("simulate.gpu: a teacher behind HTTP has GPUs elsewhere: give its rate, simulate.run")

@@ -10,6 +10,7 @@ from opsd.plan.simulate.parts import Layout, Outcome, Rates, Split, Work
 from opsd.plan.simulate.pipeline import simulate
 
 FEW = 32  # splits: eight GPUs have 21
+SEARCHED_STEPS = 4  # of the work, so many times as batches overlap: the best split is simulated with all of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,31 +42,32 @@ def best_split(work: Work, rates: Rates, layout: Layout, room: Room) -> tuple[Sp
     """The fastest of the room's splits that is found, everything else as in `layout`; `room` must hold a split.
 
     Of few splits each is simulated. Of many the search begins where ideal work is fastest and goes to a better split
-    some engines away, then fewer, until none beside it is better.
+    some engines away, then fewer, until none beside it is better; what ideal work rules out is not simulated.
     """
     splits = {(split.rollout, split.teacher): split for split in room.splits()}
+    first_steps = replace(work, lengths=work.lengths[: SEARCHED_STEPS * (layout.max_staleness + 1)])
 
     @cache
-    def outcome(place: tuple[int, int]) -> Outcome:
-        return simulate(work, rates, replace(layout, split=splits[place]))
+    def ideal(place: tuple[int, int]) -> float:
+        return ideal_seconds(first_steps, rates, replace(layout, split=splits[place]))
 
+    @cache
     def seconds(place: tuple[int, int]) -> float:
-        return outcome(place).seconds_per_step
+        return simulate(first_steps, rates, replace(layout, split=splits[place])).seconds_per_step
 
     if len(splits) <= FEW:
         best = min(splits, key=seconds)
-        return splits[best], outcome(best)
-    best = min(splits, key=lambda place: ideal_seconds(work, rates, replace(layout, split=splits[place])))
-    stride = max(1, room.num_gpus // 8)
-    while stride:
-        strides = (-stride, 0, stride)
-        near = [(best[0] + more, best[1] + other) for more in strides for other in strides]
-        better = min((place for place in near if place in splits), key=seconds)
-        if seconds(better) < seconds(best):
-            best = better
-        else:
-            stride //= 2
-    return splits[best], outcome(best)
+    else:
+        best, stride = min(splits, key=ideal), max(1, room.num_gpus // 4)
+        while stride:
+            moves = [(more, other) for more in (-stride, 0, stride) for other in (-stride, 0, stride)]
+            near = [place for more, other in moves if (place := (best[0] + more, best[1] + other)) in splits]
+            better = min((place for place in near if ideal(place) < seconds(best)), key=seconds, default=best)
+            if seconds(better) < seconds(best):
+                best = better
+            else:
+                stride //= 2
+    return splits[best], simulate(work, rates, replace(layout, split=splits[best]))
 
 
 def ideal_seconds(work: Work, rates: Rates, layout: Layout) -> float:

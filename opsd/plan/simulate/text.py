@@ -81,9 +81,13 @@ def _facts(job: Job, cfg: SimulateConfig, found: Scenario) -> Iterator[tuple[str
     )
     yield (
         "",
-        f"teacher's engine: {rates.score_tokens_per_s:,.0f} tokens/s; learner's rank: {rates.learn_tokens_per_s:,.0f} "
-        f"tokens/s, {rates.head_share:.0%} of its time in the head; selection {rates.select_s:.3g} s, weight sync "
-        f"{rates.sync_s:.3g} s",
+        f"teacher's engine: {rates.score_tokens_per_s:,.0f} tokens/s + {rates.score_batch_s:.3g} s per batch; "
+        f"learner's rank: {rates.learn_tokens_per_s:,.0f} tokens/s + {rates.learn_step_s:.3g} s per step, "
+        f"{rates.head_share:.0%} in the head",
+    )
+    yield (
+        "",
+        f"selection {rates.select_s:.3g} s, weight sync {rates.sync_s:.3g} s per step",
     )
     yield "", "assumed: engines and ranks are as fast beside others as alone, and ranks share a step evenly"
     if job.device == "cpu":
@@ -112,7 +116,7 @@ def _table(rows: list[Row]) -> list[str]:
             str(row.layout.split),
             row.note,
             str(row.layout.max_staleness),
-            f"{row.outcome.seconds_per_step:.3g}",
+            _seconds(row.outcome.seconds_per_step),
             f"{row.outcome.tokens_per_s:,.0f}",
             *(f"{row.outcome.idle[role]:.0%}" for role in ROLES),
         ]
@@ -136,5 +140,9 @@ def _advice(rows: list[Row]) -> str:
     gain = rows[0].outcome.seconds_per_step / best.outcome.seconds_per_step
     return (
         f"best      {best.layout.split}, staleness {best.layout.max_staleness}: "
-        f"{best.outcome.seconds_per_step:.3g} s per step, {gain:.2f} x as fast as the first line"
+        f"{_seconds(best.outcome.seconds_per_step)} s per step, {gain:.2f} x as fast as the first line"
     )
+
+
+def _seconds(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"

@@ -8,6 +8,7 @@ import pytest
 from opsd.plan.simulate.clock import Clock
 from opsd.plan.simulate.parts import Layout, Rates, Split, Work
 from opsd.plan.simulate.pipeline import simulate
+from opsd.plan.simulate.services import Answer, Prompts, RolloutEngine
 
 ONE_OF_EACH = Layout(split=Split(rollout=1, teacher=1, learner=1), group_size=1000)
 RATES = Rates(
@@ -146,3 +147,37 @@ def test_pulled_scores_are_shared_by_the_idle_teachers():
     rates = replace(RATES, score_batch_s=0.0)
     work = Work(lengths=np.array([[100] * 8] * 3), prompt_tokens=10)
     assert simulate(work, rates, layout).phase_s["score"] == pytest.approx(4 * 110 / 500)
+
+
+def test_pulling_engines_take_no_more_than_makes_them_level():
+    layout = replace(ONE_OF_EACH, split=Split(rollout=2, teacher=1, learner=1), dispatch="pulled")
+    phase_s = simulate(equal(), RATES, layout).phase_s
+    assert phase_s["rollout"] == pytest.approx(4 * 10 / 1000 + 100 * (0.01 + 4 * 0.001))
+
+
+def test_an_engine_that_waits_for_weights_ends_its_answers_and_takes_no_other():
+    clock, prompts, ended_s = Clock(), Prompts(1), []
+    rates = replace(SERIAL, sync_s=3.0)
+    layout = replace(ONE_OF_EACH, max_num_seqs=2, group_size=1)
+    engine = RolloutEngine(clock, rates, layout, prompts, 0, lambda _: ended_s.append(clock.now))
+    prompts.waiting.extend(Answer(0, tokens) for tokens in (10, 20, 10))
+    engine.wake()
+    clock.start(5.0, engine.new_weights, role="learner")
+    clock.run()
+    assert ended_s == pytest.approx([10, 20, 20 + 3 + 10])
+
+
+def test_an_engine_with_room_takes_what_comes_while_it_decodes():
+    clock, prompts, ended_s = Clock(), Prompts(1), []
+    engine = RolloutEngine(clock, RATES, ONE_OF_EACH, prompts, 10, lambda answers: ended_s.append(clock.now))
+    decode_s = 0.01 + 0.001, 0.01 + 2 * 0.001  # a decode step of one sequence, of two
+
+    def arrive(step, tokens):
+        prompts.waiting.append(Answer(step, tokens))
+        engine.wake()
+
+    arrive(0, 100)
+    clock.start(0.01 + 40 * decode_s[0], lambda: arrive(1, 200), role="learner")
+    clock.run()
+    first = 0.01 + 40 * decode_s[0] + 0.01 + 60 * decode_s[1]
+    assert ended_s == pytest.approx([first, first + 140 * decode_s[0]])
