@@ -19,7 +19,6 @@ class Job:
     role: str
     workers: int
     devices: int
-    cancelled: bool = False
 
 
 class Clock:
@@ -44,26 +43,17 @@ class Clock:
 
     def start(
         self, seconds: float, then: Callable[[], None], *, role: str, workers: int = 1, devices: int | None = None
-    ) -> Job:
+    ) -> None:
         """`workers` of `role` work for `seconds`, on as many devices (None) or `devices`; then `then` is called."""
         devices = workers if devices is None else devices
         job = Job(ends_at=self._shared + seconds, then=then, role=role, workers=workers, devices=devices)
         heapq.heappush(self._jobs, (job.ends_at, next(self._order), job))
         self._count(job, 1)
-        return job
-
-    def cancel(self, job: Job) -> float:
-        """The job ends here without its `then`; returns the seconds that were left of it."""
-        job.cancelled = True
-        self._count(job, -1)
-        return job.ends_at - self._shared
 
     def run(self) -> None:
         """Until no job is left."""
         while self._jobs:
             ends_at, _, job = heapq.heappop(self._jobs)
-            if job.cancelled:
-                continue
             seconds = (ends_at - self._shared) * max(1.0, self._devices / self.num_devices)
             for role, workers in self.working.items():
                 self.worked_s[role] += workers * seconds

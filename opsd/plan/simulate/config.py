@@ -9,7 +9,7 @@ from opsd.errors import ConfigError
 from opsd.plan.simulate.estimated import GPUS
 from opsd.plan.simulate.parts import Rates
 
-DISPATCHES = ("dealt", "pulled")
+DISPATCHES = ("pulled", "dealt")
 
 
 @dataclass
@@ -23,8 +23,9 @@ class SimulateConfig:
     # A rough estimate by the data sheet of a GPU: a100 | h100 | h200 | b200. No rate of it was measured.
     gpu: str = ""
     max_staleness: int = 2  # the loop is simulated with 0 to so many steps by which rollouts may be ahead of it
-    # How engines get work: dealt, an even part for each at once, as the loop does it | pulled, as they get free.
-    dispatch: str = "dealt"
+    # How the rollout engines get a step's requests: pulled, as they get free, which is the loop's way | dealt, an even
+    # part for each at once.
+    dispatch: str = "pulled"
     num_steps: int = 12  # that are simulated
     median_tokens: int = 0  # of an answer; 0: the run's answers, or a quarter of rollout.max_response_tokens
     # 99 % of the answers are shorter, lengths being log-normal and cut at rollout.max_response_tokens; 0: that limit.

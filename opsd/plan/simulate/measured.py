@@ -66,6 +66,12 @@ def read_measured(folder: str) -> Measured:
             f"simulate.run={folder}: expected a run's folder with its settings and at least {FEWEST_STEPS + 1} steps, "
             f"got {len(run.train)} steps{'' if config else ' and no settings'}"
         )
+    ahead = config.get("schedule", {}).get("max_staleness", 0)
+    if ahead:
+        raise ConfigError(
+            f"simulate.run={folder}: its schedule.max_staleness={ahead} has the phases overlap, and what each takes "
+            "alone is needed: take a run with 0"
+        )
     if not run.rollouts:
         raise ConfigError(
             f"simulate.run={folder}: tokens.jsonl has no answers, whose lengths are needed: a run keeps some with "

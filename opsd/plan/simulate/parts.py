@@ -77,7 +77,8 @@ class Layout:
 
     split: Split
     max_staleness: int = 0  # steps by which the rollouts may be ahead of the learner; 0: the synchronous loop
-    dispatch: str = "dealt"  # dealt: each engine gets its even part at once | pulled: it takes work as it gets free
+    # Of a step's requests to the rollout engines. pulled: they take them as they get free | dealt: an even part each.
+    dispatch: str = "pulled"
     max_num_seqs: int = 256  # sequences in flight in one rollout engine
     group_size: int = 1  # finished answers that an engine hands to the teacher at once, at least
     max_batch_tokens: int = 8192  # of a teacher's batch

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from opsd.engines.groups import split_evenly
 from opsd.plan.simulate.clock import Clock
 from opsd.plan.simulate.parts import Layout, Outcome, Rates, Work
-from opsd.plan.simulate.services import Answer, Answers, Prompts, RolloutEngine, ScoringEngine
+from opsd.plan.simulate.services import Answer, Requests, RolloutEngine, ScoringEngine
 
 ROLES = ("rollout", "teacher", "learner")
 
@@ -26,12 +26,9 @@ class Pipeline:
     def __init__(self, work: Work, rates: Rates, layout: Layout) -> None:
         self.work, self.rates, self.layout = work, rates, layout
         self.clock = Clock(layout.num_devices)
-        split, pulled = layout.split, layout.dispatch == "pulled"
-        prompts = [Prompts(split.rollout)] * split.rollout if pulled else [Prompts(1) for _ in range(split.rollout)]
-        answers = [Answers(split.teacher)] * split.teacher if pulled else [Answers(1) for _ in range(split.teacher)]
-        parts = (self.clock, rates, layout)
-        self.engines = [RolloutEngine(*parts, each, work.prompt_tokens, self._hand_over) for each in prompts]
-        self.scorers = [ScoringEngine(*parts, each, work.prompt_tokens, self._scored) for each in answers]
+        split, parts = layout.split, (self.clock, rates, layout, work.prompt_tokens)
+        self.engines = [RolloutEngine(*parts, self._hand_over) for _ in range(split.rollout)]
+        self.scorers = [ScoringEngine(*parts, self._scored) for _ in range(split.teacher)]
         self.num_rolled: Counter[int] = Counter()
         self.num_scored: Counter[int] = Counter()
         self.updates = 0
@@ -55,10 +52,13 @@ class Pipeline:
         if step >= self.work.num_steps:
             return
         answers = [Answer(step, tokens) for tokens in self.work.lengths[step].tolist()]
-        for engine, part in zip(self.engines, split_evenly(answers, len(self.engines)), strict=True):
-            engine.prompts.waiting.extend(part)
-        for engine in self.engines:
-            engine.wake()
+        if self.layout.dispatch == "pulled":
+            shared = Requests(answers, len(self.engines))
+            for engine in self.engines:
+                engine.give(shared)
+        else:
+            for engine, part in zip(self.engines, split_evenly(answers, len(self.engines)), strict=True):
+                engine.give(Requests(list(part), 1))
 
     def _hand_over(self, answers: list[Answer]) -> None:
         step = answers[0].step
@@ -66,9 +66,7 @@ class Pipeline:
         if self.num_rolled[step] == self.work.num_answers:
             self.rolled_s[step] = self.clock.now
         for scorer, part in zip(self.scorers, split_evenly(answers, len(self.scorers)), strict=True):
-            scorer.answers.waiting.extend(part)
-        for scorer in self.scorers:
-            scorer.wake()
+            scorer.give(list(part))
 
     def _scored(self, answers: list[Answer]) -> None:
         for answer in answers:
@@ -98,7 +96,7 @@ class Pipeline:
         self.worked_s[step] = self.clock.worked_s.copy()
         self.updates += 1
         for engine in self.engines:
-            engine.new_weights()
+            engine.give(None)
         self._release(step + self.layout.max_staleness + 1)
         ranks = self.layout.split.learner
         self.clock.start(self.rates.sync_s, self._synced, role="learner", workers=ranks, devices=0)

@@ -37,6 +37,12 @@ def scenario(job: Job, cfg: SimulateConfig) -> Scenario:
     """Raises ConfigError where a rate is missing, or where the rates are those of other engines."""
     if len(job.cfg.teacher.by_source) > 0:
         raise ConfigError("simulate: teacher.by_source has several teachers, and the simulation knows one")
+    ahead = job.cfg.schedule.max_staleness
+    if ahead > cfg.max_staleness:
+        raise ConfigError(
+            f"simulate.max_staleness={cfg.max_staleness} leaves out these settings' schedule.max_staleness={ahead}: set "
+            f"simulate.max_staleness={ahead} simulate.num_steps={4 * (ahead + 1)}"
+        )
     generator = np.random.default_rng(job.cfg.seed)
     measured = read_measured(cfg.run) if cfg.run else None
     if measured is not None:

@@ -73,8 +73,7 @@ def best_split(work: Work, rates: Rates, layout: Layout, room: Room) -> tuple[Sp
 def ideal_seconds(work: Work, rates: Rates, layout: Layout) -> float:
     """A step takes no less, however well its work is shared, on GPUs that no two workers share."""
     split, ahead = layout.split, layout.max_staleness
-    part = -(-work.num_answers // split.rollout) * (ahead + 1)
-    running = min(layout.max_num_seqs, part)  # the more at once, the faster each token
+    running = min(layout.max_num_seqs, -(-work.num_answers // split.rollout))  # the more at once, the faster each token
     token_s = rates.decode_step_s / running + rates.decode_sequence_s
     prefill_s = work.num_answers * work.prompt_tokens / rates.prefill_tokens_per_s
     rollout_s = (work.response_tokens * token_s + prefill_s) / split.rollout

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from opsd.plan.simulate.clock import Clock, Job
+from opsd.plan.simulate.clock import Clock
 from opsd.plan.simulate.parts import Layout, Rates
 
 
@@ -19,12 +19,12 @@ class Answer(NamedTuple):
     tokens: int  # of the response
 
 
-class Prompts:
-    """Requests that wait for one engine (dealt) or for all of them (pulled)."""
+class Requests:
+    """Requests of a step that wait for one engine (dealt) or for all of them (pulled)."""
 
-    def __init__(self, num_engines: int) -> None:
+    def __init__(self, answers: list[Answer], num_engines: int) -> None:
         self.num_engines = num_engines
-        self.waiting: deque[Answer] = deque()
+        self.waiting = deque(answers)
         self.running = 0  # in these engines together
 
     def take(self, room: int, running: int) -> list[Answer]:
@@ -36,10 +36,10 @@ class Prompts:
 
 
 class RolloutEngine:
-    """Continuous batching: what arrives is prefilled while decoding waits, then all sequences decode together.
+    """Does what it is given in the order in which it is given it: a step's requests, new weights.
 
-    Between two ends of answers all decode steps take equally long, so that time passes in one jump. New weights go in
-    when nothing runs: an engine that waits for them takes no request.
+    Continuous batching within a step: what is taken is prefilled while decoding waits, then all sequences decode
+    together. Between two ends of answers all decode steps take equally long, so that time passes in one jump.
     """
 
     def __init__(
@@ -47,123 +47,109 @@ class RolloutEngine:
         clock: Clock,
         rates: Rates,
         layout: Layout,
-        prompts: Prompts,
         prompt_tokens: int,
         hand_over: Callable[[list[Answer]], None],
     ) -> None:
-        self.clock, self.rates, self.layout, self.prompts = clock, rates, layout, prompts
+        self.clock, self.rates, self.layout = clock, rates, layout
         self.prompt_tokens = prompt_tokens
         self.hand_over = hand_over
+        self.inbox: deque[Requests | None] = deque()  # None: weights
+        self.requests: Requests | None = None  # at which it is
         self.decoded = 0.0  # steps since the engine began
         self.running: list[tuple[float, int, Answer]] = []  # a heap; first the decode step at which an answer ends
-        self.of_step: Counter[int] = Counter()  # running answers
-        self.finished: dict[int, list[Answer]] = defaultdict(list)  # by step, not handed over yet
-        self.weights_waiting = False
-        self.job: Job | None = None
-        self.decodes = False  # what `job` does
+        self.finished: list[Answer] = []  # not handed over yet
+        self.works = False
         self._order = itertools.count()
 
-    def wake(self) -> None:
-        """There may be new requests: an engine that decodes and has room takes them in between two steps."""
-        if self.job is None:
-            self._go_on()
-        elif self.decodes and self.prompts.waiting and self._room() and not self.weights_waiting:
-            left_s = self.clock.cancel(self.job)
-            self.decoded = self.running[0][0] - left_s / self._step_s()
-            self._go_on()
-
-    def new_weights(self) -> None:
-        self.weights_waiting = True
-        if self.job is None:
+    def give(self, work: Requests | None) -> None:
+        """Requests, or new weights (None)."""
+        self.inbox.append(work)
+        if not self.works:
             self._go_on()
 
     def _go_on(self) -> None:
         """Starts what comes next, if anything does."""
-        self.job, self.decodes = None, False
-        if self.weights_waiting and not self.running:
-            self.weights_waiting = False
-            self.job = self.clock.start(self.rates.sync_s, self._go_on, role="rollout")
-            return
-        new = [] if self.weights_waiting else self.prompts.take(self._room(), len(self.running))
-        if new:
-            for answer in new:
-                heapq.heappush(self.running, (self.decoded + answer.tokens, next(self._order), answer))
-                self.of_step[answer.step] += 1
-            prefill_s = len(new) * self.prompt_tokens / self.rates.prefill_tokens_per_s
-            self.job = self.clock.start(prefill_s, self._go_on, role="rollout")
-        elif self.running:
-            seconds = (self.running[0][0] - self.decoded) * self._step_s()
-            self.job = self.clock.start(seconds, self._end_answers, role="rollout")
-            self.decodes = True
+        self.works = True
+        while True:
+            if self.requests is not None:
+                new = self.requests.take(self.layout.max_num_seqs - len(self.running), len(self.running))
+                if new:
+                    self._prefill(new)
+                    return
+                if self.running:
+                    self.clock.start(self._seconds_to_next_end(), self._end_answers, role="rollout")
+                    return
+                self.requests = None
+            elif not self.inbox:
+                self.works = False
+                return
+            elif (work := self.inbox.popleft()) is None:
+                self.clock.start(self.rates.sync_s, self._go_on, role="rollout")
+                return
+            else:
+                self.requests = work
+
+    def _prefill(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            heapq.heappush(self.running, (self.decoded + answer.tokens, next(self._order), answer))
+        seconds = len(answers) * self.prompt_tokens / self.rates.prefill_tokens_per_s
+        self.clock.start(seconds, self._go_on, role="rollout")
+
+    def _seconds_to_next_end(self) -> float:
+        step_s = self.rates.decode_step_s + self.rates.decode_sequence_s * len(self.running)
+        return (self.running[0][0] - self.decoded) * step_s
 
     def _end_answers(self) -> None:
+        assert self.requests is not None, "an engine decodes a step's requests"
         self.decoded = self.running[0][0]
         while self.running and self.running[0][0] <= self.decoded:
-            _, _, answer = heapq.heappop(self.running)
-            self.of_step[answer.step] -= 1
-            self.prompts.running -= 1
-            self.finished[answer.step].append(answer)
+            self.finished.append(heapq.heappop(self.running)[2])
+            self.requests.running -= 1
+        step_is_done = not self.running and not self.requests.waiting
+        group: list[Answer] = []
+        if len(self.finished) >= self.layout.group_size or step_is_done:
+            group, self.finished = self.finished, []
         self._go_on()
-        for step in list(self.finished):
-            if len(self.finished[step]) >= self.layout.group_size or not self.of_step[step]:
-                self.hand_over(self.finished.pop(step))
-
-    def _room(self) -> int:
-        return self.layout.max_num_seqs - len(self.running)
-
-    def _step_s(self) -> float:
-        return self.rates.decode_step_s + self.rates.decode_sequence_s * len(self.running)
-
-
-class Answers:
-    """What waits for one teacher engine (dealt) or for all of them (pulled) to be scored."""
-
-    def __init__(self, num_engines: int) -> None:
-        self.idle = num_engines
-        self.waiting: deque[Answer] = deque()
-
-    def take(self, max_tokens: int, prompt_tokens: int) -> tuple[list[Answer], int]:
-        """A batch for an idle engine and its tokens; a longer answer goes alone. Other idle engines get as many."""
-        batch: list[Answer] = []
-        tokens = 0
-        for _ in range(-(-len(self.waiting) // self.idle)):
-            more = self.waiting[0].tokens + prompt_tokens
-            if batch and tokens + more > max_tokens:
-                break
-            batch.append(self.waiting.popleft())
-            tokens += more
-        return batch, tokens
+        if group:
+            self.hand_over(group)
 
 
 class ScoringEngine:
-    """Scores what waits for it, batch by batch."""
+    """Scores what it is given, in batches of at most `max_batch_tokens` tokens; a longer answer goes alone."""
 
     def __init__(
         self,
         clock: Clock,
         rates: Rates,
         layout: Layout,
-        answers: Answers,
         prompt_tokens: int,
         done: Callable[[list[Answer]], None],
     ) -> None:
-        self.clock, self.rates, self.layout, self.answers = clock, rates, layout, answers
+        self.clock, self.rates, self.layout = clock, rates, layout
         self.prompt_tokens = prompt_tokens
         self.done = done
+        self.waiting: deque[Answer] = deque()
         self.works = False
 
-    def wake(self) -> None:
-        if self.works:
-            return
-        batch, tokens = self.answers.take(self.layout.max_batch_tokens, self.prompt_tokens)
+    def give(self, answers: list[Answer]) -> None:
+        self.waiting.extend(answers)
+        if not self.works:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        batch: list[Answer] = []
+        tokens = 0
+        while self.waiting:
+            more = self.waiting[0].tokens + self.prompt_tokens
+            if batch and tokens + more > self.layout.max_batch_tokens:
+                break
+            batch.append(self.waiting.popleft())
+            tokens += more
+        self.works = bool(batch)
         if batch:
-            self.works = True
-            self.answers.idle -= 1
             seconds = self.rates.score_batch_s + tokens / self.rates.score_tokens_per_s
             self.clock.start(seconds, lambda: self._end(batch), role="teacher")
 
     def _end(self, batch: list[Answer]) -> None:
-        self.works = False
-        self.answers.idle += 1
-        self.wake()
+        self._go_on()
         self.done(batch)

@@ -31,8 +31,9 @@ def simulation_text(job: Job, cfg: SimulateConfig) -> str:
     found = scenario(job, cfg)
     rows = [*_own_rows(job, cfg, found), *_best_rows(job, cfg, found)]
     lines = [f"{name:<10}{text}" for name, text in _facts(job, cfg, found)]
+    own = next((row for row in rows if row.note.startswith("these settings")), rows[0])
     heading = "seconds per step, and the share of its time in which a role has nothing to do"
-    return "\n".join([*lines, "", heading, *_table(rows), "", _advice(rows)])
+    return "\n".join([*lines, "", heading, *_table(rows), "", _advice(rows, own)])
 
 
 def _own_rows(job: Job, cfg: SimulateConfig, found: Scenario) -> Iterator[Row]:
@@ -41,7 +42,9 @@ def _own_rows(job: Job, cfg: SimulateConfig, found: Scenario) -> Iterator[Row]:
         return
     for staleness in range(1 if _colocated(job) else cfg.max_staleness + 1):
         layout = replace(found.layout, max_staleness=staleness)
-        note = "these settings, colocated" if _colocated(job) else "these settings"
+        is_own = staleness == job.cfg.schedule.max_staleness
+        note = "these settings" if is_own else "the same split"
+        note = f"{note}, colocated" if _colocated(job) else note
         yield Row(layout=layout, outcome=simulate(found.work, found.rates, layout), note=note)
 
 
@@ -132,15 +135,16 @@ def _table(rows: list[Row]) -> list[str]:
     ]
 
 
-def _advice(rows: list[Row]) -> str:
-    """The fastest; of those that are as good as equal, that with the least staleness."""
+def _advice(rows: list[Row], own: Row) -> str:
+    """The fastest, against `own`; of those that are as good as equal, that with the least staleness."""
     fastest = min(row.outcome.seconds_per_step for row in rows)
     good = [row for row in rows if row.outcome.seconds_per_step <= fastest * (1 + WORTH)]
     best = min(good, key=lambda row: row.layout.max_staleness)
-    gain = rows[0].outcome.seconds_per_step / best.outcome.seconds_per_step
+    gain = own.outcome.seconds_per_step / best.outcome.seconds_per_step
     return (
         f"best      {best.layout.split}, staleness {best.layout.max_staleness}: "
-        f"{_seconds(best.outcome.seconds_per_step)} s per step, {gain:.2f} x as fast as the first line"
+        f"{_seconds(best.outcome.seconds_per_step)} s per step, {gain:.2f} x as fast as "
+        f"{own.layout.split}, staleness {own.layout.max_staleness}"
     )
 
 

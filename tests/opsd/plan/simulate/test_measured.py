@@ -64,3 +64,11 @@ def test_what_is_no_finished_run_is_refused_in_a_line(tmp_path):
     without = write_run(tmp_path / "without", dict.fromkeys(PHASES, 0.5), layout().split, answers=[])
     with pytest.raises(ConfigError, match=r"tokens\.jsonl has no answers"):
         read_measured(without)
+
+
+def test_a_run_whose_phases_overlap_is_refused(tmp_path):
+    folder = write_run(tmp_path / "ahead", dict.fromkeys(PHASES, 0.5), layout().split)
+    with (tmp_path / "ahead/config.yaml").open("a") as file:
+        file.write("schedule: {max_staleness: 1}\n")
+    with pytest.raises(ConfigError, match=r"its schedule\.max_staleness=1 has the phases overlap"):
+        read_measured(folder)

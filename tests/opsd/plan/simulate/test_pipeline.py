@@ -8,7 +8,7 @@ import pytest
 from opsd.plan.simulate.clock import Clock
 from opsd.plan.simulate.parts import Layout, Rates, Split, Work
 from opsd.plan.simulate.pipeline import simulate
-from opsd.plan.simulate.services import Answer, Prompts, RolloutEngine
+from opsd.plan.simulate.services import Answer, Requests, RolloutEngine
 
 ONE_OF_EACH = Layout(split=Split(rollout=1, teacher=1, learner=1), group_size=1000)
 RATES = Rates(
@@ -83,17 +83,16 @@ def test_shared_time_is_seconds_where_jobs_come_and_go():
     ends = {}
     clock = Clock(num_devices=1)
 
-    def job(name, seconds):
-        return clock.start(seconds, lambda: ends.setdefault(name, clock.now), role=name)
+    def job(name, seconds, then=lambda: None, **more):
+        clock.start(seconds, lambda: (ends.setdefault(name, clock.now), then()), role=name, **more)
 
     job("long", 3.0)
-    job("short", 1.0)
-    cancelled = job("cancelled", 9.0)
-    clock.start(0.5, lambda: ends.setdefault("left", clock.cancel(cancelled)), role="other", devices=0)
+    job("short", 1.0, lambda: job("later", 0.5))
+    job("without a device", 0.5, devices=0)
     clock.run()
-    # Three share the core until 1.5 s, then two until the short one has had its second.
-    assert ends == pytest.approx({"left": 8.5, "short": 2.5, "long": 4.5})
-    assert clock.worked_s == pytest.approx({"long": 4.5, "short": 2.5, "cancelled": 1.5, "other": 1.5})
+    # Two share the core for 2 s, then the long one and the later for 1 s, then the long one has it.
+    assert ends == pytest.approx({"without a device": 1.0, "short": 2.0, "later": 3.0, "long": 4.5})
+    assert clock.worked_s == pytest.approx({"without a device": 1.0, "short": 2.0, "later": 1.0, "long": 4.5})
 
 
 # rollout : score : learn = 4 : 1 : 2, of one step
@@ -103,7 +102,7 @@ UNEVEN = dict(score_tokens_per_s=8 * 110 / 1.0, learn_tokens_per_s=8 * 110 / 2.0
 @pytest.mark.parametrize(("staleness", "seconds"), [(0, 7.0), (1, 4.0), (2, 4.0)])
 def test_overlap_reaches_the_rate_of_the_slowest_role(staleness, seconds):
     rates = Rates(decode_step_s=4.0 / 100, decode_sequence_s=0.0, prefill_tokens_per_s=1e12, **UNEVEN)
-    outcome = simulate(equal(steps=12), rates, replace(ONE_OF_EACH, max_staleness=staleness, max_num_seqs=8))
+    outcome = simulate(equal(steps=12), rates, replace(ONE_OF_EACH, max_staleness=staleness))
     assert outcome.seconds_per_step == pytest.approx(seconds)
     assert outcome.idle == pytest.approx(
         {"rollout": 1 - 4 / seconds, "teacher": 1 - 1 / seconds, "learner": 1 - 2 / seconds}
@@ -117,7 +116,7 @@ def test_rollouts_wait_where_they_are_so_many_steps_ahead(staleness, seconds):
         decode_step_s=3.0 / 100, decode_sequence_s=0.0, prefill_tokens_per_s=1e12, score_tokens_per_s=8 * 110 / 1.0,
         learn_tokens_per_s=8 * 110 / 3.0,
     )  # fmt: skip
-    layout = replace(ONE_OF_EACH, max_staleness=staleness, max_num_seqs=8)
+    layout = replace(ONE_OF_EACH, max_staleness=staleness)
     assert simulate(equal(steps=40), rates, layout).seconds_per_step == pytest.approx(seconds, rel=0.01)
 
 
@@ -142,42 +141,27 @@ def test_pulled_work_is_within_a_tenth_of_the_bound_where_dealt_work_is_not():
     assert bound <= seconds["pulled"] <= 1.1 * bound
 
 
-def test_pulled_scores_are_shared_by_the_idle_teachers():
-    layout = replace(ONE_OF_EACH, split=Split(rollout=1, teacher=2, learner=1), group_size=1, dispatch="pulled")
-    rates = replace(RATES, score_batch_s=0.0)
-    work = Work(lengths=np.array([[100] * 8] * 3), prompt_tokens=10)
-    assert simulate(work, rates, layout).phase_s["score"] == pytest.approx(4 * 110 / 500)
-
-
 def test_pulling_engines_take_no_more_than_makes_them_level():
     layout = replace(ONE_OF_EACH, split=Split(rollout=2, teacher=1, learner=1), dispatch="pulled")
     phase_s = simulate(equal(), RATES, layout).phase_s
     assert phase_s["rollout"] == pytest.approx(4 * 10 / 1000 + 100 * (0.01 + 4 * 0.001))
 
 
-def test_an_engine_that_waits_for_weights_ends_its_answers_and_takes_no_other():
-    clock, prompts, ended_s = Clock(), Prompts(1), []
-    rates = replace(SERIAL, sync_s=3.0)
-    layout = replace(ONE_OF_EACH, max_num_seqs=2, group_size=1)
-    engine = RolloutEngine(clock, rates, layout, prompts, 0, lambda _: ended_s.append(clock.now))
-    prompts.waiting.extend(Answer(0, tokens) for tokens in (10, 20, 10))
-    engine.wake()
-    clock.start(5.0, engine.new_weights, role="learner")
+def test_an_engine_does_what_it_is_given_one_after_another():
+    """Two answers at a time; new weights go in between the requests of two steps, which do not mix."""
+    clock, ended_s = Clock(), []
+    rates, layout = replace(SERIAL, sync_s=3.0), replace(ONE_OF_EACH, max_num_seqs=2, group_size=1)
+    engine = RolloutEngine(clock, rates, layout, 0, lambda answers: ended_s.append(clock.now))
+    engine.give(Requests([Answer(0, tokens) for tokens in (10, 20, 5)], 1))
+    engine.give(None)
+    engine.give(Requests([Answer(1, 7)], 1))
     clock.run()
-    assert ended_s == pytest.approx([10, 20, 20 + 3 + 10])
+    assert ended_s == pytest.approx([10, 15, 20, 20 + 3 + 7])
 
 
-def test_an_engine_with_room_takes_what_comes_while_it_decodes():
-    clock, prompts, ended_s = Clock(), Prompts(1), []
-    engine = RolloutEngine(clock, RATES, ONE_OF_EACH, prompts, 10, lambda answers: ended_s.append(clock.now))
-    decode_s = 0.01 + 0.001, 0.01 + 2 * 0.001  # a decode step of one sequence, of two
-
-    def arrive(step, tokens):
-        prompts.waiting.append(Answer(step, tokens))
-        engine.wake()
-
-    arrive(0, 100)
-    clock.start(0.01 + 40 * decode_s[0], lambda: arrive(1, 200), role="learner")
+def test_groups_are_as_large_as_they_must_be_and_the_last_is_what_is_left():
+    clock, sizes = Clock(), []
+    engine = RolloutEngine(clock, SERIAL, replace(ONE_OF_EACH, group_size=3), 0, lambda group: sizes.append(len(group)))
+    engine.give(Requests([Answer(0, tokens) for tokens in (1, 2, 3, 3, 5)], 1))
     clock.run()
-    first = 0.01 + 40 * decode_s[0] + 0.01 + 60 * decode_s[1]
-    assert ended_s == pytest.approx([first, first + 140 * decode_s[0]])
+    assert sizes == [4, 1]

@@ -53,7 +53,7 @@ def test_the_table_has_these_settings_and_the_best_split_at_every_staleness():
     table = rows(text)
     assert [(split, what.strip(), staleness) for split, what, staleness, *_ in table[:2]] == [
         ("rollout 2, teacher 2, learner 4", "these settings", "0"),
-        ("rollout 2, teacher 2, learner 4", "these settings", "1"),
+        ("rollout 2, teacher 2, learner 4", "the same split", "1"),
     ]
     assert [(what.strip(), staleness) for _, what, staleness, *_ in table[2:]] == [
         ("best of 8 GPUs", "0"), ("best of 8 GPUs", "1"),
@@ -140,7 +140,14 @@ def test_a_run_on_the_cpu_has_its_own_split_alone():
     job = replace(small(cluster=ClusterConfig(host_gib=64.0, cores=3)), device="cpu")
     text = simulation_text(job, SimulateConfig(**GIVEN, **FAST))
     assert "all workers share 3 cores" in text
-    assert {what.strip() for _, what, *_ in rows(text)} == {"these settings"}
+    assert [what.strip() for _, what, *_ in rows(text)] == ["these settings", "the same split"]
+
+
+def test_what_is_best_is_compared_with_the_staleness_of_these_settings():
+    own = small(schedule={"max_staleness": 1})
+    text = simulation_text(own, SimulateConfig(gpu="h100", **FAST))
+    assert [what.strip() for _, what, *_ in rows(text)[:2]] == ["the same split", "these settings"]
+    assert text.endswith("x as fast as rollout 2, teacher 2, learner 4, staleness 1")
 
 
 @pytest.mark.parametrize(
@@ -152,12 +159,22 @@ def test_a_run_on_the_cpu_has_its_own_split_alone():
         ({"median_tokens": 90, "tail_tokens": 80}, r"simulate\.tail_tokens must be at least 90, got 80"),
         ({"score_tokens_per_s": 0.0}, r"simulate\.score_tokens_per_s must be greater than 0"),
         ({"sync_s": -1.0}, r"simulate\.sync_s must be at least 0"),
-        ({"dispatch": "thrown"}, r"simulate\.dispatch must be one of dealt, pulled"),
+        ({"dispatch": "thrown"}, r"simulate\.dispatch must be one of pulled, dealt"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(settings, said):
     with pytest.raises(ConfigError, match=said):
         SimulateConfig(**settings)
+
+
+def test_the_staleness_of_these_settings_must_be_among_those_simulated():
+    job = small(schedule={"max_staleness": 3})
+    with pytest.raises(
+        ConfigError, match=r"simulate\.max_staleness=1 leaves out .*: set simulate\.max_staleness=3 sim"
+    ) as e:
+        scenario(job, SimulateConfig(gpu="h100", **FAST))
+    advised = dict(re.findall(r"simulate\.(\w+)=(\d+)", str(e.value).partition(": set ")[2]))
+    scenario(job, SimulateConfig(gpu="h100", **{name: int(value) for name, value in advised.items()}))
 
 
 def test_a_rate_that_is_missing_is_named():
