@@ -40,8 +40,8 @@ def scenario(job: Job, cfg: SimulateConfig) -> Scenario:
     ahead = job.cfg.schedule.max_staleness
     if ahead > cfg.max_staleness:
         raise ConfigError(
-            f"simulate.max_staleness={cfg.max_staleness} leaves out these settings' schedule.max_staleness={ahead}: set "
-            f"simulate.max_staleness={ahead} simulate.num_steps={4 * (ahead + 1)}"
+            f"simulate.max_staleness={cfg.max_staleness} leaves out these settings' schedule.max_staleness={ahead}: "
+            f"set simulate.max_staleness={ahead} simulate.num_steps={4 * (ahead + 1)}"
         )
     generator = np.random.default_rng(job.cfg.seed)
     measured = read_measured(cfg.run) if cfg.run else None
