@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from opsd.evaluation.config import EvaluateConfig
 from opsd.plan.cluster import ClusterConfig
+from opsd.plan.simulate.config import SimulateConfig
 from opsd.teacher.server.config import ServerConfig
 from tip.config import TipRunConfig
 
@@ -59,6 +60,7 @@ def page() -> str:
             ClusterConfig,
             {field.name: field.default for field in fields(ClusterConfig)},
         ),
+        ("", "", SimulateConfig, {field.name: field.default for field in fields(SimulateConfig)}),
         (
             "Evaluation: `python -m opsd.evaluate`",
             "",
@@ -74,8 +76,9 @@ def page() -> str:
     ]
     parts = [INTRODUCTION]
     for title, note, config_class, defaults in programs:
-        prefix = "cluster." if config_class is ClusterConfig else ""
-        parts += [f"## {title}", *([note] if note else []), *sections(config_class, defaults, prefix)]
+        prefix = {ClusterConfig: "cluster.", SimulateConfig: "simulate."}.get(config_class, "")
+        parts += [*([f"## {title}"] if title else []), *([note] if note else [])]
+        parts += sections(config_class, defaults, prefix)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

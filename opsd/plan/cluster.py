@@ -16,6 +16,7 @@ class ClusterConfig:
     gpus_per_node: int = 8  # of each machine
     gib_per_gpu: float = 80.0  # memory of a GPU
     host_gib: float = 0.0  # memory of a node, which a run on the CPU lives in; 0: this machine's
+    cores: int = 0  # of a node, which the workers of a run on the CPU share; 0: this machine's
 
     def __post_init__(self) -> None:
         at_least("cluster.nodes", self.nodes, 1)
@@ -24,6 +25,8 @@ class ClusterConfig:
         if self.host_gib == 0:
             self.host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         positive("cluster.host_gib", self.host_gib)
+        at_least("cluster.cores", self.cores, 0)
+        self.cores = self.cores or len(os.sched_getaffinity(0))
 
     @property
     def num_gpus(self) -> int:

@@ -1,4 +1,4 @@
-"""The command line of the plan: a training's config and overrides, and `cluster.*` for the machines."""
+"""The command line of the plan: a training's config and overrides, `cluster.*` for the machines, and `simulate.*`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from opsd.plan.cluster import ClusterConfig
 from opsd.plan.models import read_model
 from opsd.plan.refusals import refusals
 from opsd.plan.roles import Engine, Job
+from opsd.plan.simulate.config import SimulateConfig
+from opsd.plan.simulate.text import simulation_text
 from opsd.plan.table import plan_text
 from opsd.plan.traffic import candidates_scored
 from opsd.teacher.sources import section_of, teachers_by_source
 
 
 def launch(config_class: type[RunConfig], conf_module: str, config_name: str) -> None:
-    """Prints the plan; what would be refused follows on stderr, a sentence each, with exit code 1."""
+    """Prints the plan, and what a simulation says where there is one; what would be refused follows on stderr, a
+    sentence each, with exit code 1."""
     cluster = ("cluster", ClusterConfig, field(default_factory=ClusterConfig))
-    planned_class = make_dataclass("PlannedRun", [cluster], bases=(config_class,))
+    simulate = ("simulate", SimulateConfig, field(default_factory=SimulateConfig))
+    planned_class = make_dataclass("PlannedRun", [cluster, simulate], bases=(config_class,))
     ConfigStore.instance().store(name="schema", node=planned_class)
 
     @hydra.main(version_base=None, config_path=f"pkg://{conf_module}", config_name=config_name)
@@ -42,7 +46,7 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
             problems = [str(error)]
         else:
             print(plan_text(job))
-            problems = refusals(job)
+            problems = [*refusals(job), *print_simulation(job, cfg.simulate)]
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(1 if problems else 0)
@@ -54,6 +58,17 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     main()
+
+
+def print_simulation(job: Job, cfg: SimulateConfig) -> list[str]:
+    """Where rates are given. Returns why there can be none."""
+    if not cfg.wanted:
+        return []
+    try:
+        print(f"\n{simulation_text(job, cfg)}")
+    except (ConfigError, DataError) as error:
+        return [str(error)]
+    return []
 
 
 def planned_job(cfg: RunConfig, cluster: ClusterConfig) -> Job:

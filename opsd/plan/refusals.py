@@ -63,10 +63,10 @@ def _engine(job: Job, engine: Engine) -> list[str]:
             f"{engine.section}.tensor_parallel_size={size} is more than a node's {job.cluster.gpus_per_node} GPUs "
             "(cluster.gpus_per_node): an engine stays on one node"
         ]
-    if _engine_fits(job, engine):
+    if engine_fits(job, engine):
         return []
     larger = (_with_tensor_parallel(engine, n) for n in sizes if size < n <= job.cluster.gpus_per_node)
-    enough = next((other for other in larger if _engine_fits(job, other)), None)
+    enough = next((other for other in larger if engine_fits(job, other)), None)
     way = "take larger GPUs or a smaller model"
     if enough is not None:
         way = f"take {engine.section}.tensor_parallel_size={enough.config.tensor_parallel_size}"
@@ -87,7 +87,7 @@ def _with_tensor_parallel(engine: Engine, size: int) -> Engine:
     return replace(engine, config=replace(engine.config, tensor_parallel_size=size))
 
 
-def _engine_fits(job: Job, engine: Engine) -> bool:
+def engine_fits(job: Job, engine: Engine) -> bool:
     """An engine that reserves its cache also needs one that holds a sequence."""
     memory = engine_role(job, engine).memory
     holds_one = not engine.config.can.reserves_cache or memory.cache >= _one_sequence(job, engine)
@@ -147,7 +147,7 @@ def shared_gpus(job: Job) -> list[str]:
 
 def _learner(job: Job) -> list[str]:
     learner = learner_role(job)
-    if _learner_fits(job):
+    if learner_fits(job):
         return []
     longest = job.cfg.data.max_prompt_tokens + job.cfg.rollout.max_response_tokens
     savings: dict[str, dict[str, dict[str, Any]]] = {
@@ -157,13 +157,16 @@ def _learner(job: Job) -> list[str]:
         f"learner.micro_batch_tokens={longest}": {"learner": {"micro_batch_tokens": longest}},
     }
     savings = {name: change for name, change in savings.items() if _saves(job, change)}
-    ways = [*_enough_ranks(job), *(name for name, change in savings.items() if _learner_fits(_with(job, change)))]
+    ways = [
+        *_enough_ranks(job),
+        *(name for name, change in savings.items() if learner_fits(with_settings(job, change))),
+    ]
     if not ways:
         every = job
         for change in savings.values():
-            every = _with(every, change)
-        ways = [" and ".join([*savings, *([] if _learner_fits(every) else _enough_ranks(every))])]
-        if not _learner_fits(every) and not _enough_ranks(every):
+            every = with_settings(every, change)
+        ways = [" and ".join([*savings, *([] if learner_fits(every) else _enough_ranks(every))])]
+        if not learner_fits(every) and not _enough_ranks(every):
             ways = ["a smaller student or larger GPUs"]
     return [
         f"learner.num_workers={learner.processes}: a rank needs {learner.memory.total / GIB:.1f} GiB of a GPU's "
@@ -172,15 +175,15 @@ def _learner(job: Job) -> list[str]:
     ]
 
 
-def _learner_fits(job: Job) -> bool:
+def learner_fits(job: Job) -> bool:
     return learner_role(job).memory.total <= job.gpu_bytes
 
 
 def _saves(job: Job, change: dict[str, dict]) -> bool:
-    return learner_role(_with(job, change)).memory.total < learner_role(job).memory.total
+    return learner_role(with_settings(job, change)).memory.total < learner_role(job).memory.total
 
 
-def _with(job: Job, change: dict[str, dict]) -> Job:
+def with_settings(job: Job, change: dict[str, dict]) -> Job:
     """`change`: settings by section."""
     sections = {name: replace(getattr(job.cfg, name), **settings) for name, settings in change.items()}
     return replace(job, cfg=replace(job.cfg, **sections))
@@ -189,7 +192,7 @@ def _with(job: Job, change: dict[str, dict]) -> Job:
 def _enough_ranks(job: Job) -> list[str]:
     """The setting with the fewest ranks that fit; empty where no number does."""
     for ranks in range(job.cfg.learner.num_workers + 1, MOST_RANKS + 1):
-        if _learner_fits(_with(job, {"learner": {"num_workers": ranks}})):
+        if learner_fits(with_settings(job, {"learner": {"num_workers": ranks}})):
             return [f"learner.num_workers={ranks}"]
     return []
 
