@@ -48,6 +48,7 @@ setup(
         "matplotlib>=3.9",
         "numpy>=2",
         "omegaconf>=2.3,<2.4",
+        "peft>=0.21,<0.22",
         "prometheus-client>=0.20",
         "pyarrow>=20",
         "ray[default]>=2.60,<3",

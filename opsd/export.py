@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import warnings
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from opsd.checkpoints import LEARNER, read_state, require_whole
+from opsd.config.lora import LoraConfig
 from opsd.engines.weights import complete_weights
 from opsd.errors import ConfigError, DataError, StageError
-from opsd.learner.checkpoint import read_weights
+from opsd.learner.checkpoint import read_adapter_facts, read_weights
 from opsd.models.card import model_card
+from opsd.models.facts import weights_fingerprint
+from opsd.models.lora import ADAPTER_FOLDER, merge_adapter, save_adapter
 from opsd.models.student_folder import save_student
 from opsd.models.weights import model_without_weights
 from opsd.run_folder import RunFolder
@@ -92,16 +96,25 @@ def export(source: Source, out: Path, *, dtype: str | None, base: Path | None, t
     Raises ConfigError, DataError or StageError before `out` is touched."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists already: choose a new or an empty folder")
-    base = base or base_folder(source)
+    facts = None if source.checkpoint is None else read_adapter_facts(source.checkpoint / LEARNER)
+    base = base or base_folder(source, has_frozen_weights=facts is not None)
     if source.config["student"]["trust_remote_code"] and not trust_remote_code:
         raise ConfigError(
             f"{source.run} was trained with student.trust_remote_code=true: give --trust-remote-code if you trust the "
             f"code in {base}, too"
         )
+    adapter: dict[str, Tensor] = {}
     named = weights_of(source, trust_remote_code)
+    if facts is not None:
+        adapter, named = named, merged_weights(named, facts, base, trust_remote_code)
     weights = complete_weights(model_without_weights(str(base), trust_remote_code=trust_remote_code), named)
     wanted = getattr(torch, dtype) if dtype else None
     save_student(out, weights, str(base), trust_remote_code=trust_remote_code, dtype=wanted)
+    if facts is not None:
+        lora = LoraConfig(rank=facts["rank"], alpha=facts["alpha"], targets=facts["targets"])
+        save_adapter(out / ADAPTER_FOLDER, adapter, lora, str(base))
+    elif source.checkpoint is None and (source.run / "student" / ADAPTER_FOLDER).is_dir():
+        shutil.copytree(source.run / "student" / ADAPTER_FOLDER, out / ADAPTER_FOLDER)
     config = json.loads((out / "config.json").read_text())
     card = model_card(
         out.name, source.config, source.summary, support=source.support, step=source.step, dtype=config["dtype"]
@@ -111,14 +124,18 @@ def export(source: Source, out: Path, *, dtype: str | None, base: Path | None, t
     print(f"{out}: {num_weights / 1e6:.1f} M weights in {config['dtype']} after {source.step} steps")
 
 
-def base_folder(source: Source) -> Path:
-    """Where config and tokenizer come from: the run's student, or the model that it began with."""
-    for folder in (source.run / "student", Path(source.config["student"]["path"])):
+def base_folder(source: Source, *, has_frozen_weights: bool) -> Path:
+    """Where config and tokenizer come from: the run's student, or the model that it began with.
+
+    `has_frozen_weights`: those too, which the run's student has merged with its adapter.
+    """
+    first = Path(source.config["student"]["path"])
+    for folder in (first,) if has_frozen_weights else (source.run / "student", first):
         if (folder / "config.json").is_file():
             return folder
     raise ConfigError(
-        f"{source.run} has no student/ yet, and its student.path={source.config['student']['path']} is not here: "
-        "name the folder of the model that the run began with by --base"
+        f"nothing in {source.run} has the model that it began with, and its student.path={first} is not here: name "
+        "that model's folder by --base"
     )
 
 
@@ -130,6 +147,21 @@ def weights_of(source: Source, trust_remote_code: bool) -> dict[str, Tensor]:
         source.run / "student", dtype="auto", trust_remote_code=trust_remote_code
     )
     return student.state_dict()
+
+
+def merged_weights(
+    adapter: dict[str, Tensor], facts: dict[str, Any], base: Path, trust_remote_code: bool
+) -> dict[str, Tensor]:
+    """The student's weights. Raises DataError where `base` is not the model beside which the adapter was trained."""
+    if weights_fingerprint(str(base)) != facts["base"]:
+        raise DataError(
+            f"{base}: the checkpoint's adapter was trained beside other weights than those in this folder: name the "
+            "folder of the model that the run began with by --base"
+        )
+    frozen = AutoModelForCausalLM.from_pretrained(
+        base, dtype=getattr(torch, facts["dtype"]), trust_remote_code=trust_remote_code
+    )
+    return merge_adapter(frozen.state_dict(), adapter, facts["alpha"] / facts["rank"])
 
 
 if __name__ == "__main__":

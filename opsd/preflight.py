@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
+from opsd.config.lora import check_lora
 from opsd.config.paths import require_ray_token, require_writable
 from opsd.config.payload import check_payload
 from opsd.config.run import RunConfig
@@ -23,6 +24,7 @@ from opsd.engines.vllm_settings import llm_arguments
 from opsd.errors import ConfigError, DataError
 from opsd.models.facts import ModelFacts, facts_of
 from opsd.models.folder import model_config, model_tokenizer
+from opsd.models.lora import AdapterSize, adapter_of
 from opsd.models.tensor_parallel import check_engine_heads
 from opsd.models.weights import check_weights
 from opsd.teacher.facts import teacher_facts
@@ -49,6 +51,7 @@ class Setup:
     prompt_lines: list[str]  # what was made of the files, and how the first prompts look
     support: str  # teacher | student | union: loss.support, with auto decided
     student: EngineSpec[RolloutConfig]  # of the rollout engines
+    adapter: AdapterSize | None  # what trains of the student; None: all of it
     teachers: dict[str, EngineSpec[TeacherConfig]]  # by the data_source that each scores, see opsd.teacher.sources
 
 
@@ -67,6 +70,7 @@ def check(cfg: RunConfig) -> Setup:
     require_writable("output_dir", cfg.output_dir)
     configs = teachers_by_source(cfg.teacher)
     check_payload(cfg)
+    check_lora(cfg)
     engines = {"rollout": cfg.rollout, **{section_of(source): each for source, each in configs.items()}}
     if not joins_cluster():  # whose nodes may have what this one lacks
         require_ray_token()
@@ -112,6 +116,7 @@ def check(cfg: RunConfig) -> Setup:
         prompt_lines=[line for file in files for line in file.described(tokenizer)],
         support=support,
         student=EngineSpec(path=cfg.student.path, config=cfg.rollout, trust_remote_code=trusted, **shared),
+        adapter=adapter_of(cfg.student),
         teachers={
             source: teacher_spec(each, **shared, returns_hidden=cfg.loss.payload == "hidden")
             for source, each in configs.items()

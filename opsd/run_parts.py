@@ -118,6 +118,8 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
     say(f"data    {len(setup.train_prompts):,} prompts to train on, {len(setup.eval_prompts):,} held out")
     for line in reachable_lines(dashboard, metrics_url()):
         say(line)
+    if setup.adapter is not None:
+        say(f"lora    rank {cfg.student.lora.rank}: {setup.adapter}")
     for name, model in loaded_models(cfg).items():
         say(f"load    {name}: {model}")
     rollout_pool, teacher_pool, learner = _start_actors(cfg, hooks, setup)
@@ -172,6 +174,7 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
         support=setup.support,
         num_steps=cfg.num_steps,
         mean_decay=cfg.teacher.follow_decay,
+        seed=cfg.seed,
         vocabulary=setup.vocabulary,
         device=setup.device,
         placement=placement,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from opsd.config.run import RunConfig
+from opsd.models.lora import AdapterSize
 from opsd.monitor.versions import git_commit, installed_versions
 from opsd.preflight import Setup
 from opsd.run_state import Ledger
@@ -17,6 +18,7 @@ def run_summary(cfg: RunConfig, setup: Setup, ledger: Ledger) -> dict[str, Any]:
     before, after = ledger.before, ledger.after
     return {
         **headline(config, setup.support),
+        "lora": adapter_figures(cfg, setup.adapter),
         "accuracy_before": before["accuracy"],
         "accuracy_after": after["accuracy"],
         "teacher_accuracy": ledger.teacher_accuracy,
@@ -35,6 +37,19 @@ def run_summary(cfg: RunConfig, setup: Setup, ledger: Ledger) -> dict[str, Any]:
         "seed": cfg.seed,
         "git_commit": git_commit(),
         "device": setup.device,
+    }
+
+
+def adapter_figures(cfg: RunConfig, adapter: AdapterSize | None) -> dict[str, Any] | None:
+    """How much of the student trained; None: all of it."""
+    if adapter is None:
+        return None
+    return {
+        "rank": cfg.student.lora.rank,
+        "alpha": cfg.student.lora.alpha,
+        "layers": adapter.num_layers,
+        "parameters_trained": adapter.num_trained,
+        "parameters": adapter.num_parameters,
     }
 
 

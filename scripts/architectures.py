@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from opsd.batch import ScoredBatch
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig
-from opsd.config.run import LearnerConfig
+from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.engines.groups import in_order
 from opsd.engines.protocols import Engine
 from opsd.engines.sampling import Sampling
@@ -141,7 +141,7 @@ def trial(name: str, backend: str, *, num_steps: int = NUM_STEPS) -> Trial:
 def train(student: str, teacher: str, backend: str, exported: Path, num_steps: int) -> dict[str, Any]:
     """Steps, and after each what `Trial` compares. Raises ConfigError where the model is refused."""
     check_weights("student.path", student, False)
-    causal_lm = open_student(student, rank=0, device="cpu", dtype="float32", trust_remote_code=False)
+    causal_lm = open_student(StudentConfig(path=student), rank=0, device="cpu")
     model = DistillationModel(causal_lm, reverse_kl, VOCABULARY)
     shard(model, device="cpu", num_ranks=1, dtype="float32")
     require_student_head(model, student, CPU)

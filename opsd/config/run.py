@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from opsd.config.checks import at_least, check_values, in_range, one_of, positive
 from opsd.config.engine import DTYPES, RolloutConfig, TeacherConfig
+from opsd.config.lora import LoraConfig
 from opsd.config.loss import LossConfig
 from opsd.config.placement import PlacementConfig, ScheduleConfig
 from opsd.config.secrets import refuse_secrets
@@ -26,10 +27,11 @@ STATS = ("rollout", "learner")
 @dataclass
 class StudentConfig:
     path: str = MISSING  # a Hugging Face folder
-    # Of the forward and backward pass; master weights are float32. float32 | bfloat16 | auto, the programs' default:
-    # bfloat16 on a GPU, float32 on the CPU.
+    # Of the forward and backward pass, and of weights that lora freezes; those that train are float32. float32 |
+    # bfloat16 | auto, the programs' default: bfloat16 on a GPU, float32 on the CPU.
     dtype: str = "float32"
     trust_remote_code: bool = False  # run Python code that lies in the model's folder
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         one_of("student.dtype", self.dtype, DTYPES)
@@ -127,9 +129,8 @@ class EvalConfig:
     teacher: bool = True  # also measure the teacher's accuracy
 
     def __post_init__(self) -> None:
-        at_least("eval.every", self.every, 0)
-        at_least("eval.num_problems", self.num_problems, 0)
-        at_least("eval.num_kl_prompts", self.num_kl_prompts, 0)
+        for name in ("every", "num_problems", "num_kl_prompts"):
+            at_least(f"eval.{name}", getattr(self, name), 0)
 
 
 @dataclass

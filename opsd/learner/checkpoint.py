@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from opsd.learner.shards import RankPart, Shards, first_row, rank_part
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, of each parameter
 COUNTERS = ("last_epoch", "_step_count", "_last_lr")  # of the scheduler, whose shape comes from the config
 WEIGHT = "weight."  # what a name in the files begins with
+ADAPTER = "adapter"  # the header's entry: the facts of an adapter, where one trains
 
 
 def part_of_checkpoint(
@@ -28,10 +30,12 @@ def part_of_checkpoint(
     mean: WeightMean | None,
     *,
     copy: bool = False,
+    adapter: dict[str, Any] | None = None,
 ) -> RankPart:
-    """This rank's part of weights, optimiser, schedule and `mean`, and its RNG; any number of ranks can load them all.
+    """This rank's part of what trains, optimiser, schedule and `mean`, and its RNG; any number of ranks can load them.
 
-    `copy`: it stays as it is while training goes on.
+    `copy`: it stays as it is while training goes on. `adapter`: the facts of one that trains in the weights' place, see
+    `opsd.models.lora.adapter_facts`: then the frozen weights are not in it.
     """
     rank, counters = dist.get_rank(), scheduler.state_dict()
     own = {f"rng.{rank}": torch.get_rng_state()}
@@ -45,6 +49,7 @@ def part_of_checkpoint(
         header={
             "scheduler": json.dumps({name: counters[name] for name in COUNTERS}),
             "moments": json.dumps(bool(optimizer.state)),  # none before the first step
+            **({ADAPTER: json.dumps(adapter)} if adapter else {}),
         },
         copy=copy,
     )
@@ -78,7 +83,8 @@ def load_learner(
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The float32 weights of a learner's checkpoint, made by any number of ranks, under their Hugging Face names.
+    """The float32 weights of a learner's checkpoint, made by any number of ranks, under their Hugging Face names; of
+    one with an adapter, the adapter's alone.
 
     Needs no process group. A tied head appears under one of its names. Raises DataError where it cannot be read.
     """
@@ -87,9 +93,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return {name.removeprefix(f"{WEIGHT}causal_lm."): stored.tensor(name) for name in names}
 
 
+def read_adapter_facts(folder: Path) -> dict[str, Any] | None:
+    """As `part_of_checkpoint` was given them; None where the student itself was trained. Raises DataError."""
+    with Shards(folder) as stored:
+        return stored.noted(ADAPTER) if ADAPTER in stored.header else None
+
+
 def require_fit(stored: Shards, model: DistillationModel, mean: WeightMean | None) -> None:
     """Raises DataError where names or shapes are not those of this learner."""
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     wanted = {f"{WEIGHT}{name}": tuple(tensor.shape) for name, tensor in trained_tensors(model)}
     wanted |= {f"mean.{name}": tuple(shard.shape) for name, shard in (mean.shards if mean else {}).items()}
     if stored.noted("moments"):

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from opsd.errors import DataError, StageError
-from opsd.learner.model import DistillationModel, trained_tensors
+from opsd.learner.model import DistillationModel, all_tensors, trained_tensors
 
 
 def require_finite_weights(model: DistillationModel, source: str, device: torch.device) -> None:
     """Raises DataError, on every rank or on none, where a weight that came from `source` is not finite."""
-    name = first_not_finite(trained_tensors(model), device)
+    name = first_not_finite(all_tensors(model), device)
     if name is not None:
         raise DataError(f"{source}: the weight {name} holds NaN or infinity: no token has a probability with it")
 

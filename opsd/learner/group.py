@@ -42,9 +42,10 @@ class LearnerGroup:
         mean_decay: float | None = None,
         placement: Placement | None = None,
         teacher: TeacherConfig | None = None,
+        seed: int = 0,
     ) -> None:
         """`statistics`: what `token_stats` also gives. `mean_decay`: also keep a running mean of the weights, see
-        `mean_weights`. `placement`: as in EnginePool.
+        `mean_weights`. `placement`: as in EnginePool. `seed`: of a new adapter, see student.lora.
         """
         self.support = support
         self.takes_hidden = teacher is not None
@@ -76,6 +77,7 @@ class LearnerGroup:
                 vocabulary=vocabulary,
                 mean_decay=mean_decay,
                 shares_gpu=shares_gpu,
+                seed=seed,
                 teacher=None if teacher is None else replace(teacher, path=os.path.abspath(teacher.path)),
             )
             for rank, worker in enumerate(self.workers)

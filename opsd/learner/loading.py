@@ -14,8 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from opsd.config.run import StudentConfig
 from opsd.errors import ConfigError, StageError
 from opsd.learner.attention import attention_for
+from opsd.models.lora import add_adapter
 
 Shapes = dict[str, "TensorShape"]
 
@@ -29,31 +31,40 @@ class TensorShape:
     same_as: str  # the first name of the same tensor: its own, or what it is tied to
 
 
-def open_student(path: str, *, rank: int, device: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+def open_student(student: StudentConfig, *, rank: int, device: str, seed: int = 0) -> PreTrainedModel:
     """The student with its weights on the CPU on rank 0, on the meta device elsewhere: `shard` brings them there.
 
-    `dtype`: of the forward pass, which decides its attention; its weights are float32.
+    The weights that train are float32; those beside an adapter never change, so they are kept as they compute, in
+    `student.dtype`. `seed`: of a new adapter.
     """
-    empty = empty_student(path, attention=None, trust_remote_code=trust_remote_code)
-    attention = attention_for(empty, device, dtype)
+    path, trusted, has_adapter = student.path, student.trust_remote_code, student.lora.rank > 0
+    attention = attention_for(empty_student(path, attention=None, trust_remote_code=trusted), device, student.dtype)
     load = load_student if rank == 0 else empty_student
-    return load(path, attention=attention, trust_remote_code=trust_remote_code)
+    dtype = getattr(torch, student.dtype) if has_adapter else torch.float32
+    causal_lm = load(path, attention=attention, trust_remote_code=trusted, dtype=dtype)
+    if has_adapter:
+        add_adapter(causal_lm, student.lora, seed)
+    return causal_lm
 
 
-def load_student(path: str, *, attention: str | None, trust_remote_code: bool) -> PreTrainedModel:
-    """The student with float32 master weights, dropout off (rollouts are made without it)."""
+def load_student(
+    path: str, *, attention: str | None, trust_remote_code: bool, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """The student with its weights, dropout off (rollouts are made without it)."""
     causal_lm = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
+        path, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
     )
     return causal_lm.eval()
 
 
-def empty_student(path: str, *, attention: str | None, trust_remote_code: bool) -> PreTrainedModel:
+def empty_student(
+    path: str, *, attention: str | None, trust_remote_code: bool, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """The same model without weights, on the meta device."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
         )
     return causal_lm.eval()
 

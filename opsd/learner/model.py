@@ -27,6 +27,7 @@ from opsd.learner.loading import agree_on_tensors, bring, require_own_weights
 from opsd.learner.packing import MicroBatch
 from opsd.learner.teacher_head import TeacherHead
 from opsd.models.head import head_form
+from opsd.models.lora import base_name, factors_of, is_adapter, merged
 from opsd.ops.head.exact import exact_head_loss
 from opsd.ops.head.loss import bucket_logprobs, sparse_head_loss
 from opsd.ops.losses.divergences import forward_kl, reverse_kl
@@ -222,10 +223,16 @@ def decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-def trained_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The parameters, a tied head once, and the buffers that a model's files hold, such as e_score_correction_bias."""
     yield from model.named_parameters()
     yield from stored_buffers(model)
+
+
+def trained_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What is the run's own: an adapter's parameters where there is one, else all tensors."""
+    adapter = [(name, parameter) for name, parameter in model.named_parameters() if is_adapter(name)]
+    yield from adapter or all_tensors(model)
 
 
 def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -235,12 +242,27 @@ def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{key}".removeprefix("."), buffer
 
 
-def full_weights(shards: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor, whole, under its Hugging Face name, from `trained_tensors`; a parameter in `dtype`.
+@torch.no_grad()
+def full_weights(
+    shards: Iterable[tuple[str, Tensor]], dtype: torch.dtype, lora_scale: float = 0.0
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor, whole, under its Hugging Face name, from `all_tensors`; a parameter in `dtype`.
 
-    A buffer, which is whole on every rank, keeps its own: files hold it in float32 beside weights in bfloat16. One at a
-    time, so that a rank never holds more than it keeps. A collective: every rank iterates to the end.
+    An adapter is merged into the weights that it stands beside, in float32; `lora_scale`: its own. A buffer, which is
+    whole on every rank, keeps its dtype: files hold it in float32 beside weights in bfloat16. One at a time, so that a
+    rank never holds more than it keeps. A collective: every rank iterates to the end.
     """
-    for name, shard in shards:
-        whole = shard.full_tensor().detach().to(dtype) if isinstance(shard, DTensor) else shard
-        yield name.removeprefix("causal_lm."), whole
+    tensors = dict(shards)
+    for name, shard in tensors.items():
+        if is_adapter(name):
+            continue
+        whole, factors = whole_tensor(shard), factors_of(name, tensors)
+        if factors is not None:
+            down, up = factors
+            whole = merged(whole, whole_tensor(down), whole_tensor(up), lora_scale)
+        yield base_name(name).removeprefix("causal_lm."), whole.to(dtype) if isinstance(shard, DTensor) else whole
+
+
+def whole_tensor(shard: Tensor) -> Tensor:
+    """A collective where ranks share it."""
+    return shard.full_tensor().detach() if isinstance(shard, DTensor) else shard

@@ -13,8 +13,8 @@ from opsd.config.run import LearnerConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], cfg: LearnerConfig) -> torch.optim.AdamW:
-    """AdamW; where the weights are on a GPU as one kernel over all of them (not run on a GPU)."""
-    trained, (beta1, beta2) = list(parameters), cfg.adam_betas
+    """AdamW of those that train; where the weights are on a GPU as one kernel over all of them (not run on a GPU)."""
+    trained, (beta1, beta2) = [p for p in parameters if p.requires_grad], cfg.adam_betas
     return torch.optim.AdamW(
         trained,
         lr=cfg.learning_rate,

@@ -22,13 +22,22 @@ from opsd.learner.checkpoint import load_learner, part_of_checkpoint, require_fi
 from opsd.learner.finite import require_finite_weights
 from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
-from opsd.learner.model import DistillationModel, Divergence, full_weights, shard, trained_tensors
+from opsd.learner.model import (
+    DistillationModel,
+    Divergence,
+    all_tensors,
+    full_weights,
+    shard,
+    trained_tensors,
+    whole_tensor,
+)
 from opsd.learner.optim import build_optimizer, build_scheduler
 from opsd.learner.packing import MicroBatch
 from opsd.learner.shards import Shards
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.teacher_head import load_teacher_head
 from opsd.learner.verify import keeps_sequences_apart, require_student_head
+from opsd.models.lora import ADAPTER_FOLDER, adapter_facts, save_adapter
 from opsd.models.student_folder import save_student
 from opsd.models.weights import model_without_weights, names_differ
 from opsd.ops.signals import Statistics
@@ -67,12 +76,14 @@ class LearnerWorker:
         mean_decay: float | None = None,
         shares_gpu: bool = False,
         teacher: TeacherConfig | None = None,
+        seed: int = 0,
     ) -> bool:
         """Whether packed rows are right for this student; else its micro-batches must hold one sequence each.
 
         `address`: rank 0's `rendezvous`. `mean_decay`: also keep a running mean of the weights; None: do not.
         `shares_gpu`: with engines, in turn. `teacher`: whose hidden states will come with the batches; None: no one's.
-        Raises ConfigError for a student that the learner cannot train, DataError for weights that are not finite.
+        `seed`: of a new adapter. Raises ConfigError for a student that the learner cannot train, DataError for weights
+        that are not finite.
         """
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks))  # for a user's functions in this process
         require_here("the student", student.path)
@@ -85,9 +96,8 @@ class LearnerWorker:
         store = self.store if rank == 0 else dist.TCPStore(*address, num_ranks, is_master=False)
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks)
-        causal_lm = open_student(
-            student.path, rank=rank, device=device, dtype=student.dtype, trust_remote_code=student.trust_remote_code
-        )
+        causal_lm = open_student(student, rank=rank, device=device, seed=seed)
+        self.adapter = adapter_facts(student)
         self.teacher_head = None
         if teacher is not None:
             require_here("the teacher's head", teacher.path)
@@ -141,12 +151,12 @@ class LearnerWorker:
 
     def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
         """All weights, or their running mean, and buffers, on the CPU, on rank 0; None elsewhere. See full_weights."""
-        shards = dict(trained_tensors(self.model))
+        shards = dict(all_tensors(self.model))
         if mean:
             assert self.mean is not None, "a running mean that was not asked for"
             shards.update(self.mean.shards)
         found, first = {}, dist.get_rank() == 0
-        for name, weight in full_weights(shards.items(), getattr(torch, dtype)):
+        for name, weight in full_weights(shards.items(), getattr(torch, dtype), self.student.lora.scale):
             if first:
                 found[name] = weight.to("cpu")
         self._leave_gpu()
@@ -181,7 +191,8 @@ class LearnerWorker:
 
     def save(self, folder: Path, copy: bool) -> None:
         """Begins to write this rank's part of a checkpoint; `saved` ends it. `copy`: training goes on meanwhile."""
-        part = part_of_checkpoint(self.model, self.optimizer, self.scheduler, self.mean, copy=copy)
+        state = self.model, self.optimizer, self.scheduler, self.mean
+        part = part_of_checkpoint(*state, copy=copy, adapter=self.adapter)
 
         def write() -> tuple[str, FileSum]:
             path = part.write(folder)
@@ -207,10 +218,15 @@ class LearnerWorker:
         require_finite_weights(self.model, str(folder), self.device)
 
     def save_student(self, folder: Path) -> None:
-        weights = self.gather_weights("float32")
+        """The student as a Hugging Face folder; where an adapter trains, merged, and the adapter in a folder below."""
+        weights, lora, path = self.gather_weights("float32"), self.student.lora, self.student.path
+        own = trained_tensors(self.model) if lora.rank else ()
+        adapter = {name.removeprefix("causal_lm."): whole_tensor(shard) for name, shard in own}
         if weights is not None:
             try:
-                save_student(folder, weights, self.student.path, trust_remote_code=self.student.trust_remote_code)
+                save_student(folder, weights, path, trust_remote_code=self.student.trust_remote_code)
+                if lora.rank:
+                    save_adapter(folder / ADAPTER_FOLDER, adapter, lora, path)
             except Exception as error:  # whatever it is, a run's end says it in one line
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise StageError(f"export: the student could not be written to {folder}: {reason}") from error

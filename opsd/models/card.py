@@ -74,8 +74,17 @@ def training_facts(config: dict[str, Any], support: str, step: int, dtype: str) 
         ("learning rate", f"{learner['learning_rate']}, {learner['schedule']}"),
         ("prompts", Path(data["train_path"]).name),
         ("seed", config["seed"]),
+        *adapter(config["student"].get("lora") or {}),
         ("weights", f"{dtype}; trained in float32, computed in {config['student']['dtype']}"),
     ]
+
+
+def adapter(lora: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What trained, where it was not the student itself."""
+    if not lora.get("rank"):
+        return []
+    layers = ", ".join(lora["targets"]) or "every linear layer"
+    return [("trained", f"a LoRA adapter of rank {lora['rank']}, alpha {lora['alpha']:g}, beside {layers}; merged")]
 
 
 def selection(config: dict[str, Any]) -> str:

@@ -48,7 +48,8 @@ def tokens_digest(tokens: tuple[str | None, ...]) -> str:
 def weights_fingerprint(path: str) -> str:
     """Tells apart two folders of weights by their files' names, sizes and last bytes, without reading them whole."""
     digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
+    files = [*Path(path).glob("*.safetensors")] or [*Path(path).glob("*.bin")]
+    for file in sorted(files):
         size = file.stat().st_size
         with file.open("rb") as weights:
             weights.seek(max(0, size - FINGERPRINT_BYTES))

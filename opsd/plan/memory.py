@@ -63,8 +63,10 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str, teacher: Mode
     `teacher`: whose head it holds, see loss.payload; None: no one's.
     """
     ranks, size = cfg.learner.num_workers, BYTES[cfg.student.dtype]
-    shard = 4.0 * model.num_parameters / ranks  # float32 master weights
-    held = 0.0 if cfg.learner.cpu_offload else shard  # else a layer at a time comes from host memory
+    adapter = model.num_adapter_parameters
+    shard = 4.0 * (adapter or model.num_parameters) / ranks  # float32 master weights
+    beside = size * model.num_parameters / ranks if adapter else 0.0  # frozen, kept as they compute
+    held, frozen = (0.0, 0.0) if cfg.learner.cpu_offload else (shard, beside)  # else a layer at a time comes from host
     tokens = max(cfg.learner.micro_batch_tokens, cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens)
     layers = model.num_hidden_layers
     saved = saved_bytes_a_token(model, cfg.student.dtype)
@@ -77,7 +79,8 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str, teacher: Mode
     logits: float = min(PLANS[device].chunk_bytes, 4 * tokens * model.vocab_size)
     if device == "cuda" and size < 4:
         logits *= 1 + size / 4
-    head = logits + (4 + size) * model.num_embedding_parameters  # the head's gradient, its sum in float32
+    # And the head's gradient, its sum in float32, where it trains.
+    head = logits + (0.0 if adapter else (4 + size) * model.num_embedding_parameters)
     # On the CPU the engines' weights are gathered in rank 0's own memory, when gradients are gone, and then lie in the
     # object store, whose pages count as its own.
     stored = BYTES[cfg.rollout.dtype] * model.num_parameters if device == "cpu" else 0.0
@@ -87,7 +90,7 @@ def learner_memory(cfg: RunConfig, model: ModelSizes, device: str, teacher: Mode
     copied = 3 * shard + follows if device == "cpu" and cfg.checkpoint.in_background else 0.0
     of_teacher = 0.0 if teacher is None else BYTES[cfg.teacher.dtype] * teacher.num_embedding_parameters
     return Memory(
-        weights=held + follows + of_teacher,
+        weights=held + frozen + follows + of_teacher,
         gradients=held,
         optimizer=2 * held,
         activations=activations,

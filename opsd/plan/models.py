@@ -17,11 +17,13 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from opsd.config.engine import TeacherConfig
+from opsd.config.lora import LoraConfig
 from opsd.config.run import StudentConfig
 from opsd.errors import ConfigError
 from opsd.learner.model import decoder_layers
 from opsd.models.facts import ModelFacts, read_facts
 from opsd.models.folder import model_config
+from opsd.models.lora import adapter_size
 from opsd.models.weights import model_without_weights, tied_names
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -53,6 +55,7 @@ class ModelSizes:
     max_position_embeddings: int
     has_head_norms: bool  # queries and keys are normalised, as in Qwen3
     tied: bool
+    num_adapter_parameters: int = 0  # of student.lora; 0: the model itself trains
 
     @property
     def num_root_parameters(self) -> int:
@@ -69,10 +72,10 @@ class ModelSizes:
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * BYTES[dtype]
 
 
-def read_model(role: str, path: str, *, trust_remote_code: bool = False) -> ModelSizes:
+def read_model(role: str, path: str, *, trust_remote_code: bool = False, lora: LoraConfig | None = None) -> ModelSizes:
     """The sizes of the model at `path`, a folder or a name in opsd/conf/model. Raises ConfigError that names the role.
 
-    `role`: the section of the config, such as student or teacher.
+    `role`: the section of the config, such as student or teacher. `lora`: the student's.
     """
     config = _folder_config(f"{role}.path", path, trust_remote_code) or _kept_config(path)
     if config is None:
@@ -84,7 +87,7 @@ def read_model(role: str, path: str, *, trust_remote_code: bool = False) -> Mode
     missing = [name for name in SHAPE_FIELDS if not getattr(shape, name, None)]
     if missing:
         raise ConfigError(f"{role}.path={path}: the plan needs {', '.join(missing)} in its config.json")
-    return _sizes(path, config, shape, trust_remote_code)
+    return _sizes(path, config, shape, trust_remote_code, lora or LoraConfig())
 
 
 def tokenizer_facts(setting: str, cfg: StudentConfig | TeacherConfig) -> ModelFacts | None:
@@ -112,7 +115,9 @@ def _kept_config(path: str) -> PreTrainedConfig | None:
     return None if fields is None else AutoConfig.for_model(**fields)
 
 
-def _sizes(path: str, config: PreTrainedConfig, shape: PreTrainedConfig, trust_remote_code: bool) -> ModelSizes:
+def _sizes(
+    path: str, config: PreTrainedConfig, shape: PreTrainedConfig, trust_remote_code: bool, lora: LoraConfig
+) -> ModelSizes:
     if os.path.isfile(Path(path) / "config.json"):
         model = model_without_weights(path, trust_remote_code=trust_remote_code)
     else:
@@ -129,4 +134,5 @@ def _sizes(path: str, config: PreTrainedConfig, shape: PreTrainedConfig, trust_r
         head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
         has_head_norms=any(name.endswith("q_norm.weight") for name in names),
         tied=bool(tied_names(model)),
+        num_adapter_parameters=adapter_size(model, lora).num_trained if lora.rank else 0,
     )

@@ -81,7 +81,12 @@ def planned_job(cfg: RunConfig, cluster: ClusterConfig) -> Job:
         cfg=cfg,
         cluster=cluster,
         device=device,
-        student=read_model("student", cfg.student.path, trust_remote_code=cfg.student.trust_remote_code),
+        student=read_model(
+            "student",
+            cfg.student.path,
+            trust_remote_code=cfg.student.trust_remote_code,
+            lora=cfg.student.lora,
+        ),
         teachers=tuple(
             Engine(
                 section=section,

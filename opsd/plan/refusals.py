@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from opsd.config.lora import check_lora
 from opsd.config.payload import check_payload
 from opsd.config.support import decide_support
 from opsd.errors import ConfigError
@@ -26,6 +27,7 @@ def refusals(job: Job) -> list[str]:
         *_refused(lambda: check_counts(job.cfg, min(model.vocab_size for model in models), job.device)),
         *_refused(lambda: prompt_limit(job.cfg, *models)),
         *_refused(lambda: check_payload(job.cfg)),
+        *_refused(lambda: check_lora(job.cfg)),
         *_refused(lambda: decide_support(job.cfg.loss.support, candidates_scored(job.cfg))),
         *_tokenizers(job),
     ]

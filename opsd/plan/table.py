@@ -21,7 +21,7 @@ def plan_text(job: Job) -> str:
     """The models, the table of memory, and what a step moves."""
     facts = [
         ("machines", _machines(job)),
-        ("student", _model(job.student)),
+        ("student", _model(job.student) + _adapter(job)),
         *_teachers(job),
         *_tokenizers(job),
         *_traffic(job),
@@ -42,6 +42,11 @@ def _machines(job: Job) -> str:
 
 def _model(model: ModelSizes) -> str:
     return f"{model.path}, {_count(model.num_parameters)} parameters, {model.vocab_size} tokens"
+
+
+def _adapter(job: Job) -> str:
+    trained = job.student.num_adapter_parameters
+    return f"; {_count(trained)} of a LoRA adapter of rank {job.cfg.student.lora.rank} train" if trained else ""
 
 
 def _teachers(job: Job) -> list[tuple[str, str]]:

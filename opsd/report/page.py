@@ -66,6 +66,7 @@ def _subtitle(run: RunData) -> str:
         support = f"{support}, with the residual"
     facts = [
         ("student", (config.get("student") or {}).get("path")),
+        ("trains", _adapter(run.summary.get("lora"))),
         ("teacher", ", ".join([*filter(None, [teacher.get("path")]), *(teacher.get("urls") or []), *others])),
         ("selector", chosen),
         ("ratio", selector.get("ratio")),
@@ -76,6 +77,13 @@ def _subtitle(run: RunData) -> str:
     facts = [(label, value) for label, value in facts if value not in (None, "")]
     spans = "".join(f"<span>{label} <b>{escape(str(value))}</b></span>" for label, value in facts)
     return f'<p class="sub">{spans}</p>'
+
+
+def _adapter(lora: dict[str, Any] | None) -> str | None:
+    """In words; None where the student itself trains."""
+    if not lora:
+        return None
+    return f"LoRA of rank {lora['rank']}, {count(lora['parameters_trained'])} of {count(lora['parameters'])} parameters"
 
 
 def _headline(run: RunData) -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from opsd.batch import scored_batch
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import TeacherConfig, teacher_spec
+from opsd.config.lora import LoraConfig
 from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
 from opsd.ops.losses.divergences import reverse_kl
@@ -27,11 +29,11 @@ VOCABULARY = Vocabulary(size=64, stop_ids=(0,))
 LENGTHS = [12, 5, 9, 1]
 
 
-def trained(base, run):
+def trained(base, run, lora):
     """A run's folder with one checkpoint, of two ranks; rollouts; and the learner's log-probabilities of them [T]."""
     cfg = RunConfig(
         output_dir=str(run),
-        student=StudentConfig(path=str(base)),
+        student=StudentConfig(path=str(base), lora=lora),
         teacher=TeacherConfig(path=str(base)),
         data=DataConfig(train_path="prompts.jsonl", eval_path="prompts.jsonl"),
         learner=LearnerConfig(num_workers=2, learning_rate=0.02, schedule="constant", micro_batch_tokens=16),
@@ -58,8 +60,8 @@ def trained(base, run):
     return scored, after.numpy()
 
 
-def transformers_logprobs(folder, scored):
-    model, found = AutoModelForCausalLM.from_pretrained(folder).eval(), []
+def transformers_logprobs(model, scored):
+    found = []
     for item in scored.items:
         prompt, response = item.rollout.prompt.token_ids, item.rollout.response_ids
         ids = torch.from_numpy(np.concatenate([prompt, response])).long()
@@ -78,15 +80,27 @@ def vllm_logprobs(folder, scored):
         return np.concatenate([item.scores.sampled_logprobs for item in again.items])
 
 
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"])
-def test_an_exported_model_gives_the_learners_log_probabilities(tied, tmp_path):
+@pytest.mark.parametrize(
+    ("tied", "lora"),
+    [
+        pytest.param(True, LoraConfig(), id="tied"),
+        pytest.param(False, LoraConfig(), id="untied", marks=pytest.mark.long),
+        pytest.param(False, LoraConfig(rank=4, alpha=8.0), id="lora"),
+    ],
+)
+def test_an_exported_model_gives_the_learners_log_probabilities(tied, lora, tmp_path):
     base = make_tiny_qwen3(tmp_path / "base", tied=tied, seed=4, eos_token_id=0, scale=2.0)
     make_char_tokenizer(base, eos_token_id=0)
-    scored, expected = trained(base, tmp_path / "run")
+    scored, expected = trained(base, tmp_path / "run", lora)
     out = tmp_path / "exported"
     command = [sys.executable, ROOT / "scripts" / "export.py", tmp_path / "run", out, "--dtype", "float32"]
     process = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("Warning") == 0
-    np.testing.assert_allclose(transformers_logprobs(out, scored), expected, atol=1e-4, rtol=0)
+    model = AutoModelForCausalLM.from_pretrained(out).eval()
+    np.testing.assert_allclose(transformers_logprobs(model, scored), expected, atol=1e-4, rtol=0)
+    assert (out / "adapter").is_dir() == (lora.rank > 0)
+    if lora.rank:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / "adapter").eval()
+        np.testing.assert_allclose(transformers_logprobs(model, scored), expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(vllm_logprobs(out, scored), expected, atol=1e-4, rtol=0)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from opsd.batch import rollout_stats
 from opsd.cluster.ray import ray_cluster, start_actor
+from opsd.config.lora import LoraConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
 from opsd.learner.packing import kept_buckets
@@ -22,6 +23,7 @@ from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logpr
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 pytestmark = pytest.mark.slow
+LORA_OFF = LoraConfig()
 TIMEOUT_S = 240  # a collective that one rank skips would wait for ever
 
 
@@ -64,7 +66,7 @@ def collective(actors, method, *per_rank):
     return ray.get(refs, timeout=TIMEOUT_S)
 
 
-def start(actors, model_path, mean_decay=None):
+def start(actors, model_path, mean_decay=None, lora=LORA_OFF):
     address = actors[0].rendezvous.remote(len(actors))
     refs = [
         actor.start.remote(
@@ -72,8 +74,8 @@ def start(actors, model_path, mean_decay=None):
             num_ranks=len(actors),
             address=address,
             device="cpu",
-            student=StudentConfig(path=model_path),
-            learner=LearnerConfig(learning_rate=1e-4),
+            student=StudentConfig(path=model_path, lora=lora),
+            learner=LearnerConfig(learning_rate=1e-2 if lora.rank else 1e-4),
             num_steps=4,
             divergence=DIVERGENCES["reverse_kl"],
             vocabulary=VOCABULARY,
@@ -264,18 +266,21 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(actors, model_
     collective(actors, "stop")
 
 
-def test_steps_and_checkpoints_agree_over_ranks(actors, model_path, tmp_path):
-    """Two ranks step as one; a checkpoint of two ranks continues at one with the same losses."""
+@pytest.mark.parametrize("lora", [LORA_OFF, LoraConfig(rank=3)], ids=["whole", "lora"])
+def test_steps_and_checkpoints_agree_over_ranks(actors, model_path, lora, tmp_path):
+    """Two ranks step as one; a checkpoint of two ranks continues at one with the same losses. Three rows of an adapter
+    are shared unevenly.
+    """
     one_rank, two_ranks = packed(1, 20, every_second), packed(2, 20, every_second)
-    start(actors[:1], model_path)
+    start(actors[:1], model_path, lora=lora)
     alone = [collective(actors[:1], "train_step", one_rank)[0] for _ in range(4)]
     collective(actors[:1], "stop")
-    start(actors, model_path)
+    start(actors, model_path, lora=lora)
     together = [collective(actors, "train_step", two_ranks)[0] for _ in range(2)]
     collective(actors, "save", [tmp_path / "learner"] * 2, [True] * 2)
     collective(actors, "saved", [True] * 2)
     collective(actors, "stop")
-    start(actors[:1], model_path)
+    start(actors[:1], model_path, lora=lora)
     collective(actors[:1], "load", [tmp_path / "learner"])
     together += [collective(actors[:1], "train_step", one_rank)[0] for _ in range(2)]
     collective(actors[:1], "stop")

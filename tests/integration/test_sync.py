@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import EngineSpec, RolloutConfig
+from opsd.config.lora import LoraConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.engines.groups import in_order
 from opsd.learner.group import LearnerGroup
@@ -31,10 +32,17 @@ def model_logprobs(path, rollout):
     return logprobs[start - 1 : -1].gather(1, ids[start:, None])[:, 0].numpy()
 
 
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"])
-def test_engine_equals_learner_after_every_sync(tied, tmp_path):
+@pytest.mark.parametrize(
+    ("tied", "lora"),
+    [
+        pytest.param(True, LoraConfig(), id="tied"),
+        pytest.param(False, LoraConfig(), id="untied", marks=pytest.mark.long),
+        pytest.param(True, LoraConfig(rank=4, alpha=8.0), id="lora"),
+    ],
+)
+def test_engine_equals_learner_after_every_sync(tied, lora, tmp_path):
     make_tiny_qwen3(tmp_path / "student", tied=tied, seed=4, eos_token_id=0, scale=2.0)
-    student = StudentConfig(path=str(tmp_path / "student"))
+    student = StudentConfig(path=str(tmp_path / "student"), lora=lora)
     make_char_tokenizer(tmp_path / "student", eos_token_id=0)
     common = {"vocabulary": VOCABULARY, "device": "cpu"}
     with ray_cluster(dashboard=False):

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import DeepseekV3Config, Lfm2Config, Qwen3Config
 from transformers.models.auto import AutoModelForCausalLM
 
+from opsd.config.run import StudentConfig
 from opsd.errors import ConfigError
 from opsd.learner.loading import load_student, open_student
 from opsd.learner.model import DistillationModel, decoder_layers, full_weights, shard, trained_tensors
@@ -80,7 +81,7 @@ def make(config, folder):
 
 
 def sharded(path, rank, num_ranks, **settings):
-    causal_lm = open_student(path, rank=rank, device="cpu", dtype="float32", trust_remote_code=False)
+    causal_lm = open_student(StudentConfig(path=path), rank=rank, device="cpu")
     assert all(tensor.is_meta == (rank > 0) for tensor in causal_lm.parameters())
     model = DistillationModel(causal_lm, reverse_kl, VOCABULARY)
     shard(model, device="cpu", num_ranks=num_ranks, dtype="float32", **settings)

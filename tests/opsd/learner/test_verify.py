@@ -24,6 +24,7 @@ from transformers import (
 
 import opsd.learner.group
 from opsd.config.engine import EngineSpec, RolloutConfig
+from opsd.config.run import StudentConfig
 from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
 from opsd.engines.transformers import TransformersEngine
@@ -104,7 +105,7 @@ def folders(tmp_path_factory):
 
 
 def sharded(path, dtype="float32", divergence=reverse_kl):
-    causal_lm = open_student(path, rank=0, device="cpu", dtype=dtype, trust_remote_code=False)
+    causal_lm = open_student(StudentConfig(path=path, dtype=dtype), rank=0, device="cpu")
     model = DistillationModel(causal_lm, divergence, VOCABULARY)
     shard(model, device="cpu", num_ranks=1, dtype=dtype)
     return model

@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from opsd.config.lora import LoraConfig
 from opsd.ops.head.plan import PLANS
 from opsd.plan.memory import GIB, saved_bytes_a_token
 from opsd.plan.models import read_model
 from opsd.plan.roles import plan_roles
+from opsd.plan.table import plan_text
 from tests.opsd.plan.jobs import gpu_job
 
 NUM_TOKENS = 64
@@ -81,6 +83,18 @@ def test_more_ranks_and_checkpointing_need_less_and_a_running_mean_more():
     assert learner(learner={"num_workers": 8}).total < base.total
     assert learner(learner={"activation_checkpointing": False}).activations > 5 * base.activations
     assert learner(teacher={"follow_decay": 0.999}).weights == 2 * base.weights
+
+
+def test_an_adapter_alone_has_gradients_and_moments_and_its_student_is_kept_as_it_computes():
+    job, whole = gpu_job(student={"lora": LoraConfig(rank=16)}), role_of(gpu_job(), "learner").memory
+    memory, adapter = role_of(job, "learner").memory, job.student.num_adapter_parameters
+    assert adapter == 36 * 16 * (2 * (2560 + 4096) + 2 * (2560 + 1024) + 3 * (2560 + 9728))
+    assert memory.gradients == memory.optimizer / 2 == 4 * adapter / 4
+    assert memory.weights == memory.gradients + 2 * job.student.num_parameters / 4
+    assert whole.buffers - memory.buffers == 6 * job.student.num_embedding_parameters, "no gradient of the head"
+    offloaded = role_of(gpu_job(student={"lora": LoraConfig(rank=16)}, learner={"cpu_offload": True}), "learner").memory
+    assert offloaded.weights == offloaded.gradients == offloaded.optimizer == 0
+    assert "33.03 M of a LoRA adapter of rank 16 train" in plan_text(job)
 
 
 def test_a_checkpoint_in_the_background_takes_a_copy_of_what_is_saved_from_the_host():

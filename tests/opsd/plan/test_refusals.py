@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from opsd.config.lora import LoraConfig
 from opsd.errors import ConfigError
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.refusals import refusals
@@ -33,6 +34,8 @@ def test_the_recipe_as_it_stands_is_not_refused():
         ({"rollout": {"tensor_parallel_size": 3, "num_workers": 1}, "teacher": {"num_workers": 1}},
          r"rollout\.tensor_parallel_size=3 does not divide the 32 attention heads \(8 of keys\) of Qwen/Qwen3-4B: use "
          r"one of 1, 2, 4, 8, 16, 32"),
+        ({"student": {"lora": LoraConfig(rank=16)}, "rollout": {"weight_transfer": "nccl"}},
+         r"student\.lora\.rank=16 sends merged weights, through the object store alone"),
         ({"teacher": {"num_workers": 3}},
          r"9 GPUs are needed \(rollout 2, teacher 3, learner 4\), the cluster has 8 \(cluster\.nodes"),
     ],
