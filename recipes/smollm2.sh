@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A real small model on a CPU: SmolLM2-135M-Instruct teaches a copy of itself that lost a third of its layers.
 #   GSM8K_DIR=/path/to/gsm8k bash recipes/smollm2.sh [overrides]
+#   ... bash recipes/smollm2.sh student.lora.rank=16 learner.learning_rate=2e-3     # trains an adapter alone
 # GSM8K_DIR holds train.jsonl and test.jsonl with a field "question" a line; any other prompts of that form will do.
 set -euo pipefail
 # shellcheck source=recipes/environment.sh

@@ -33,7 +33,7 @@ def test_a_run_trains_an_adapter_merges_it_and_goes_on_with_it(pair, tmp_path):
 
     ended = finished(pair, tmp_path / "parts", *LORA, "stop_at_step=3")
     refused = train(pair, ended, *LORA, "student.lora.alpha=8", "resume=auto")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "student.lora.alpha differs from the run in" in refused.stderr
     resumed = finished(pair, ended, *LORA, "resume=auto")
     assert losses(resumed) == losses(run)
