@@ -9,6 +9,7 @@ of an exported student has to know what an adapter is. B begins with zeros, so t
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,41 +74,49 @@ def adapted_layers(causal_lm: PreTrainedModel, targets: list[str]) -> dict[str, 
     return layers
 
 
-def adapter_size(causal_lm: PreTrainedModel, lora: LoraConfig) -> AdapterSize:
-    """Of a model with or without memory, to which nothing has been added yet. Raises as `adapted_layers`."""
-    layers = adapted_layers(causal_lm, lora.targets).values()
-    return AdapterSize(
-        num_layers=len(layers),
-        num_trained=sum(lora.rank * (layer.in_features + layer.out_features) for layer in layers),
-        num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
-    )
-
-
 def adapter_of(student: StudentConfig) -> AdapterSize | None:
-    """Of the model in this folder; None where the student itself trains. Raises as `adapted_layers`."""
+    """Of the model in this folder; None where the student itself trains. Raises as `add_adapter`."""
     if not student.lora.rank:
         return None
     model = model_without_weights(student.path, trust_remote_code=student.trust_remote_code)
-    return adapter_size(model, student.lora)
+    return add_adapter(model, student.lora)
 
 
-def add_adapter(causal_lm: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
+def add_adapter(causal_lm: PreTrainedModel, lora: LoraConfig, seed: int = 0) -> AdapterSize:
     """Freezes the model and adds a float32 adapter, in place; on the meta device where the model is there.
 
-    Equal seeds give equal adapters, and the process's own generator stays where it is.
+    Equal seeds give equal adapters, and the process's own generator stays where it is. Raises ConfigError where a layer
+    cannot have one.
     """
     from peft import LoraConfig as PeftConfig  # takes seconds to import
     from peft import inject_adapter_in_model
 
-    names = list(adapted_layers(causal_lm, lora.targets))
-    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=0.0, bias="none")
-    with torch.random.fork_rng(devices=[]):
+    layers = adapted_layers(causal_lm, lora.targets)
+    num_parameters = sum(parameter.numel() for parameter in causal_lm.parameters())
+    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=[*layers], lora_dropout=0.0, bias="none")
+    kind, way_out = type(causal_lm).__name__, "name other layers by student.lora.targets, those of the attention say"
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, causal_lm, low_cpu_mem_usage=causal_lm.device.type == "meta")
-    for name, parameter in causal_lm.named_parameters():
-        if is_adapter(name):
-            parameter.data = parameter.data.float()  # peft gives it the dtype of the layer
+        try:
+            inject_adapter_in_model(config, causal_lm, low_cpu_mem_usage=causal_lm.device.type == "meta")
+        except ValueError as error:  # layers that a fused kernel reads past the adapter, as Mamba's
+            raise ConfigError(f"student.lora: {kind}: {' '.join(str(error).split())}: {way_out}") from error
+    trained = {name: parameter for name, parameter in causal_lm.named_parameters() if parameter.requires_grad}
+    # peft takes some names for those of a mixture's experts, which are no linear layers, and adapts these instead.
+    others = trained.keys() - {f"{layer}{factor}" for layer in layers for factor in (DOWN, UP)}
+    if others or len(trained) != 2 * len(layers):
+        raise ConfigError(
+            f"student.lora: {kind}: peft adapts {len(trained)} weights in place of the two factors of each of "
+            f"{len(layers)} linear layers, as the experts have names in common with them: {way_out}"
+        )
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()  # peft gives it the dtype of the layer
     causal_lm.eval()
+    return AdapterSize(
+        num_layers=len(layers),
+        num_trained=sum(parameter.numel() for parameter in trained.values()),
+        num_parameters=num_parameters,
+    )
 
 
 def is_adapter(name: str) -> bool:

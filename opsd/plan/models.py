@@ -7,7 +7,7 @@ read and nothing is asked of a network.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from opsd.errors import ConfigError
 from opsd.learner.model import decoder_layers
 from opsd.models.facts import ModelFacts, read_facts
 from opsd.models.folder import model_config
-from opsd.models.lora import adapter_size
+from opsd.models.lora import add_adapter
 from opsd.models.weights import model_without_weights, tied_names
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -125,7 +125,7 @@ def _sizes(
             model = AutoModelForCausalLM.from_config(config)
     heads = shape.num_attention_heads
     names = [name for name, _ in model.named_parameters()]
-    return ModelSizes(
+    sizes = ModelSizes(
         path=path,
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)),
@@ -134,5 +134,5 @@ def _sizes(
         head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
         has_head_norms=any(name.endswith("q_norm.weight") for name in names),
         tied=bool(tied_names(model)),
-        num_adapter_parameters=adapter_size(model, lora).num_trained if lora.rank else 0,
     )
+    return replace(sizes, num_adapter_parameters=add_adapter(model, lora).num_trained) if lora.rank else sizes

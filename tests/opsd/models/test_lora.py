@@ -12,6 +12,7 @@ from opsd.models.card import adapter
 from opsd.models.lora import adapter_of, merge_adapter, save_adapter
 from opsd.plan.models import read_model
 from tests.tiny_models import make_tiny_qwen3
+from tiny_architectures import make_architecture
 
 WIDTH, HEADS, LAYERS = 64, 2 * 32, 2  # what make_tiny_qwen3 makes; an MLP of 2 * WIDTH
 
@@ -53,6 +54,22 @@ def test_targets_are_names_or_the_ends_of_names(path):
 def test_what_is_no_layer_for_an_adapter_is_named(path, target, said):
     with pytest.raises(ConfigError, match=f"student.lora.targets: {said}"):
         size_of(path, "q_proj", target)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("GPT-2", "student.lora: GPT2LMHeadModel has no linear layers beside its head"),
+        ("Falcon-H1", "FalconH1ForCausalLM: .*Module 'out_proj' is incompatible .*: name other layers by student"),
+        ("GLM-4-MoE", "Glm4MoeForCausalLM: peft adapts 20 weights in place of the two factors of each of 14 "),
+    ],
+)  # fmt: skip
+def test_a_model_whose_layers_cannot_have_one_is_refused_before_it_is_loaded(name, said, tmp_path):
+    folder = str(make_architecture(name, tmp_path, seed=0))
+    with pytest.raises(ConfigError, match=said):
+        size_of(folder)
+    if name == "GLM-4-MoE":
+        assert size_of(folder, "q_proj", "o_proj").num_layers == 4
 
 
 def test_a_merged_weight_is_the_base_and_the_scaled_product():

@@ -92,7 +92,8 @@ def test_an_adapter_alone_has_gradients_and_moments_and_its_student_is_kept_as_i
     assert memory.gradients == memory.optimizer / 2 == 4 * adapter / 4
     assert memory.weights == memory.gradients + 2 * job.student.num_parameters / 4
     assert whole.buffers - memory.buffers == 6 * job.student.num_embedding_parameters, "no gradient of the head"
-    offloaded = role_of(gpu_job(student={"lora": LoraConfig(rank=16)}, learner={"cpu_offload": True}), "learner").memory
+    offloading = replace(job.cfg, learner=replace(job.cfg.learner, cpu_offload=True))
+    offloaded = role_of(replace(job, cfg=offloading), "learner").memory
     assert offloaded.weights == offloaded.gradients == offloaded.optimizer == 0
     assert "33.03 M of a LoRA adapter of rank 16 train" in plan_text(job)
 
