@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.lora import LoraConfig
 from opsd.config.loss import LossConfig
 from opsd.config.placement import PlacementConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
@@ -46,6 +47,18 @@ def test_a_sound_configuration_passes(models, tmp_path):
     assert setup.vocabulary.size == 64
     assert setup.vocabulary.stop_ids == (0,)
     assert setup.student.max_model_tokens == 4 + 512 + 1
+
+
+def test_what_trains_of_a_lora_student_is_counted_or_refused(models, tmp_path):
+    cfg = config(models, tmp_path)
+    assert check(cfg).adapter is None
+    adapter = check(replace(cfg, student=replace(cfg.student, lora=LoraConfig(rank=2, targets=["q_proj"])))).adapter
+    assert (adapter.num_layers, adapter.num_trained) == (2, 2 * 2 * (64 + 64))
+    with pytest.raises(ConfigError, match="student.lora.targets: Qwen3ForCausalLM has no layer 'query'"):
+        check(replace(cfg, student=replace(cfg.student, lora=LoraConfig(rank=2, targets=["query"]))))
+    adapted = replace(cfg.student, lora=LoraConfig(rank=2))
+    with pytest.raises(ConfigError, match="student.lora.rank=2 sends merged weights"):
+        check(replace(cfg, student=adapted, rollout=RolloutConfig(weight_transfer="nccl")))
 
 
 def test_a_padded_vocabulary_is_legal_and_cut_to_the_shared_one(models, tmp_path):
