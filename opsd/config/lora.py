@@ -19,7 +19,7 @@ class LoraConfig:
     rank: int = 0  # of the adapter (LoRA) that trains beside each frozen linear layer; 0: the student itself trains
     # What a layer adds is alpha / rank times the product of its two factors.
     alpha: float = ALPHA
-    # Names of the layers that get one, such as [q_proj, v_proj]; empty: every linear layer but the head.
+    # Names of the layers that get one, such as [q_proj, v_proj]; empty: every linear layer of the decoder.
     targets: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

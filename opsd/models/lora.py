@@ -47,16 +47,18 @@ class AdapterSize:
 
 
 def adapted_layers(causal_lm: PreTrainedModel, targets: list[str]) -> dict[str, nn.Linear]:
-    """By name, the linear layers whose names are or end in one of `targets`; none given: all but the head.
+    """By name, the linear layers whose names are or end in one of `targets`; none given: all of the decoder, which has
+    no part in a head or a vision tower.
 
     Raises ConfigError for a target that names no layer, the head, or a layer of another kind.
     """
     head = causal_lm.get_output_embeddings()
     modules = {name: module for name, module in causal_lm.named_modules() if name}
     if not targets:
-        found = {name: m for name, m in modules.items() if isinstance(m, nn.Linear) and m is not head}
+        linear = {module for module in causal_lm.get_decoder().modules() if isinstance(module, nn.Linear)}
+        found = {name: module for name, module in modules.items() if module in linear and module is not head}
         if not found:
-            raise ConfigError(f"student.lora: {type(causal_lm).__name__} has no linear layers beside its head")
+            raise ConfigError(f"student.lora: the decoder of {type(causal_lm).__name__} has no linear layers")
         return found
     layers: dict[str, nn.Linear] = {}
     for target in targets:

@@ -59,7 +59,7 @@ def test_what_is_no_layer_for_an_adapter_is_named(path, target, said):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("GPT-2", "student.lora: GPT2LMHeadModel has no linear layers beside its head"),
+        ("GPT-2", "student.lora: the decoder of GPT2LMHeadModel has no linear layers"),
         ("Falcon-H1", "FalconH1ForCausalLM: .*Module 'out_proj' is incompatible .*: name other layers by student"),
         ("GLM-4-MoE", "Glm4MoeForCausalLM: peft adapts 20 weights in place of the two factors of each of 14 "),
     ],
