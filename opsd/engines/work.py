@@ -42,6 +42,7 @@ class SharedWork(Work):
         """`others`: the requests of the queue, by place. `engine`: this one's number, for the queue."""
         super().__init__(requests)
         self._others, self._queue, self._job, self._engine = others, queue, job, engine
+        self._read: Mapping[int, Request] | None = None  # `others`, where they were needed: to read them takes its time
         self._asked: ray.ObjectRef | None = None  # what the queue was asked for, and has not answered or was not heard
         self._had_its_share_at: float = math.inf  # tokens in flight when the queue last gave nothing
         self._is_open = True
@@ -58,8 +59,9 @@ class SharedWork(Work):
             if not tokens_in_flight or ray.wait([self._asked], timeout=0)[0]:
                 (places, self._is_open), self._asked = ray.get(self._asked), None
                 self._had_its_share_at = math.inf if places else tokens_in_flight
-                others = ray.get(self._others)
-                self._waiting.extend((place, others[place]) for place in places)
+                if self._read is None:
+                    self._read = ray.get(self._others)
+                self._waiting.extend((place, self._read[place]) for place in places)
         return super().take(room, tokens_in_flight)
 
 
