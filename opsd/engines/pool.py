@@ -85,7 +85,14 @@ class EnginePool:
         gather(self.role, [self._queue.begin.remote(job, [(place, sizes[place]) for place in waiting], in_flight)])
         others = ray.put({place: requests[place] for place in waiting})
         return [
-            SharedWork({place: requests[place] for place in part}, others, self._queue, job=job, engine=engine)
+            SharedWork(
+                {place: requests[place] for place in part},
+                others,
+                self._queue,
+                job=job,
+                engine=engine,
+                max_tokens=max_tokens,
+            )
             for engine, part in enumerate(begun)
         ]
 

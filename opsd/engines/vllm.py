@@ -117,10 +117,12 @@ class VllmEngine:
 
         def refill() -> None:
             """Begins as many requests as there is room for."""
-            if not work.more or len(running) == self.max_num_seqs:
+            if not work.more:
                 return
             tokens = sum(size_of(asked[place], sampling.max_tokens) for place in running.values())
             new = work.take(self.max_num_seqs - len(running), tokens)
+            if not new:
+                return
             params = [self._sampling_params(sampling, seed) for _, _, seed in new.values()]
             names = self._enqueue([prompt.token_ids for prompt, _, _ in new.values()], params)
             keep_arrays(self.llm, names)

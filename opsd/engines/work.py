@@ -34,17 +34,29 @@ class Work:
 
 
 class SharedWork(Work):
-    """An engine's own requests first, then those of a queue that other engines take from, too."""
+    """An engine's own requests first, then those of a queue that other engines take from, too.
+
+    An engine has one request more than it has begun, so that it need not wait for the queue when an answer ends.
+    """
 
     def __init__(
-        self, requests: Mapping[int, Request], others: ray.ObjectRef, queue: Any, *, job: int, engine: int
+        self,
+        requests: Mapping[int, Request],
+        others: ray.ObjectRef,
+        queue: Any,
+        *,
+        job: int,
+        engine: int,
+        max_tokens: int,
     ) -> None:
-        """`others`: the requests of the queue, by place. `engine`: this one's number, for the queue."""
+        """`others`: the requests of the queue, by place. `engine`: this one's number, for the queue. `max_tokens`: of
+        an answer."""
         super().__init__(requests)
         self._others, self._queue, self._job, self._engine = others, queue, job, engine
+        self._max_tokens = max_tokens
         self._read: Mapping[int, Request] | None = None  # `others`, where they were needed: to read them takes its time
-        self._asked: ray.ObjectRef | None = None  # what the queue was asked for, and has not answered or was not heard
-        self._had_its_share_at: float = math.inf  # tokens in flight when the queue last gave nothing
+        self._asked: ray.ObjectRef | None = None  # the queue's answer, on its way
+        self._had_its_share_at: float = math.inf  # tokens that were this engine's when the queue last gave nothing
         self._is_open = True
 
     @property
@@ -53,16 +65,31 @@ class SharedWork(Work):
 
     def take(self, room: int, tokens_in_flight: int) -> dict[int, Request]:
         """As Work.take. An engine that has something to do goes on with it while the queue is asked."""
-        if not self._waiting and self._is_open and tokens_in_flight < self._had_its_share_at:
-            if self._asked is None:
-                self._asked = self._queue.take.remote(self._job, self._engine, room, tokens_in_flight)
-            if not tokens_in_flight or ray.wait([self._asked], timeout=0)[0]:
-                (places, self._is_open), self._asked = ray.get(self._asked), None
-                self._had_its_share_at = math.inf if places else tokens_in_flight
-                if self._read is None:
-                    self._read = ray.get(self._others)
-                self._waiting.extend((place, self._read[place]) for place in places)
-        return super().take(room, tokens_in_flight)
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            self._hear()
+        given = super().take(room, tokens_in_flight)
+        while True:
+            self._ask(room - len(given), tokens_in_flight + self._size(given))
+            if tokens_in_flight or self._asked is None or len(given) == room:
+                return given
+            self._hear()
+            given |= super().take(room - len(given), tokens_in_flight)
+
+    def _ask(self, room: int, tokens: int) -> None:
+        """Where it makes sense to. `tokens`: of all that is this engine's."""
+        if self._is_open and not self._waiting and self._asked is None and tokens < self._had_its_share_at:
+            self._asked = self._queue.take.remote(self._job, self._engine, max(1, room), tokens)
+            self._asked_with = tokens
+
+    def _hear(self) -> None:
+        (places, self._is_open), self._asked = ray.get(self._asked), None
+        self._had_its_share_at = math.inf if places else self._asked_with
+        if self._read is None:
+            self._read = ray.get(self._others)
+        self._waiting.extend((place, self._read[place]) for place in places)
+
+    def _size(self, requests: Mapping[int, Request]) -> int:
+        return sum(size_of(request, self._max_tokens) for request in requests.values())
 
 
 def as_work(requests: Sequence[Request] | Work) -> Work:
@@ -75,11 +102,12 @@ def size_of(request: Request, max_tokens: int) -> int:
 
 
 def deal(sizes: Sequence[int], num_engines: int, room: int) -> tuple[list[list[int]], list[int]]:
-    """(places that each engine begins with, at most `room`; places of the queue), of requests of these sizes.
+    """(places that are each engine's own; places of the queue), of requests of these sizes.
 
-    Where all can begin, in order: an engine has what stands together. Else the largest first.
+    Where all can begin, or one engine has them all, in order: an engine has what stands together. Else the largest
+    first.
     """
-    if len(sizes) <= num_engines * room:
+    if num_engines == 1 or len(sizes) <= num_engines * room:
         return [list(part) for part in split_evenly(range(len(sizes)), num_engines)], []
     order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
     begun = num_engines * room

@@ -27,7 +27,7 @@ from opsd.data.prompts import PromptSource
 from opsd.engines.pool import EnginePool
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
-from opsd.engines.work import Work, as_work
+from opsd.engines.work import Work, as_work, size_of
 from opsd.engines.worker import EngineWorker
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
@@ -61,8 +61,9 @@ class SleepEngine:
         work, left, asked = as_work(requests), {}, {}
         finished: dict[int, Rollout] = {}
         while True:
-            if work.more and len(left) < self.config.max_num_seqs:
-                new = work.take(self.config.max_num_seqs - len(left), sum(left.values()))
+            if work.more:
+                in_flight = sum(size_of(asked[place], sampling.max_tokens) for place in left)
+                new = work.take(self.config.max_num_seqs - len(left), in_flight)
                 asked |= new
                 left |= {place: self.config.lengths[request[0].index] for place, request in new.items()}
             if not left:

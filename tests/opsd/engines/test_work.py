@@ -1,50 +1,70 @@
 """Who takes which request: all of them once, nobody more than its share, and a long one holds only its own engine."""
 
 import heapq
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from opsd.engines.work import Work, as_work, deal, size_of
+from opsd.engines.work import SharedWork, Work, as_work, deal, size_of
 from opsd.engines.work_queue import WorkQueue
 from opsd.types import Vocabulary
 from tests.opsd.builders import scored_rollouts
 
-ROOM = 4
+ROOM, MAX_TOKENS = 4, 50
 
 
 def finished(seconds, num_engines, *, sizes=None, shared=True):
-    """(when the last answer is there, how many each engine made) where request i takes `seconds[i]`."""
+    """(when the last answer is there, how many each engine made) where request i takes `seconds[i]`.
+
+    `sizes`: of the prompts. `shared`: False deals everything at the start.
+    """
     sizes = [1] * len(seconds) if sizes is None else sizes
-    begun, waiting = deal(sizes, num_engines, ROOM)
-    if not shared:
-        begun, waiting = [part + waiting[engine::num_engines] for engine, part in enumerate(begun)], []
-    queue = WorkQueue(num_engines)
-    in_flight = [sum(sizes[place] for place in part) for part in begun]
-    queue.begin(0, [(place, sizes[place]) for place in waiting], list(in_flight))
-    own, made, events, now = [list(part) for part in begun], [0] * num_engines, [], 0.0
-    running = [0] * num_engines
+    requests = [(SimpleNamespace(token_ids=range(size)), 0, place) for place, size in enumerate(sizes)]
+    begun, waiting = deal([size_of(request, MAX_TOKENS) for request in requests], num_engines, ROOM)
+    if shared and waiting:
+        queue = WorkQueue(num_engines)
+        own = [[size_of(requests[place], MAX_TOKENS) for place in part] for part in begun]
+        queue.begin(0, [(place, size_of(requests[place], MAX_TOKENS)) for place in waiting], list(map(sum, own)))
+        actor, others = SimpleNamespace(take=SimpleNamespace(remote=queue.take)), dict(enumerate(requests))
+        works = [
+            SharedWork(
+                {place: requests[place] for place in part}, others, actor, job=0, engine=engine, max_tokens=MAX_TOKENS
+            )
+            for engine, part in enumerate(begun)
+        ]
+    else:
+        parts = [part + waiting[engine::num_engines] for engine, part in enumerate(begun)]
+        works = [Work({place: requests[place] for place in part}) for part in parts]
+    running: list[list[int]] = [[] for _ in works]
+    made, events, now = [0] * num_engines, [], 0.0
 
     def fill(engine):
-        places, own[engine] = own[engine][: ROOM - running[engine]], own[engine][ROOM - running[engine] :]
-        if not own[engine]:
-            taken, _ = queue.take(0, engine, ROOM - running[engine] - len(places), in_flight[engine])
-            in_flight[engine] += sum(sizes[place] for place in taken)
-            places += taken
-        for place in places:
-            running[engine] += 1
+        in_flight = sum(size_of(requests[place], MAX_TOKENS) for place in running[engine])
+        new = works[engine].take(ROOM - len(running[engine]), in_flight)
+        assert len(running[engine]) + len(new) <= ROOM
+        for place in new:
+            running[engine].append(place)
             heapq.heappush(events, (now + seconds[place], engine, place))
 
     for engine in range(num_engines):
         fill(engine)
+    seen = []
     while events:
         now, engine, place = heapq.heappop(events)
-        running[engine] -= 1
-        in_flight[engine] -= sizes[place]
+        running[engine].remove(place)
+        seen.append(place)
         made[engine] += 1
         fill(engine)
-    assert sum(made) == len(seconds)
+    assert sorted(seen) == list(range(len(seconds))) and not any(work.more for work in works)
     return now, made
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """A queue that answers at once."""
+    ray = SimpleNamespace(get=lambda ref: ref, wait=lambda refs, timeout: (refs, []))
+    monkeypatch.setattr("opsd.engines.work.ray", ray)
 
 
 def test_what_fits_is_dealt_in_order_and_nothing_waits():
@@ -53,8 +73,9 @@ def test_what_fits_is_dealt_in_order_and_nothing_waits():
 
 
 def test_the_longest_prompts_begin_first():
-    begun, waiting = deal([1, 9, 5, 7, 3], 1, 3)
-    assert (begun, waiting) == ([[1, 3, 2]], [4, 0])
+    begun, waiting = deal([1, 9, 5, 7, 3, 4], 2, 2)
+    assert (begun, waiting) == ([[1, 2], [3, 5]], [4, 0])
+    assert deal([1, 9, 5, 7], 1, 2) == ([[0, 1, 2, 3]], [])  # one engine has nobody to share with
 
 
 def test_a_tail_of_long_answers_holds_only_the_engine_that_has_it():
