@@ -21,6 +21,7 @@ class Requests:
 def pool():
     pool = RolloutPool.__new__(RolloutPool)  # without actors
     pool.cfg, pool.seed, pool.policy_version, pool.engines = RolloutConfig(), 7, 3, Requests()
+    pool.max_staleness = 0
     return pool
 
 
@@ -57,3 +58,15 @@ def test_a_step_is_not_answered_by_another_step_s_weights(pool):
     ):
         pool.sample(make_prompts(0), samples_per_prompt=1, step=5)
     assert len(pool.sample(make_prompts(0), samples_per_prompt=1, step=-1)) == 1  # an evaluation takes what is there
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_answers_may_be_as_old_as_the_run_says_and_no_older(pool, step):
+    pool.max_staleness = 1
+    if step <= 4:
+        assert pool.sample(make_prompts(0), samples_per_prompt=1, step=step)
+    else:
+        with pytest.raises(StageError, match="trains the weights of policy version 5, and the engines hold version 3"):
+            pool.sample(make_prompts(0), samples_per_prompt=1, step=step)
+    with pytest.raises(StageError, match="trains the weights of policy version 2"):  # of weights that are to come
+        pool.sample(make_prompts(0), samples_per_prompt=1, step=2)

@@ -126,12 +126,13 @@ def test_a_student_that_cannot_be_written_costs_neither_summary_nor_report(tmp_p
     parts = SimpleNamespace(
         cfg=cfg,
         folder=folder,
-        setup=SimpleNamespace(device="cpu", support="teacher"),
+        setup=SimpleNamespace(device="cpu", support="teacher", adapter=None),
         learner=SimpleNamespace(save_student=no_space),
     )
     log = SimpleNamespace(log_report=reports.append)
     saver = SimpleNamespace(finish=lambda wait: None)
-    run = Run(parts=parts, ledger=ledger, log=log, bar=None, stop=None, saver=saver, warned=Warned(), watch=None)
+    unused = dict.fromkeys(("bar", "stop", "watch", "rollouts", "idle"))
+    run = Run(parts=parts, ledger=ledger, log=log, saver=saver, warned=Warned(), **unused)
     monkeypatch.setattr("opsd.run.build_report", lambda folder: folder / "report.html")
     with pytest.raises(StageError, match=r"OSError: no space; .*/step_000300 has the weights: .*export.py"):
         run.finish()
