@@ -70,6 +70,9 @@ class RolloutsAhead:
         self._positions[step] = self.prompts.position
         groups = self.sample(self.prompts.next_batch(), samples_per_prompt=self.samples_per_prompt, step=step)
         begun = self._begun[step] = Future()
+        if not self.max_staleness:  # in this thread, where Ctrl-C arrives
+            begun.set_result(self.begin(groups))
+            return
 
         def hand_over() -> None:
             try:
@@ -77,9 +80,6 @@ class RolloutsAhead:
             except BaseException as error:  # whatever it is, the step that waits for it raises it
                 begun.set_exception(error)
 
-        if not self.max_staleness:
-            hand_over()
-            return
         thread = threading.Thread(target=hand_over, name=f"rollouts of step {step + 1}", daemon=True)
         self._threads = [*(thread for thread in self._threads if thread.is_alive()), thread]
         thread.start()

@@ -60,6 +60,8 @@ class TrainHooks:
     statistics: Statistics = field(default_factory=dict)
     select: Callable[[BatchStats], Selection] = select_all
     after_step: Callable[[StepReport], None] = ignore
+    # With schedule.max_staleness the groups are taken in another thread: a source that asks its engines when it is
+    # called, and not when its groups are taken, gives the same answers each time.
     rollouts: Callable[[RolloutPool, Teacher], RolloutSource] = student_answers
     state_dict: Callable[[], dict[str, Any]] = dict
     load_state_dict: Callable[[dict[str, Any]], None] = ignore

@@ -183,7 +183,8 @@ class Run:
         ledger.add(record)
         phase_s, pools = ledger.timer.take(), (self.parts.rollout_pool, self.parts.teacher_pool)
         values = step_metrics(record, phase_s, weight_version=self.parts.rollout_pool.policy_version)
-        values |= self.idle.take({role: s for pool in pools for role, s in pool.busy_s.items()}, phase_s["learn"])
+        learner_s = phase_s["learn"] + (phase_s["select"] if cfg.stats == "learner" else 0.0)  # whose pass that is
+        values |= self.idle.take({role: s for pool in pools for role, s in pool.busy_s.items()}, learner_s)
         values |= agreement_metrics(
             record.scored,
             record.selection,

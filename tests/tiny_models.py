@@ -18,6 +18,21 @@ HEAD_DIM = 32  # the smallest that vLLM's CPU attention takes
 END_TOKEN = "<end>"
 ALPHABET = string.digits + "+-*/=#() \n" + string.ascii_letters  # 72 characters
 
+# Of a config in memory whose random model has logits of a few nats, for models that no engine runs.
+SIZES = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.3,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+
 
 def make_tiny_qwen3(
     path: Path | str,

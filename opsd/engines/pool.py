@@ -29,7 +29,7 @@ from opsd.types import Prompt, Rollout, TeacherScores
 class EnginePool:
     """Ray actors that hold the same model. `role` names them on the dashboard and in errors."""
 
-    worker_class: type[EngineWorker] = EngineWorker
+    worker_class: type[EngineWorker] = EngineWorker  # a benchmark puts one with a stand-in for the model here
 
     def __init__(self, role: str, spec: EngineSpec, placement: Placement | None = None) -> None:
         """`placement`: which nodes and GPUs the engines get; None: wherever Ray finds some."""

@@ -56,6 +56,7 @@ class SharedWork(Work):
         self._max_tokens = max_tokens
         self._read: Mapping[int, Request] | None = None  # `others`, where they were needed: to read them takes its time
         self._asked: ray.ObjectRef | None = None  # the queue's answer, on its way
+        self._asked_with = 0  # tokens that were this engine's when it asked
         self._had_its_share_at: float = math.inf  # tokens that were this engine's when the queue last gave nothing
         self._is_open = True
 

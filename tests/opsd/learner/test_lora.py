@@ -23,24 +23,11 @@ from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Selection, Vocabulary
 from tests.opsd.builders import batch_of, scored_rollouts
 from tests.opsd.process_group import one_rank
-from tests.tiny_models import make_tiny_qwen3
+from tests.tiny_models import SIZES, make_tiny_qwen3
 
 VOCABULARY = Vocabulary(size=64, stop_ids=(0,))
 CPU = torch.device("cpu")
 LENGTHS = [5, 9, 7]
-SIZES = dict(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    initializer_range=0.3,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
 KINDS = {
     "with biases": Qwen2Config(**SIZES),
     "fused projections": Phi3Config(**SIZES),

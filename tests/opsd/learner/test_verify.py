@@ -39,22 +39,10 @@ from opsd.ops.losses.divergences import reverse_kl
 from opsd.types import Prompt, ScoredRollout, Selection, Vocabulary
 from tests.opsd.builders import batch_of
 from tests.opsd.process_group import one_rank
+from tests.tiny_models import SIZES
 
 VOCABULARY = Vocabulary(size=60, stop_ids=(2,))
 CPU = torch.device("cpu")
-SIZES = dict(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    initializer_range=0.3,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
 LINEAR = dict(
     head_dim=8,
     layer_types=["linear_attention", "full_attention"],
