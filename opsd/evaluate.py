@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.cluster.ray import ray_cluster
+from opsd.cluster.warm import warm_start
 from opsd.config.auto import joins_cluster, planned_device, resolve_device, with_dtypes
 from opsd.config.engine import EngineSpec
 from opsd.config.paths import require_ray_token, require_writable
@@ -23,6 +25,7 @@ from opsd.data.grading import ready_to_judge
 from opsd.engines.installed import require_vllm
 from opsd.engines.pool import EnginePool
 from opsd.engines.sampling import Sampling
+from opsd.engines.vllm import engine_environment
 from opsd.errors import ConfigError, reported, say
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.generate import answer_problems, grade_problems
@@ -49,7 +52,11 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     models = check(cfg)
     folder = _claim(cfg)
     evaluated = {}
-    with ready_to_judge(cfg.data.grader), ray_cluster(dashboard=cfg.dashboard) as dashboard:
+    with ExitStack() as stack:
+        if device == "cpu":
+            stack.enter_context(warm_start([cfg.engine.backend], engine_environment(cfg.engine, device)))
+        stack.enter_context(ready_to_judge(cfg.data.grader))
+        dashboard = stack.enter_context(ray_cluster(dashboard=cfg.dashboard))
         say(f"ray     {dashboard}" if dashboard else "ray     no dashboard")
         for model in models:
             for line in model.prompt_lines:

@@ -16,10 +16,13 @@ from opsd.batch import PendingScores, ScoredBatch, rollout_stats
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import ray_cluster
 from opsd.cluster.reach import reachable_lines
+from opsd.cluster.warm import warm_start
+from opsd.config.auto import resolve_device
 from opsd.config.run import RunConfig
 from opsd.data.grading import ready_to_judge
 from opsd.data.grading_ahead import GradingAhead
 from opsd.data.prompts import PromptSource
+from opsd.engines.vllm import engine_environment
 from opsd.errors import say
 from opsd.hook_checks import checked_source
 from opsd.hooks import RolloutSource, TrainHooks
@@ -97,6 +100,9 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
 
     `began`: time.perf_counter() at the start of the run. Raises ConfigError, DataError or StageError.
     """
+    if resolve_device(cfg.device) == "cpu":
+        roles = (cfg.rollout.backend, cfg.teacher.backend, "learner")
+        stack.enter_context(warm_start(roles, engine_environment(cfg.rollout, "cpu")))
     setup = check(cfg)
     require_shared_room(cfg)
     for line in setup.prompt_lines:

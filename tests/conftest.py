@@ -1,4 +1,4 @@
-"""For every test: what is long is slow, too; and a Ray node that the runs of one test process share."""
+"""For every test: what is long is slow, too; and a Ray node with warm starts that the runs of a test process share."""
 
 import os
 
@@ -17,9 +17,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def ray_node():
     """The environment in which a run joins it: Ray's own processes cost more to start than a tiny run's steps."""
+    from opsd.cluster.warm import warm_start
+    from opsd.config.engine import RolloutConfig
+    from opsd.engines.vllm import engine_environment
     from tests.ray_node import ray_node
 
-    with ray_node() as environment:
+    roles = ("vllm", "transformers", "learner")
+    with ray_node() as environment, warm_start(roles, engine_environment(RolloutConfig(), "cpu")):
         yield environment
 
 

@@ -9,7 +9,6 @@ import threading
 import uuid
 from collections.abc import Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +16,7 @@ from ray._private import ray_constants
 
 from opsd.cluster.reach import require_answer
 from opsd.cluster.token_file import private_token_file
+from opsd.cluster.warm import actor_search_path, warm_executable
 from opsd.config.auto import joins_cluster
 from opsd.errors import ConfigError, DataError, StageError, WorkerLost, say
 
@@ -90,23 +90,18 @@ def start_actor(
 
     `seat`: where it runs, see opsd.cluster.placement; None: wherever Ray finds `num_gpus` GPUs.
     """
+    executable = warm_executable(environment)
     options = {
         "name": name,
         "num_cpus": 0,  # the roles take turns, so they may share the cores
         "num_gpus": num_gpus,
-        "runtime_env": {"env_vars": {**environment, "PYTHONPATH": actor_search_path()}},
+        "runtime_env": {
+            "env_vars": {**environment, "PYTHONPATH": actor_search_path()},
+            **({"py_executable": executable} if executable else {}),
+        },
         **(seat or {}),
     }
     return ray.remote(cls).options(**options).remote(*args, **kwargs)
-
-
-def actor_search_path() -> str:
-    """PYTHONPATH of an actor: the driver's own code first, then the folder that the command was started in.
-
-    A user's hooks lie there, and so may another checkout, whose code must not run in half of the processes.
-    """
-    own = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join([own, os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def require_here(what: str, path: str | os.PathLike) -> None:

@@ -56,6 +56,8 @@ class LearnerGroup:
         shares_gpu = placement is not None and placement.shares_gpus
         environment = {"OMP_NUM_THREADS": str(learner.cpu_threads), "HF_HUB_OFFLINE": "1"}
         environment |= allocator_settings(device, shares_gpu)
+        if device == "cpu":
+            environment["TORCH_COMPILE_DISABLE"] = str(int(not learner.compile))  # as the engines have it
         num_gpus = int(device == "cuda")
         seats = placement.seats("learner", learner.num_workers, num_gpus) if placement else [None] * learner.num_workers
         self.workers = [

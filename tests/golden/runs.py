@@ -1,9 +1,9 @@
 """Small seeded runs whose numbers are kept: python -m tests.golden.runs rewrites them, on purpose.
 
 Each is ten steps of `tip.train`, from its command line, on models that are made on the spot; nothing of the project but
-that command, `tip.plugin.build_hooks` and a run's folder is used, so these runs outlive any move inside. What is kept
-of a run stands in `<name>.json`: its losses, gradient norms, kept tokens, the checksum of its final weights and the
-mean size of each.
+that command, `tip.plugin.build_hooks`, a run's folder and the process that its workers are forked from is used, so
+these runs outlive any move inside. What is kept of a run stands in `<name>.json`: its losses, gradient norms, kept
+tokens, the checksum of its final weights and the mean size of each.
 """
 
 from __future__ import annotations
@@ -139,6 +139,9 @@ def main() -> None:
     unknown = [name for name in args.names if name not in CASES]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    from opsd.cluster.warm import warm_start
+    from opsd.config.engine import RolloutConfig
+    from opsd.engines.vllm import engine_environment
     from tests.tiny_models import make_tiny_pair
 
     names = args.names or list(CASES)
@@ -148,7 +151,8 @@ def main() -> None:
         outputs = args.outputs or Path(folder) / "outputs"
         models = Path(folder) / "models"
         make_tiny_pair(models)
-        run_all(names, models, outputs)
+        with warm_start(("vllm", "transformers", "learner"), engine_environment(RolloutConfig(), "cpu")):
+            run_all(names, models, outputs)
         if args.outputs is None:
             for name in names:
                 write(name, record_of(outputs / name))

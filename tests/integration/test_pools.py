@@ -48,7 +48,8 @@ def groups(pools):
 def test_every_request_is_answered_once_at_its_place(groups):
     places = [place for group in groups for place in group]
     assert sorted(places) == list(range(2 * NUM_PROMPTS))
-    assert len(groups) == 8  # of 2, 2, 2 and 1 from each engine
+    assert sum(len(group) == 2 for group in groups) >= len(groups) - 2  # but the last of each engine
+    assert max(map(len, groups)) == 2
     requested = [(index, sample) for index in reversed(range(NUM_PROMPTS)) for sample in range(2)]
     assert [(r.prompt.index, r.sample) for r in in_order(groups)] == requested
 

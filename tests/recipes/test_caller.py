@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from opsd.cluster.ray import actor_search_path
+from opsd.cluster.warm import actor_search_path
 from tests.recipes.recipe import ROOT, start
 
 PRINT_FOLDER = '#!/usr/bin/env bash\nprintf "%s\\n" "$PWD" "$@"\n'
