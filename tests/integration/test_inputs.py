@@ -108,10 +108,10 @@ def test_conversations_train_without_evaluation_in_batches_larger_than_the_file(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("joined")
 def test_a_teacher_without_numbers_stops_the_run(pair, tmp_path):
-    """Every logit is NaN: one message, no step taken."""
+    """Every logit is NaN, of one weight as a whole: one message, no step taken. test_poison has one number of it."""
     broken = tmp_path / "broken"
     make_tiny_qwen3(broken, tied=False, layers=3, seed=1, eos_token_id=0)
     make_char_tokenizer(broken, eos_token_id=0)

@@ -1,6 +1,7 @@
 """A whole run whose student trains a LoRA adapter, what it leaves, and how it goes on."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.integration.runs import TRANSFORMERS, finished, losses, train, weights
+from tests.integration.runs import NUM_STEPS, TRANSFORMERS, finished, losses, train, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 LORA = ("student.lora.rank=4", "learner.learning_rate=2e-2", "checkpoint.every=3", *TRANSFORMERS)
@@ -22,7 +23,9 @@ def test_a_run_trains_an_adapter_merges_it_and_goes_on_with_it(pair, tmp_path):
     stored = load_file(run / "student" / "adapter" / "adapter_model.safetensors")
     assert summary["lora"]["parameters_trained"] == sum(tensor.numel() for tensor in stored.values())
     assert "LoRA of rank 4" in (run / "report.html").read_text()
-    with safe_open(run / "checkpoints" / "step_000006" / "learner" / "rank_0.safetensors", framework="pt") as file:
+    with safe_open(
+        run / "checkpoints" / f"step_{NUM_STEPS:06d}" / "learner" / "rank_0.safetensors", framework="pt"
+    ) as file:
         names = list(file.keys())
     assert {name.split(".")[0] for name in names} == {"weight", "step", "exp_avg", "exp_avg_sq", "rng"}
     assert all("lora_" in name for name in names if not name.startswith("rng"))
@@ -31,7 +34,8 @@ def test_a_run_trains_an_adapter_merges_it_and_goes_on_with_it(pair, tmp_path):
     for name, weight in weights(run).items():
         torch.testing.assert_close(weight, merged[name], rtol=0, atol=1e-6)
 
-    ended = finished(pair, tmp_path / "parts", *LORA, "stop_at_step=3")
+    ended = shutil.copytree(run, tmp_path / "parts")  # as it was when its third step had been saved
+    shutil.rmtree(ended / "checkpoints" / f"step_{NUM_STEPS:06d}")
     refused = train(pair, ended, *LORA, "student.lora.alpha=8", "resume=auto")
     assert refused.returncode == 2
     assert "student.lora.alpha differs from the run in" in refused.stderr
