@@ -17,7 +17,7 @@ def dense_divergence(name: str, student_logits_NV: Tensor, teacher_logits_NV: Te
 
     `options` are those of the entry of the same name in `opsd.ops.losses.divergences`, with the same defaults.
     A logit may be -inf on both sides (no such token), for the value only.
-    Source: docs/methods.md, Divergences and Token-adaptive divergences.
+    Source: docs/losses.md, Divergences and Token-adaptive divergences.
     """
     student_NV = student_logits_NV.double().softmax(-1)
     teacher_NV = teacher_logits_NV.double().softmax(-1)

@@ -9,12 +9,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("opsd", "tip", "scripts")
 SOURCES = {path: path.read_text() for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")}
-METHODS = (ROOT / "docs/methods.md").read_text()
-HEADINGS = re.findall(r"^## (.+)$", METHODS, re.MULTILINE)
+FORMULAS = {name: (ROOT / "docs" / name).read_text() for name in ("methods.md", "losses.md", "selection.md")}
+HEADINGS = {name: re.findall(r"^## (.+)$", text, re.MULTILINE) for name, text in FORMULAS.items()}
 
 
 @pytest.mark.parametrize(
-    "document", ["docs/methods.md", "docs/glossary.md", "docs/design.md", "CONTRIBUTING.md", "SECURITY.md"]
+    "document",
+    [*(f"docs/{name}" for name in FORMULAS), "docs/glossary.md", "docs/design.md", "CONTRIBUTING.md", "SECURITY.md"],
 )
 def test_files_and_functions_that_a_document_names_exist(document):
     text = (ROOT / document).read_text()
@@ -29,18 +30,32 @@ def test_files_and_functions_that_a_document_names_exist(document):
 
 def test_headings_that_docstrings_cite_exist():
     cited = {
-        (path.relative_to(ROOT), heading)
+        (path.relative_to(ROOT), page, heading)
         for path, text in SOURCES.items()
-        for found in re.findall(r"docs/methods\.md,\s+([A-Z][a-z -]+(?: and [A-Z][a-z -]+)?)[.;]", text)
-        for heading in ([found] if found in HEADINGS else found.split(" and "))
+        for page, found in re.findall(r"docs/(\w+\.md),\s+([A-Z][a-z -]+(?: and [A-Z][a-z -]+)?)[.;]", text)
+        for heading in ([found] if found in HEADINGS[page] else found.split(" and "))
     }
     assert len(cited) >= 10
-    assert {entry for entry in cited if entry[1] not in HEADINGS} == set()
+    assert {entry for entry in cited if entry[2] not in HEADINGS[entry[1]]} == set()
 
 
 def test_every_method_has_its_place_in_the_formulas():
     methods = {path.stem for path in (ROOT / "tip/conf/method").glob("*.yaml")}
-    assert {name for name in methods if not re.search(rf"\bmethod={name}\b|`{name}`", METHODS)} == set()
+    text = "".join(FORMULAS.values())
+    assert {name for name in methods if not re.search(rf"\bmethod={name}\b|`{name}`", text)} == set()
+
+
+def test_every_score_and_selector_has_its_place_in_the_formulas():
+    text = FORMULAS["selection.md"]
+    names = {path.stem for path in (ROOT / "tip/conf/selector").glob("*.yaml")}
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+@pytest.mark.parametrize("page", FORMULAS)
+def test_links_between_the_formulas_lead_to_headings(page):
+    links = re.findall(r"\]\((\w*(?:\.md)?)#([\w-]+)\)", FORMULAS[page])
+    anchors = {name: {heading.lower().replace(" ", "-") for heading in found} for name, found in HEADINGS.items()}
+    assert [link for link in links if link[1] not in anchors[link[0] or page]] == []
 
 
 def test_nothing_cites_what_a_reader_cannot_open():

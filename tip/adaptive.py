@@ -1,7 +1,7 @@
 """AdaKD: a share of kept tokens that follows the loss, and a temperature that follows each token's difficulty.
 
 The two are independent of each other and of the divergence. Source: arXiv 2510.11615;
-docs/methods.md, Schedules and temperatures.
+docs/selection.md, Schedules and temperatures.
 """
 # N tokens
 

@@ -21,7 +21,8 @@ from opsd.types import BatchStats, Selection
 from tip.adaptive import inverse_difficulty_temperature
 from tip.per_rollout import known_of_rollouts, mean_per_rollout, rewards
 from tip.rewards import group_advantage, paced_weight, reward_weight
-from tip.scores import known
+from tip.scaling import scale_axis
+from tip.scores import known, sampled_logprobs
 
 MIN_ENTROPY = 1e-6  # as a share of log V: below it, all tokens of a batch are certain
 
@@ -29,7 +30,7 @@ MIN_ENTROPY = 1e-6  # as a share of log V: below it, all tokens of a batch are c
 def reward(batch: BatchStats, selection: Selection, *, beta: float = 1.0) -> Selection:
     """Weight of a rollout: softmax(reward / beta) among the answers to its prompt.
 
-    Source: docs/methods.md, Objectives with rewards.
+    Source: docs/losses.md, Objectives with rewards.
     """
     weight_R = reward_weight(rewards(batch, "adjust.reward"), known_of_rollouts(batch, "prompt_R"), beta=beta)
     return weigh_rollouts(batch, selection, weight_R)
@@ -63,14 +64,61 @@ def fire(batch: BatchStats, selection: Selection, *, alpha: float = 1.0, beta: f
     H_q is the teacher's entropy, H_p the student's: high where the teacher is sure and the student is not. The maxima
     are over all tokens of the batch, those left out included; the learner makes the mean 1. Top-k: the teacher's
     entropy is extrapolated from the tokens that it named.
-    Source: FiRe, arXiv 2606.02684, YuYingLi0/FiRe-OPD, verl/workers/actor/dp_actor.py; docs/methods.md, Answers.
+    Source: FiRe, arXiv 2606.02684, YuYingLi0/FiRe-OPD, verl/workers/actor/dp_actor.py; docs/selection.md, Answers.
     """
     if not (alpha >= 0.0 and beta >= 0.0):
         raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
     teacher_T, student_T = known(batch.tokens, "teacher_entropy_T"), batch.tokens.entropy_T
     confidence_T = 1.0 - teacher_T / teacher_T.max().clamp_min(MIN_ENTROPY)
     weight_T = (1.0 + alpha * confidence_T) * (1.0 + beta * student_T / student_T.max().clamp_min(MIN_ENTROPY))
-    return replace(selection, weight_N=selection.weight_N * weight_T[selection.index_N].float())
+    return weigh_tokens(selection, weight_T)
+
+
+def iw(batch: BatchStats, selection: Selection, *, gamma: float = 0.5) -> Selection:
+    """Weight of a token: 1 + gamma (1 - the share of its answer's |log q - log p| that lies before it).
+
+    p and q are of the sampled tokens, all of the answer's, those left out included. So it falls from 1 + gamma to 1 as
+    the answer leaves what the teacher would say. Source: IW-OPD, arXiv 2606.22600.
+    """
+    if not gamma >= 0.0:
+        raise ValueError(f"gamma must be at least 0, got {gamma}")
+    student_T, teacher_T = sampled_logprobs(batch.tokens)
+    weight_T = torch.cat([_share_to_come(each) for each in (teacher_T - student_T).abs().split(list(batch.lengths))])
+    return weigh_tokens(selection, 1.0 + gamma * weight_T)
+
+
+def _share_to_come(gaps_T: Tensor) -> Tensor:
+    """1 - (sum of those before) / (sum of all), float64 [T]; 1 where all are 0."""
+    sum_T = gaps_T.double().cumsum(0)
+    total = sum_T[-1:].where(sum_T[-1:] > 0.0, 1.0)
+    return 1.0 - (sum_T - gaps_T) / total
+
+
+def sure(batch: BatchStats, selection: Selection, *, alpha: float = 1.0) -> Selection:
+    """Weight of a token: 1 + alpha (1 - p), p the student's probability of it, detached. SuRe, arXiv 2608.25643."""
+    if not alpha >= 0.0:
+        raise ValueError(f"alpha must be at least 0, got {alpha}")
+    return weigh_tokens(selection, 1.0 + alpha * -torch.expm1(known(batch.tokens, "student_logprob_T")))
+
+
+def select_kd(batch: BatchStats, selection: Selection, *, top: int = 5, low: float = 0.01) -> Selection:
+    """Weight 1 where the student's likeliest token is among the teacher's `top`, else `low`.
+
+    Of the named tokens: see `opsd.ops.signals.teacher_rank`. Source: SelecTKD, arXiv 2510.24021.
+    """
+    if top < 1 or not 0.0 <= low <= 1.0:
+        raise ValueError(f"need top >= 1 and low in [0, 1], got {top} and {low}")
+    return weigh_tokens(selection, torch.where(known(batch.tokens, "teacher_rank_T") < top, 1.0, low))
+
+
+def opsa(batch: BatchStats, selection: Selection) -> Selection:
+    """`advantage_N` of the kept tokens: -1/2 at the lowest of their entropies, -1 at the highest. Knows of no teacher.
+
+    Evenly between the two, and -1/2 where all are equal: with selector.score=surprisal and loss.divergence=
+    policy_gradient, what the student seldom says becomes rarer. A control. Source: arXiv 2608.31046.
+    """
+    entropy_N = batch.tokens.entropy_T[selection.index_N].float()
+    return with_input(selection, "advantage_N", -0.5 - scale_axis(entropy_N, "minmax") / 2.0)
 
 
 def temperature(batch: BatchStats, selection: Selection, *, base: float = 1.0, strength: float = 0.5) -> Selection:
@@ -126,6 +174,10 @@ ADJUSTMENTS: dict[str, Callable[..., Selection]] = {
     "paced": paced,
     "forward_then_reverse": forward_then_reverse,
     "fire": fire,
+    "iw": iw,
+    "sure": sure,
+    "select_kd": select_kd,
+    "opsa": opsa,
     "temperature": temperature,
     "advantage": advantage,
     "preference": preference,
@@ -136,10 +188,19 @@ READS: dict[str, tuple[str, ...]] = {
     "paced": (),
     "forward_then_reverse": (),
     "fire": ("entropy_T", "teacher_entropy_T"),
+    "iw": ("student_logprob_T", "teacher_logprob_T"),
+    "sure": ("student_logprob_T",),
+    "select_kd": ("teacher_rank_T",),
+    "opsa": ("entropy_T",),
     "temperature": ("hellinger_T",),
     "advantage": (),
     "preference": ("student_logprob_T", "teacher_logprob_T"),
 }
+
+
+def weigh_tokens(selection: Selection, weight_T: Tensor) -> Selection:
+    """The kept tokens' weights times those of the batch's tokens at their places."""
+    return replace(selection, weight_N=selection.weight_N * weight_T[selection.index_N].float())
 
 
 def weigh_rollouts(batch: BatchStats, selection: Selection, weight_R: Tensor) -> Selection:

@@ -18,6 +18,7 @@ class SelectorConfig:
 
     name: str = "top_ratio"  # a name in tip.selectors.SELECTORS
     score: str = "soft_or"  # a name in tip.scores.SCORES
+    score_options: dict[str, Any] = field(default_factory=dict)  # of that function, e.g. {beta: 1.2} for dial
     ratio: float = 0.5  # share of the tokens that stays (top_ratio, sampled)
     schedule: str = "constant"  # a name in tip.plugin.SCHEDULES: constant | loss_driven
     schedule_options: dict[str, Any] = field(default_factory=dict)  # e.g. {floor: 0.2} for loss_driven

@@ -50,7 +50,7 @@ def build_hooks(cfg: TipRunConfig) -> TrainHooks:
     check_schedule(cfg.selector.schedule, Objective.of(plain.divergence))
     importance = TokenImportance(
         filters=bind_all("filters", FILTERS, cfg.filters),
-        score=checked_score(cfg.selector.score),
+        score=bind_score(cfg.selector),
         score_options=ScoreOptions(scaling=cfg.selector.scaling, clip_quantile=cfg.selector.clip_quantile),
         selector=bind_selector(cfg.selector),
         adjustments=bind_all("adjust", ADJUSTMENTS, cfg.adjust),
@@ -207,9 +207,11 @@ def bind_all(field: str, entries: dict[str, Callable], chosen: dict[str, dict]) 
     return {name: bind_entry(field, entries, name, f"{field}.{name}", options) for name, options in chosen.items()}
 
 
-def checked_score(name: str) -> Callable[[TokenStats, ScoreOptions], Tensor]:
-    """Raises ConfigError for an unknown score, and for one that does not take what every score is given."""
-    score = bind_entry("selector.score", SCORES, name, "selector.score", {})
+def bind_score(cfg: SelectorConfig) -> Callable[[TokenStats, ScoreOptions], Tensor]:
+    """Raises ConfigError for an unknown score or option, and for one that does not take what every score is given."""
+    name, options_field = cfg.score, "selector.score_options"
+    by_place = list(inspect.signature(SCORES[name]).parameters)[:2] if name in SCORES else []
+    score = bind_entry("selector.score", SCORES, name, options_field, cfg.score_options, each_call=by_place)
     try:
         inspect.signature(score).bind(None, None)
     except TypeError as error:

@@ -2,7 +2,7 @@
 
 `group_R` names the prompt of each rollout with any integers: the rollouts of one prompt are a group. All functions
 take [R], return [R] (float32, or wider where the rewards are) and raise ValueError where the shapes differ or an
-option leaves its range. Source: docs/methods.md, Objectives with rewards.
+option leaves its range. Source: docs/losses.md, Objectives with rewards.
 """
 # R rollouts, G groups
 

@@ -2,11 +2,11 @@
 
     SCORES[name](stats, options) -> Tensor [T]
 
-`options` is a ScoreOptions, the same for every entry, used or not; those of this file do without it, too. A method of
-your own is one function and one entry: `SCORES["mine"] = mine`. `READS` says which statistics a score is made of, those
-of `opsd.ops.signals.STATISTICS` among them, and so which of these a run computes. A score of a statistic that `stats`
-lacks raises ValueError.
-Source: docs/methods.md, Scores; equations are of TIP, arXiv 2604.14084.
+`options` is a ScoreOptions, the same for every entry, used or not; those of this file do without it, too. What an entry
+takes by name are options of its own, `selector.score_options`. A method of your own is one function and one entry:
+`SCORES["mine"] = mine`. `READS` says which statistics a score is made of, those of `opsd.ops.signals.STATISTICS` among
+them, and so which of these a run computes. A score of a statistic that `stats` lacks raises ValueError.
+Source: docs/selection.md, Scores; equations are of TIP, arXiv 2604.14084.
 """
 # T response tokens of the global batch
 
@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from opsd.ops.signals import STATISTICS
 from opsd.types import TokenStats
+from tip.scaling import ranks, scale_axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,68 @@ def attention(stats: TokenStats, options: ScoreOptions = DEFAULTS) -> Tensor:
     return known(stats, "attention_T")
 
 
+def dial(stats: TokenStats, options: ScoreOptions = DEFAULTS, *, beta: float = 1.0) -> Tensor:
+    """High where the models' probabilities of the sampled token differ: |log q/p|^(1 - beta) |q - p|^beta, >= 0.
+
+    That is L^beta |log q/p| with the logarithmic mean L of p and q. `beta`, at least 0: 0 is the log-ratio alone, 1 the
+    difference alone; the paper has 1 and 1.2. Source: DIAL-OPD, arXiv 2610.11659.
+    """
+    if not beta >= 0.0:
+        raise ValueError(f"beta must be at least 0, got {beta}")
+    student_T, teacher_T = sampled_logprobs(stats)
+    ratio_T = (teacher_T - student_T).abs()
+    gap_T = torch.maximum(teacher_T, student_T).exp() * -torch.expm1(-ratio_T)
+    return torch.where(ratio_T > 0.0, ratio_T ** (1.0 - beta) * gap_T**beta, 0.0)
+
+
+def ier(stats: TokenStats, options: ScoreOptions = DEFAULTS) -> Tensor:
+    """High where a draw says much of the reverse KL's gradient for its noise: `opsd.ops.signals.ier`, >= 0.
+
+    Source: IER, arXiv 2609.24432.
+    """
+    return known(stats, "ier_T")
+
+
+def or_ier(other: Callable[..., Tensor], stats: TokenStats, options: ScoreOptions = DEFAULTS) -> Tensor:
+    """High where the other score or `ier` is: u + v - u v of their ranks in the batch, in [0, 1]. arXiv 2609.24432."""
+    other_T, ier_T = ranks(other(stats, options)), ranks(ier(stats))
+    return other_T + ier_T - other_T * ier_T
+
+
+def and_ier(other: Callable[..., Tensor], stats: TokenStats, options: ScoreOptions = DEFAULTS) -> Tensor:
+    """High where the other score and `ier` both are: the product of their ranks, in [0, 1]. arXiv 2609.24432."""
+    return ranks(other(stats, options)) * ranks(ier(stats))
+
+
+def sampled_rkl(stats: TokenStats, options: ScoreOptions = DEFAULTS) -> Tensor:
+    """High where the sampled token is likelier to the student than to the teacher: log p - log q, nats. A control.
+
+    Its mean over draws is the reverse KL, so it is what one draw knows of `divergence`.
+    """
+    student_T, teacher_T = sampled_logprobs(stats)
+    return student_T - teacher_T
+
+
+def sampled_rkl_min(stats: TokenStats, options: ScoreOptions = DEFAULTS) -> Tensor:
+    """The negated sampled_rkl: high where the teacher finds the sampled token likelier. A control."""
+    return -sampled_rkl(stats)
+
+
+def sparse_advantage(stats: TokenStats, options: ScoreOptions = DEFAULTS) -> Tensor:
+    """High where the sampled token's log-ratio is extreme, on either side: |log q - log p|, nats.
+
+    The paper keeps 0.05 % of an answer by it. Source: arXiv 2609.04565.
+    """
+    return sampled_rkl(stats).abs()
+
+
+def surprisal(stats: TokenStats, options: ScoreOptions = DEFAULTS) -> Tensor:
+    """High where the student sampled what it finds unlikely: -log p, nats. Knows of no teacher. arXiv 2608.31046."""
+    return -known(stats, "student_logprob_T")
+
+
+FUSED = {"entropy": entropy, "divergence": divergence, "soft_or": soft_or, "dial": dial}  # with ier, by their ranks
+
 SCORES: dict[str, Callable[..., Tensor]] = {
     "soft_or": soft_or,
     "entropy": entropy,
@@ -106,7 +170,17 @@ SCORES: dict[str, Callable[..., Tensor]] = {
     "grad_norm": grad_norm,
     "teachability": teachability,
     "attention": attention,
+    "dial": dial,
+    "ier": ier,
+    **{f"{name}_or_ier": partial(or_ier, score) for name, score in FUSED.items()},
+    **{f"{name}_and_ier": partial(and_ier, score) for name, score in FUSED.items()},
+    "sampled_rkl": sampled_rkl,
+    "sampled_rkl_min": sampled_rkl_min,
+    "sparse_advantage": sparse_advantage,
+    "surprisal": surprisal,
 }
+
+SAMPLED = ("student_logprob_T", "teacher_logprob_T")
 
 READS: dict[str, tuple[str, ...]] = {
     "soft_or": ("entropy_T", "reverse_kl_T"),
@@ -119,7 +193,14 @@ READS: dict[str, tuple[str, ...]] = {
     "grad_norm": ("grad_norm_T",),
     "teachability": ("forward_kl_T", "compatibility_T"),
     "attention": ("attention_T",),
+    "dial": SAMPLED,
+    "ier": ("ier_T",),
+    "sampled_rkl": SAMPLED,
+    "sampled_rkl_min": SAMPLED,
+    "sparse_advantage": SAMPLED,
+    "surprisal": ("student_logprob_T",),
 }
+READS |= {f"{name}_{how}_ier": (*READS[name], "ier_T") for name in FUSED for how in ("or", "and")}
 
 # The statistics of every run that compare the two models, as all of STATISTICS do. They see only the tokens on which
 # both log-probabilities are known, so they are no better than TokenStats.named_mass_T: of a student far from a teacher
@@ -150,38 +231,13 @@ def known(stats: TokenStats, name: str) -> Tensor:
     return value_T
 
 
+def sampled_logprobs(stats: TokenStats) -> tuple[Tensor, Tensor]:
+    """log p and log q of the sampled token [T], float32 or wider."""
+    student_T, teacher_T = known(stats, "student_logprob_T"), known(stats, "teacher_logprob_T")
+    dtype = torch.promote_types(student_T.dtype, torch.float32)
+    return student_T.to(dtype), teacher_T.to(dtype)
+
+
 def scaled_entropy(stats: TokenStats, options: ScoreOptions) -> Tensor:
     """Entropy [T] in [0, 1]; "minmax" first cuts it at its `clip_quantile`."""
     return scale_axis(stats.entropy_T, options.scaling, clip_quantile=options.clip_quantile)
-
-
-def scale_axis(values_T: Tensor, scaling: str, *, clip_quantile: float = 1.0) -> Tensor:
-    """`values_T` brought to [0, 1] over the whole batch, float32 or wider; 0 everywhere where the axis is constant.
-
-    "minmax": lowest to highest value, the highest being the `clip_quantile`. "quantile": 5th to 95th percentile, and
-    what lies outside is clipped. Raises ValueError for another name.
-    """
-    if scaling not in ("minmax", "quantile"):
-        raise ValueError(f"scaling must be one of minmax, quantile, got {scaling!r}")
-    values_T = values_T.to(torch.promote_types(values_T.dtype, torch.float32))
-    if len(values_T) == 0:
-        return values_T
-    if scaling == "minmax":
-        low, high = values_T.min(), quantile(values_T, clip_quantile)
-    else:
-        low, high = quantile(values_T, 0.05), quantile(values_T, 0.95)
-    if low == high:
-        return torch.zeros_like(values_T)
-    return (values_T.clamp(low, high) - low) / (high - low)
-
-
-def quantile(values_T: Tensor, share: float) -> Tensor:
-    """The value below which `share` (0 to 1) of at least one value lies, linear between neighbours.
-
-    As torch.quantile, which refuses the 2**24 tokens that a large global batch can hold.
-    """
-    position = share * (len(values_T) - 1)
-    below = int(position)
-    above = min(below + 1, len(values_T) - 1)
-    low, high = (values_T.kthvalue(rank + 1).values for rank in (below, above))
-    return torch.lerp(low, high, position - below)

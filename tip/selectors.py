@@ -5,7 +5,7 @@
 `score_T` holds the tokens of all rollouts one after another, `lengths` the number of tokens of each rollout. `ratio`
 is the share that stays, of each rollout (`scope` "rollout") or of the whole batch ("batch"). Every entry takes the
 same options, used or not, and raises ValueError where lengths do not sum to T, or where a score that it needs is not
-finite. Source: docs/methods.md, Selectors; TIP, arXiv 2604.14084, eq. 8.
+finite. Source: docs/selection.md, Selectors; TIP, arXiv 2604.14084, eq. 8.
 """
 # T response tokens of the global batch, N kept tokens
 
@@ -53,6 +53,22 @@ def top_ratio(
     return Selection(index_N=index_N, weight_N=torch.ones(len(index_N)))
 
 
+def prefix(
+    score_T: Tensor,
+    lengths: Sequence[int] | Tensor,
+    *,
+    ratio: float = 1.0,
+    scope: str = "rollout",
+    generator: Generator | None = None,
+) -> Selection:
+    """The first tokens of each rollout, as many as `top_ratio` keeps, with weight 1. Ignores the score: a control.
+
+    With `scope` "batch" all rollouts are cut at about the same place. Source: Prefix OPD, arXiv 2602.15260.
+    """
+    position_T = torch.cat([torch.arange(length) for length in check_lengths(score_T, lengths)] or [torch.arange(0)])
+    return top_ratio(-position_T, lengths, ratio=ratio, scope=scope)
+
+
 def sampled(
     score_T: Tensor,
     lengths: Sequence[int] | Tensor,
@@ -94,6 +110,7 @@ def soft(
 SELECTORS: dict[str, Callable[..., Selection]] = {
     "all": keep_all,
     "top_ratio": top_ratio,
+    "prefix": prefix,
     "sampled": sampled,
     "soft": soft,
 }

@@ -110,7 +110,7 @@ class LearnerGroup:
 
         Exact is the entropy only: the divergences are on the buckets that the loss has, as far as `named_mass_T` says.
         What needs the rollouts' candidates or the teacher comes from the engines. Source:
-        docs/methods.md, Statistics of a token.
+        docs/selection.md, Statistics of a token.
         """
         everything = Selection(index_N=torch.arange(scored.num_tokens), weight_N=torch.ones(scored.num_tokens))
         batches = self._pack(scored, everything)

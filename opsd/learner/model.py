@@ -101,7 +101,7 @@ class DistillationModel(nn.Module):
         """The statistics of the batch's N rows: the exact entropy, and what compares the two models on their buckets.
 
         So the latter is no more exact than the buckets: see `named_mass_T`. Without the compatibility and the teacher's
-        entropy: neither the student's candidates nor the teacher's order are part of a batch. docs/methods.md,
+        entropy: neither the student's candidates nor the teacher's order are part of a batch. docs/selection.md,
         Statistics of a token.
         """
         head_VD, bias_V = self._head()

@@ -19,7 +19,7 @@ def agreement_metrics(
     overlap_ratio: the mean share of the models' likeliest tokens that are the same. overlap_token_advantage: the share
     of sum p |log q - log p|, over candidates and tokens, that lies on these. coarse_kl_gap: an estimate of what the
     coarse reverse KL on the candidates leaves out, nats per token, which only `whole_draws` allow: answers drawn at
-    temperature 1 from all tokens. Source: docs/methods.md, Figures of both models.
+    temperature 1 from all tokens. Source: docs/selection.md, Figures of both models.
     """
     groups = [top_figures(rows, vocabulary) for rows in TokenRows.in_groups(scored.items, vocabulary)]
     figures = {name: np.concatenate([vars(group)[name] for group in groups]) for name in vars(groups[0])}

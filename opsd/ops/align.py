@@ -138,7 +138,7 @@ def token_stats(rows: TokenRows, vocabulary: Vocabulary, statistics: Statistics 
     mass on these tokens (`named_mass_T`), and the order of the tokens by divergence can be chance. The student's
     entropy extrapolates beyond the likeliest, the teacher's where the teacher has not said it. All are exact where
     every event is named. `statistics`: functions of the same buckets, for `TokenStats.extra`.
-    Source: docs/methods.md, Statistics of a token.
+    Source: docs/selection.md, Statistics of a token.
     """
     teacher_TC, known_TC = rows.teacher_at_candidates()
     shared_TC = known_TC & (rows.candidate_ids_TC != rows.events_T[:, None])

@@ -2,7 +2,7 @@
 
 From what the engines returned, like the statistics of a token, but for looking only: no selection reads them. Nothing
 here depends on which token was sampled, but for the estimate that says so.
-Source: docs/methods.md, Figures of both models.
+Source: docs/selection.md, Figures of both models.
 """
 # T response tokens, C student candidates, K teacher top-k
 

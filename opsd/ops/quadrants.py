@@ -14,7 +14,7 @@ def quadrants(entropy_T: Tensor, divergence_T: Tensor, *, quantile: float = 0.5)
     where it is strictly above the value at `quantile` of its axis, itself one of the tokens' values. Equal values
     therefore never part: an axis whose tokens all tie, or whose largest value reaches down to the quantile, is low
     throughout. Raises ValueError where the shapes differ or `quantile` leaves [0, 1].
-    Source: docs/methods.md, Quadrants.
+    Source: docs/selection.md, Quadrants.
     """
     if entropy_T.ndim != 1 or entropy_T.shape != divergence_T.shape:
         shapes = f"{tuple(entropy_T.shape)} and {tuple(divergence_T.shape)}"

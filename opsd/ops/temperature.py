@@ -21,7 +21,7 @@ def temper(logprobs_NB: Tensor, temperature_N: Tensor, rest_tail_N: Tensor) -> T
     rest of 49k tokens would lose nearly all its mass to a temperature of 1.65, and the student's would not.
 
     `temperature_N` > 0; 1 changes nothing. A bucket without mass (-inf) stays so. Raises ValueError where the shapes do
-    not fit. Source: docs/methods.md, Schedules and temperatures.
+    not fit. Source: docs/selection.md, Schedules and temperatures.
     """
     for name, values_N in (("temperature_N", temperature_N), ("rest_tail_N", rest_tail_N)):
         if values_N.shape != logprobs_NB.shape[:-1]:

@@ -12,9 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = sorted(path.name.removesuffix(".yaml") for path in (files("tip.conf") / "method").iterdir())
-# No distance that falls: rewards or preferences are in the loss (kdrl*, dpkd), the window grows into the harder end of
-# the answers (horizon), the second half has another divergence (paced).
-NOT_MINIMISED = {"kdrl", "kdrl_advantage", "kdrl_mask", "dpkd", "horizon", "paced"}
+# No distance that falls: only the loss's gradient has a meaning (kdrl*, dpkd, sign_log, power, sign_gate, opsa), the
+# window grows into the harder end of the answers (horizon), the second half has another divergence (paced).
+NOT_MINIMISED = {
+    *("kdrl", "kdrl_advantage", "kdrl_mask", "dpkd", "sign_log", "power", "sign_gate", "opsa"),
+    "horizon",
+    "paced",
+}
 
 
 @pytest.fixture(scope="module")

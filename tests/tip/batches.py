@@ -12,6 +12,8 @@ def make_batch(lengths, *, seed=0, **fields):
     entropy, reverse, forward, hellinger, norm, mass, paid = torch.rand(7, num_tokens, generator=generator)
     student, teacher = torch.randn(2, num_tokens, generator=generator) - 3.0
     teacher_entropy = torch.rand(num_tokens, generator=generator)
+    worth = torch.rand(num_tokens, generator=generator)
+    rank = torch.randint(9, (num_tokens,), generator=generator).float()
     tokens = TokenStats(
         entropy_T=entropy,
         reverse_kl_T=reverse,
@@ -22,7 +24,7 @@ def make_batch(lengths, *, seed=0, **fields):
         teacher_logprob_T=teacher,
         teacher_entropy_T=teacher_entropy,
         named_mass_T=torch.ones(num_tokens),
-        extra={"hellinger_T": hellinger, "grad_norm_T": norm},
+        extra={"hellinger_T": hellinger, "grad_norm_T": norm, "ier_T": worth, "teacher_rank_T": rank},
     )
     return BatchStats(**{"step": 0, "lengths": tuple(lengths), "tokens": tokens, **fields})
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 
 from opsd.config.loss import LossConfig
 from opsd.errors import ConfigError, StageError
@@ -13,6 +14,7 @@ from opsd.learner.packing import pack_whole
 from opsd.types import Vocabulary
 from tests.opsd.builders import batch_of, scored_rollouts
 from tests.tip.batches import keep, keep_all, make_batch
+from tests.tip.test_conf import compose_tip
 from tip.adaptive import inverse_difficulty_temperature
 from tip.adjustments import ADJUSTMENTS
 from tip.config import SelectorConfig, TipRunConfig
@@ -170,3 +172,75 @@ def test_a_selection_without_weight_stops_the_run(monkeypatch):
     monkeypatch.setitem(ADJUSTMENTS, "nothing", nothing)
     with pytest.raises(StageError, match="select: no token has a weight above 0"):
         build_hooks(TipRunConfig(adjust={"nothing": {}})).select(make_batch(LENGTHS))
+
+
+def test_iw_falls_with_the_gap_that_lies_before():
+    batch = make_batch((3, 2))
+    a = (batch.tokens.teacher_logprob_T - batch.tokens.student_logprob_T).abs().double()
+    first, second = a[:3].sum(), a[3:].sum()
+    share = torch.stack([a[0] * 0, a[0] / first, (a[0] + a[1]) / first, a[0] * 0, a[3] / second])
+    selection = ADJUSTMENTS["iw"](batch, keep(batch, [0, 2, 4]), gamma=0.8)
+    torch.testing.assert_close(selection.weight_N, (1 + 0.8 * (1 - share))[[0, 2, 4]].float())
+
+
+def test_iw_of_equal_models_is_even():
+    batch = make_batch((3, 2))
+    tokens = replace(batch.tokens, teacher_logprob_T=batch.tokens.student_logprob_T)
+    selection = ADJUSTMENTS["iw"](replace(batch, tokens=tokens), keep_all(batch))
+    assert selection.weight_N.tolist() == [1.5] * 5
+
+
+def test_sure_weighs_the_unlikely_tokens():
+    batch = make_batch((3, 2))
+    p = batch.tokens.student_logprob_T.exp()
+    selection = ADJUSTMENTS["sure"](batch, keep(batch, [1, 4]), alpha=3.0)
+    torch.testing.assert_close(selection.weight_N, 1 + 3 * (1 - p[[1, 4]]))
+
+
+def test_select_kd_all_but_drops_what_the_teacher_would_not_say():
+    batch = make_batch((3, 2))
+    tokens = replace(batch.tokens, extra={"teacher_rank_T": torch.tensor([0.0, 4.0, 5.0, 1.0, 9.0])})
+    selection = ADJUSTMENTS["select_kd"](replace(batch, tokens=tokens), keep_all(batch))
+    torch.testing.assert_close(selection.weight_N, torch.tensor([1.0, 1.0, 0.01, 1.0, 0.01]))
+    selection = ADJUSTMENTS["select_kd"](replace(batch, tokens=tokens), keep_all(batch), top=1, low=0.0)
+    assert selection.weight_N.tolist() == [1, 0, 0, 0, 0]
+
+
+def test_opsa_pushes_the_kept_tokens_down_by_their_entropy():
+    batch = make_batch((3, 2))
+    entropy = torch.tensor([0.9, 0.2, 0.1, 0.4, 0.6])
+    batch = replace(batch, tokens=replace(batch.tokens, entropy_T=entropy))
+    selection = ADJUSTMENTS["opsa"](batch, keep(batch, [1, 3, 4]))
+    torch.testing.assert_close(selection.inputs["advantage_N"], torch.tensor([-0.5, -0.75, -1.0]))
+
+
+@pytest.fixture
+def schema():
+    ConfigStore.instance().store(name="schema", node=TipRunConfig)
+
+
+@pytest.mark.usefixtures("schema")
+def test_the_control_without_a_teacher_keeps_the_unlikely_fifth():
+    hooks = build_hooks(compose_tip("method=opsa"))
+    batch = make_batch((10, 5))
+    selection = hooks.select(batch)
+    lowest = [batch.tokens.student_logprob_T[:10].argsort()[:2], 10 + batch.tokens.student_logprob_T[10:].argsort()[:1]]
+    assert selection.index_N.tolist() == sorted(torch.cat(lowest).tolist())
+    student, teacher = (torch.randn(2, 3, 4).log_softmax(-1) for _ in range(2))
+    value = hooks.divergence(student[0], teacher[0], **selection.inputs)
+    assert torch.equal(value, hooks.divergence(student[0], teacher[1], **selection.inputs))
+    torch.testing.assert_close(value, -selection.inputs["advantage_N"] * student[0][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("iw", {"gamma": -1.0}, "gamma must be at least 0, got -1.0"),
+        ("sure", {"alpha": -0.5}, "alpha must be at least 0, got -0.5"),
+        ("select_kd", {"top": 0}, r"need top >= 1 and low in \[0, 1\], got 0 and 0.01"),
+    ],
+)
+def test_weights_out_of_range_are_refused(name, options, message):
+    batch = make_batch((3, 2))
+    with pytest.raises(ValueError, match=message):
+        ADJUSTMENTS[name](batch, keep_all(batch), **options)

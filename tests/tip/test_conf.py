@@ -26,6 +26,10 @@ EXPECTED = {
     "hellinger": SelectorConfig(score="hellinger"),
     "grad_norm": SelectorConfig(score="grad_norm"),
     "teachability": SelectorConfig(score="teachability"),
+    "dial": SelectorConfig(score="dial"),
+    "ier": SelectorConfig(score="ier"),
+    "sampled_rkl": SelectorConfig(score="sampled_rkl"),
+    "prefix": SelectorConfig(name="prefix"),
     "sampled": SelectorConfig(name="sampled"),
     "soft": SelectorConfig(name="soft", ratio=1.0),
 }
@@ -71,6 +75,16 @@ def test_command_line_overrides_the_chosen_file():
     cfg = compose_tip("selector=entropy", "selector.ratio=0.2", "hooks=my_pkg.hooks:build_hooks", "seed=4")
     assert cfg.selector == SelectorConfig(score="entropy", ratio=0.2)
     assert cfg.hooks == "my_pkg.hooks:build_hooks" and cfg.seed == 4
+
+
+def test_a_score_s_options_are_checked_and_bound():
+    cfg = compose_tip("selector=dial", "+selector.score_options={beta: 1.2}")
+    assert build_hooks(cfg).select is not None
+    for options, message in (("gamma: 1", "'dial' takes beta, got gamma"), ("beta: high", "beta must be a number")):
+        with pytest.raises(ConfigError, match=rf"^selector.score_options.*{message}"):
+            build_hooks(compose_tip("selector=dial", f"+selector.score_options={{{options}}}"))
+    with pytest.raises(ConfigError, match=r"selector.score_options: 'entropy' takes no options, got beta"):
+        build_hooks(compose_tip("selector=entropy", "+selector.score_options={beta: 1}"))
 
 
 def test_a_score_of_the_users_own_composes():

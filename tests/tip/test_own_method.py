@@ -156,7 +156,11 @@ def test_an_input_that_no_entry_states_is_asked_for_as_an_option():
             {"selector": SelectorConfig(score="grad_norm"), "adjust": {"temperature": {}}},
             {"hellinger_T", "grad_norm_T"},
         ),
-        ({"selector": SelectorConfig(score="mine")}, {"hellinger_T", "grad_norm_T", "mine_T"}),
+        (
+            {"selector": SelectorConfig(score="entropy_or_ier"), "adjust": {"select_kd": {}}},
+            {"ier_T", "teacher_rank_T"},
+        ),
+        ({"selector": SelectorConfig(score="mine")}, {*STATISTICS, "mine_T"}),
         ({"selector": SelectorConfig(score="said")}, {"mine_T"}),
     ],
 )

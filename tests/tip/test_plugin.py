@@ -283,7 +283,9 @@ def test_unknown_names_are_refused_with_the_known_ones():
     known = ", ".join(sorted(SCORES))
     with pytest.raises(ConfigError, match=f"selector.score must be one of {known}, got 'entrpy'"):
         build_hooks(TipRunConfig(selector=SelectorConfig(score="entrpy")))
-    with pytest.raises(ConfigError, match="selector.name must be one of all, sampled, soft, top_ratio, got 'top'"):
+    with pytest.raises(
+        ConfigError, match="selector.name must be one of all, prefix, sampled, soft, top_ratio, got 'top'"
+    ):
         build_hooks(TipRunConfig(selector=SelectorConfig(name="top")))
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from opsd.types import TokenStats
-from tip import scores
-from tip.scores import DEFAULTS, READS, SCORES, ScoreOptions, compares_models
+from tip import scaling, scores
+from tip.scaling import ranks
+from tip.scores import DEFAULTS, FUSED, READS, SCORES, ScoreOptions, compares_models
 
 CLIP = DEFAULTS.clip_quantile
 
@@ -18,13 +19,20 @@ def make_stats(num_tokens=400, seed=0, dtype=torch.float64):
     entropy, reverse, forward, distance, norm, mass, paid = torch.rand(
         7, num_tokens, generator=generator, dtype=torch.float64
     )
+    worth, student, teacher = torch.rand(3, num_tokens, generator=generator, dtype=torch.float64)
     return TokenStats(
         entropy_T=entropy.to(dtype),
         reverse_kl_T=(4 * reverse**3).to(dtype),
         forward_kl_T=(3 * forward**2).to(dtype),
         compatibility_T=mass.sqrt().to(dtype),
         attention_T=paid.to(dtype),
-        extra={"hellinger_T": distance.to(dtype), "grad_norm_T": (2 * norm**2).to(dtype)},
+        student_logprob_T=(-5 * student).to(dtype),
+        teacher_logprob_T=(-8 * teacher).to(dtype),
+        extra={
+            "hellinger_T": distance.to(dtype),
+            "grad_norm_T": (2 * norm**2).to(dtype),
+            "ier_T": (9 * worth).to(dtype),
+        },
     )
 
 
@@ -49,6 +57,12 @@ def numpy_quantile_scale(values):
     return (np.clip(values, low, high) - low) / (high - low)
 
 
+def numpy_ranks(values):
+    """By comparison of all pairs: the mean place of each value among its equals."""
+    below, equal = (values < values[:, None]).sum(1), (values == values[:, None]).sum(1)
+    return (below + (equal - 1) / 2) / max(1, len(values) - 1)
+
+
 def expected_scores(stats, scaling, clip_quantile):
     entropy, reverse, forward = (
         values.double().numpy() for values in (stats.entropy_T, stats.reverse_kl_T, stats.forward_kl_T)
@@ -58,7 +72,15 @@ def expected_scores(stats, scaling, clip_quantile):
     else:
         h, d = numpy_quantile_scale(entropy), numpy_quantile_scale(reverse)
     soft_or = 1 - (1 - h) * (1 - d)  # the identity of eq. 7; the code has the sum form
+    student, teacher = stats.student_logprob_T.numpy(), stats.teacher_logprob_T.numpy()
+    worth, gap = stats.extra["ier_T"].numpy(), np.abs(np.exp(teacher) - np.exp(student))
     return {
+        "dial": gap,
+        "ier": worth,
+        "sampled_rkl": student - teacher,
+        "sampled_rkl_min": teacher - student,
+        "sparse_advantage": np.abs(teacher - student),
+        "surprisal": -student,
         "soft_or": soft_or,
         "entropy": h,
         "divergence": reverse,
@@ -71,7 +93,7 @@ def expected_scores(stats, scaling, clip_quantile):
     }
 
 
-@pytest.mark.parametrize("name", sorted(set(SCORES) - {"random"}))
+@pytest.mark.parametrize("name", sorted(name for name in SCORES if name != "random" and "_ier" not in name))
 @pytest.mark.parametrize(("scaling", "clip_quantile"), [("minmax", CLIP), ("minmax", 0.7), ("quantile", CLIP)])
 @pytest.mark.parametrize("num_tokens", [2, 3, 101, 400])
 def test_score_matches_its_formula(name, scaling, clip_quantile, num_tokens):
@@ -80,17 +102,27 @@ def test_score_matches_its_formula(name, scaling, clip_quantile, num_tokens):
     np.testing.assert_allclose(score.numpy(), expected_scores(stats, scaling, clip_quantile)[name], atol=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(FUSED))
+@pytest.mark.parametrize("scaling", ["minmax", "quantile"])
+@pytest.mark.parametrize("num_tokens", [1, 2, 101])
+def test_fusions_are_of_the_ranks(name, scaling, num_tokens):
+    stats, options = make_stats(num_tokens), ScoreOptions(scaling=scaling)
+    u, v = numpy_ranks(SCORES[name](stats, options).numpy()), numpy_ranks(stats.extra["ier_T"].numpy())
+    np.testing.assert_allclose(SCORES[f"{name}_or_ier"](stats, options).numpy(), u + v - u * v, atol=1e-12)
+    np.testing.assert_allclose(SCORES[f"{name}_and_ier"](stats, options).numpy(), u * v, atol=1e-12)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, CLIP, 1.0])
 @pytest.mark.parametrize("num_values", [1, 2, 7, 100])
 def test_quantile_is_torch_quantile(share, num_values):
     values = torch.randn(num_values, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    torch.testing.assert_close(scores.quantile(values, share), torch.quantile(values, share))
+    torch.testing.assert_close(scaling.quantile(values, share), torch.quantile(values, share))
 
 
 def test_quantile_covers_batches_that_torch_quantile_refuses():
     values = torch.zeros(2**24 + 1)
     values[0] = 1.0
-    assert scores.quantile(values, CLIP) == 0 and scores.quantile(values, 1.0) == 1
+    assert scaling.quantile(values, CLIP) == 0 and scaling.quantile(values, 1.0) == 1
 
 
 def test_entropy_outlier_does_not_flatten_the_others():
@@ -167,7 +199,16 @@ def test_a_score_reads_what_it_says(name):
 
 def test_a_score_of_a_users_own_may_compare_the_models():
     comparing = {name for name in SCORES if compares_models(name)}
-    assert comparing == set(SCORES) - {"entropy", "random", "attention"}
+    assert comparing == set(SCORES) - {
+        "entropy",
+        "random",
+        "attention",
+        "dial",
+        "sampled_rkl",
+        "sampled_rkl_min",
+        "sparse_advantage",
+        "surprisal",
+    }
     assert compares_models("surprise")
 
 
@@ -192,6 +233,8 @@ def test_a_high_divergence_off_the_students_candidates_is_not_teachable():
         ("grad_norm", "grad_norm_T"),
         ("teachability", "compatibility_T"),
         ("attention", "attention_T"),
+        ("dial", "student_logprob_T"),
+        ("entropy_and_ier", "ier_T"),
     ],
 )
 def test_statistics_that_lack_what_a_score_needs_are_refused(name, field):
@@ -201,7 +244,31 @@ def test_statistics_that_lack_what_a_score_needs_are_refused(name, field):
         SCORES[name](stats)
 
 
-@pytest.mark.parametrize("name", sorted(set(SCORES) - {"hellinger", "grad_norm", "teachability", "attention"}))
+@pytest.mark.parametrize("name", ["soft_or", "entropy", "divergence", "q3", "random", "bottom"])
 def test_the_papers_scores_need_no_more_than_entropy_and_two_divergences(name):
     values = torch.rand(5)
     assert len(SCORES[name](scores.TokenStats(entropy_T=values, reverse_kl_T=values, forward_kl_T=values))) == 5
+
+
+def test_dial_is_a_power_of_the_logarithmic_mean_times_the_log_ratio():
+    stats = make_stats()
+    p, q = stats.student_logprob_T.exp(), stats.teacher_logprob_T.exp()
+    mean = (q - p) / (q.log() - p.log())
+    for beta in (0.0, 0.4, 1.0, 1.2):
+        torch.testing.assert_close(SCORES["dial"](stats, beta=beta), mean**beta * (q / p).log().abs())
+    with pytest.raises(ValueError, match="beta must be at least 0, got -1"):
+        SCORES["dial"](stats, beta=-1.0)
+
+
+def test_dial_is_finite_where_the_models_agree_or_the_teacher_rules_the_token_out():
+    logprobs = torch.tensor([-0.5, -1e-9, -1.0, -0.1]), torch.tensor([-0.5, -1e-9, -torch.inf, -0.2])
+    stats = replace(make_stats(4), student_logprob_T=logprobs[0], teacher_logprob_T=logprobs[1])
+    for beta in (1.0, 1.2):
+        score = SCORES["dial"](stats, beta=beta)
+        assert score[:2].tolist() == [0, 0] and score.isfinite().all() and score[3] > 0
+    assert SCORES["dial"](stats)[2].item() == pytest.approx(np.exp(-1))
+
+
+def test_equal_values_share_a_rank():
+    assert ranks(torch.tensor([3.0, 1.0, 3.0, 0.0, 3.0])).tolist() == [0.75, 0.25, 0.75, 0.0, 0.75]
+    assert ranks(torch.tensor([7.0])).tolist() == [0] and ranks(torch.zeros(0)).tolist() == []

@@ -33,7 +33,7 @@ def test_count_of_small_and_awkward_ratios():
     assert num_kept(5, 1e-9) == 1 and num_kept(0, 0.5) == 0 and num_kept(7, 1) == 7
 
 
-@pytest.mark.parametrize("name", ["top_ratio", "sampled"])
+@pytest.mark.parametrize("name", ["top_ratio", "sampled", "prefix"])
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.5, 0.9])
 def test_counts_by_rollout_and_by_batch(name, ratio):
     generator = torch.Generator().manual_seed(0)
@@ -54,6 +54,15 @@ def test_top_ratio_keeps_the_highest_of_each_rollout_or_of_the_batch():
     assert by_batch.index_N.tolist() == [4, 5, 6, 7]
 
 
+def test_prefix_keeps_the_first_tokens_whatever_their_scores():
+    score, lengths = -torch.arange(12.0), (8, 4)
+    by_rollout = SELECTORS["prefix"](score, lengths, ratio=0.5, scope="rollout")
+    assert by_rollout.index_N.tolist() == [0, 1, 2, 3, 8, 9]
+    by_batch = SELECTORS["prefix"](score, lengths, ratio=0.5, scope="batch")
+    assert by_batch.index_N.tolist() == [0, 1, 2, 8, 9, 10]
+    assert torch.equal(by_batch.weight_N, torch.ones(6))
+
+
 def test_every_rollout_keeps_a_token_however_low_its_scores():
     selection = SELECTORS["top_ratio"](torch.tensor([-9.0, 5.0, 6.0, 7.0]), (1, 3), ratio=0.01)
     assert selection.index_N.tolist() == [0, 3]
@@ -66,7 +75,7 @@ def test_of_equal_scores_the_earlier_token_stays():
     assert selection.index_N.tolist() == [*range(19), 1500]
 
 
-@pytest.mark.parametrize("name", ["all", "top_ratio", "sampled"])
+@pytest.mark.parametrize("name", ["all", "top_ratio", "sampled", "prefix"])
 @pytest.mark.parametrize("scope", ["rollout", "batch"])
 def test_ratio_one_keeps_everything_with_weight_one(name, scope):
     selection = SELECTORS[name](make_score(), LENGTHS, ratio=1.0, scope=scope)

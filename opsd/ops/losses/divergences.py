@@ -3,7 +3,7 @@
 Every entry maps log-probabilities [N, B] of student and teacher (nats; each row's exp sums to 1) to [N] nats, >= 0 up
 to rounding, differentiable in both. The value equals the dense divergence where every token has a bucket of its own;
 on a coarse set of buckets it is a lower bound, save where a docstring says otherwise. All raise ValueError where the
-shapes differ or an option leaves its range. Source: docs/methods.md, Divergences.
+shapes differ or an option leaves its range. Source: docs/losses.md, Divergences.
 
 A bucket that is impossible for both (an empty slot) adds 0 to value and gradient. Where only the second argument of a
 KL is impossible, the value is +inf, as it must be; callers floor the teacher's rest so that it does not come up there.

@@ -8,7 +8,7 @@ is 1 and its clipping never acts. Only the gradient of that part has a meaning, 
 The teacher's part is k2 = 1/2 (log q(y) - log pi(y))^2, whose gradient is that of KL(pi || q) in expectation over y.
 k1 = log pi(y) - log q(y), the usual estimate of the KL's value, is no option: as a loss its gradient is 0 in
 expectation. All raise ValueError where shapes differ. Nothing here depends on how many tokens the teacher names: the
-sampled event is always one of them. Source: KDRL, arXiv 2506.02208; docs/methods.md,
+sampled event is always one of them. Source: KDRL, arXiv 2506.02208; docs/losses.md,
 Objectives with rewards.
 """
 # N tokens, B buckets

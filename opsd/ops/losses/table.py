@@ -18,6 +18,7 @@ from opsd.ops.losses.divergences import DIVERGENCES, forward_then_reverse
 from opsd.ops.losses.objective import Loss
 from opsd.ops.losses.policy import kdrl, kdrl_advantage, kdrl_mask, policy_gradient
 from opsd.ops.losses.residual import residual_reverse_kl
+from opsd.ops.losses.sampled import power, sign_gate, sign_log, trust
 from opsd.ops.losses.terms import dac_kl, kendall, pearson, sinkhorn
 
 BEYOND_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
@@ -26,6 +27,10 @@ BEYOND_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "kdrl": Loss(kdrl, inputs=("advantage_N",), has_value=False, needs_own_draws=True),
     "kdrl_advantage": Loss(kdrl_advantage, inputs=("advantage_N",), has_value=False, needs_own_draws=True),
     "kdrl_mask": Loss(kdrl_mask, inputs=("advantage_N", "wrong_N"), has_value=False, needs_own_draws=True),
+    "sign_log": Loss(sign_log, has_value=False, needs_own_draws=True),
+    "power": Loss(power, has_value=False, needs_own_draws=True),
+    "sign_gate": Loss(sign_gate, has_value=False, needs_own_draws=True),
+    "trust": Loss(trust),
     "pearson": Loss(pearson, only_beside=True),
     "kendall": Loss(kendall, only_beside=True),
     "sinkhorn": Loss(sinkhorn, inputs=("support_NU",), only_beside=True),

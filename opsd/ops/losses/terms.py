@@ -2,7 +2,7 @@
 
 The arguments are those of a divergence (divergences.py), and the result is [N]. All compare the named tokens only and
 are blind to how much mass the rest has, so none of them is a divergence: they stand beside one. Their entries are in
-table.py. Source: docs/methods.md, Terms beside a divergence.
+table.py. Source: docs/losses.md, Terms beside a divergence.
 """
 # N rows, B buckets, U = B - 1 named tokens, G rows of a group
 

@@ -3,7 +3,7 @@
 Signature, units and edges are those of divergences.py, where these are registered. What is called detached
 counts as a constant in the gradient, so a numerical derivative of the value is not the gradient. "Top-k" in a
 docstring: what the value means when the teacher names some tokens only and all others share one rest bucket.
-Source: docs/methods.md, Token-adaptive divergences.
+Source: docs/losses.md, Token-adaptive divergences.
 """
 # N tokens, B buckets
 
