@@ -1,0 +1,172 @@
+"""RESULTS.md and its figures, from the raw lines alone: python -m scripts.ablation.tables FOLDER
+
+Every number of RESULTS.md is made here, so that a test can compare the page with the raw files beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from opsd.errors import reported
+from opsd.evaluation.table import markdown_table
+from scripts.ablation.arms import ARMS, BASELINE, TASKS
+from scripts.ablation.comparison import Comparison, area, comparison, final, greedy, mean_at_8, reverse_kl
+from scripts.ablation.intervals import Difference
+from scripts.ablation.records import Record, read
+
+HEAD = """# Ablation
+
+Written by `python -m scripts.ablation.tables` from the lines in `raw/`; `bash recipes/ablation.sh` makes those, and any
+one of them again: `bash recipes/ablation.sh --task TASK --arms ARM --seeds SEED`.
+
+An arm is a rule for which tokens are trained on, with what weight, or by which loss; `entropy@0.2` keeps a fifth of
+them. For one seed, all arms have the same initial student, teacher, prompts, held-out problems and number of steps.
+*mean@8* is the share of right answers among eight at temperature 1 to each problem, *area* its mean over the steps of
+training, *reverse KL* the mean of log student − log teacher over the tokens of these answers, in nats. Differences are
+paired problem by problem. Intervals (95 %) are percentiles over resamples of the seeds and of each seed's problems;
+**bold** is a difference whose interval for all arms of its column at once leaves 0 out. A seed is one pair of models,
+so with few seeds the intervals are rather too narrow, and with one they say nothing of other pairs. The models are tiny
+and the learning rate is one for all arms: the tables say what holds here.
+"""
+
+KEPT_NOTE = """Of the tokens that an arm trains on, by their weights: shares of the four quadrants (Q1 high entropy and
+divergence, Q2 high and low, Q3 low and high, Q4 low), mean entropy as a share of log V, divergence in nats,
+place in the answer from 0 to 1. *cosine*: of the arm's gradient with that of the reverse KL on every token, before the
+optimiser. *learner*: median seconds of a core for an optimiser step, and by how much it raised the process's resident
+memory at most.
+
+"""
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    with reported():
+        write(Path(sys.argv[1]))
+
+
+def write(folder: Path) -> None:
+    """RESULTS.md, and a figure for each task beside it. Raises DataError for raw lines that cannot be compared."""
+    from scripts.ablation.figures import draw
+
+    records = read(folder)
+    (folder / "RESULTS.md").write_text(page(records), encoding="utf-8")
+    for task in tasks_of(records):
+        draw(comparison(task, records), folder)
+
+
+def page(records: list[Record]) -> str:
+    """The whole of RESULTS.md."""
+    sections = [section(comparison(task, records)) for task in tasks_of(records)]
+    return "\n".join([HEAD, *sections]).rstrip() + "\n"
+
+
+def tasks_of(records: list[Record]) -> list[str]:
+    return [task for task in TASKS if any(each["task"] == task for each in records)]
+
+
+def section(runs: Comparison) -> str:
+    """What was run of a task, and its tables."""
+    base = runs.runs[BASELINE]
+    every = [run for arm in runs.runs.values() for run in arm]
+    first = base[0]["evaluations"][0]
+    before = runs.mean(BASELINE, lambda run: run["evaluations"][0]["accuracy"])
+    lines = [
+        f"## {runs.task}",
+        "",
+        f"{TASKS[runs.task].what}. {len(runs.runs)} arms, {len(runs.seeds)} seeds, {final(base[0])['step']} steps, "
+        f"{len(first['greedy'])} held-out problems per seed; greedy accuracy of the student before: {before:.3f}. "
+        f"Commits: {', '.join(sorted({run['commit'][:12] for run in every}))}. "
+        f"Cost: {sum(run['run_s'] for run in every) / 3600:.2f} hours of a core, "
+        f"{sum(run['run_s'] for run in every) / len(every):.0f} s of it per run.",
+    ]
+    if runs.incomplete:
+        lines += ["", f"Arms that lack some seeds, and stand in no table: {', '.join(runs.incomplete)}."]
+    for title, table in (
+        ("After equal steps", equal_steps(runs)),
+        ("After equal trained tokens", equal_tokens(runs)),
+        ("Which tokens, and at what cost", kept_tokens(runs)),
+    ):
+        if table:
+            lines += ["", f"### {title}", "", table.rstrip()]
+    return "\n".join([*lines, "", f"![Differences of mean@8]({runs.task}.png)", ""])
+
+
+def equal_steps(runs: Comparison) -> str:
+    def to_all(arm: str) -> str | None:
+        return BASELINE
+
+    def to_random(arm: str) -> str | None:
+        return ARMS[arm].random
+
+    versus_all, versus_random = runs.against(to_all, mean_at_8), runs.against(to_random, mean_at_8)
+    by_area, by_kl = runs.against(to_all, area), runs.against(to_all, reverse_kl)
+    header = [
+        "arm", "greedy", "mean@8", "less `all`", "less `random` at its ratio", "area", "area less `all`", "reverse KL",
+        "reverse KL less `all`, mean of problems",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"`{arm}`",
+            f"{runs.mean(arm, lambda run: greedy(run).mean()):.3f}",
+            f"{runs.mean(arm, lambda run: mean_at_8(run).mean()):.3f}",
+            shown(versus_all.get(arm)),
+            shown(versus_random.get(arm)),
+            f"{runs.mean(arm, lambda run: area(run).mean()):.3f}",
+            shown(by_area.get(arm)),
+            f"{runs.mean(arm, lambda run: final(run)['reverse_kl']):.3f}",
+            shown(by_kl.get(arm)),
+        ]
+        for arm in runs.runs
+    ]
+    return markdown_table(header, rows)
+
+
+def equal_tokens(runs: Comparison) -> str:
+    found = runs.at_equal_tokens()
+    header = ["arm", "trained tokens, of `all`'s", "mean@8", "`all` after as many tokens", "difference"]
+    rows = [
+        [
+            f"`{arm}`",
+            f"{runs.trained_share(arm):.3f}",
+            f"{runs.mean(arm, lambda run: mean_at_8(run).mean()):.3f}",
+            f"{base:.3f}",
+            shown(each),
+        ]
+        for arm, (base, each) in found.items()
+    ]
+    return markdown_table(header, rows) if rows else ""
+
+
+def kept_tokens(runs: Comparison) -> str:
+    """By weight, over all steps: see `selection_figures`."""
+    header = ["arm", "Q1", "Q2", "Q3", "Q4", "entropy", "divergence", "place", "cosine", "learner s", "learner MiB"]
+    rows = []
+    for arm in runs.runs:
+        kept = {
+            name: runs.mean(arm, lambda run, name=name: run["selection"][name])
+            for name in runs.runs[arm][0]["selection"]
+        }
+        rows.append([
+            f"`{arm}`",
+            *(f"{kept[name]:.2f}" for name in ("q1", "q2", "q3", "q4")),
+            f"{kept['entropy']:.3f}", f"{kept['divergence']:.3f}", f"{kept['position']:.2f}",
+            f"{runs.mean(arm, lambda run: run['cosine']):.2f}",
+            f"{runs.mean(arm, lambda run: run['learner_s']):.3f}",
+            f"{runs.mean(arm, lambda run: run['learner_peak_mib']):.0f}",
+        ])  # fmt: skip
+    return KEPT_NOTE + markdown_table(header, rows)
+
+
+def shown(difference: Difference | None) -> str:
+    """+0.012 (+0.001 to +0.023); empty where there is none."""
+    if difference is None:
+        return ""
+    mean = f"{difference.mean:+.3f}"
+    mean = f"**{mean}**" if difference.stands_out else mean
+    return f"{mean} ({difference.low:+.3f} to {difference.high:+.3f})"
+
+
+if __name__ == "__main__":
+    main()
