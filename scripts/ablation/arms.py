@@ -82,7 +82,7 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "sums": Task(
-        what="running totals of 3 to 6 digits, the quick start's pair",
+        what="Running totals of 3 to 6 one-digit numbers, the quick start's pair",
         make=("sums",),
         settings=(
             "teacher.top_k=8",

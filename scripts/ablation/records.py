@@ -63,7 +63,7 @@ def missing_runs(wanted: Iterable[Record], found: Iterable[Record], folder: Path
             raise DataError(
                 f"{raw_file(folder, each['task'])}: {each['arm']} with seed {each['seed']} ran with "
                 f"{' '.join(record['settings'])}, and now it would with {' '.join(each['settings'])}: "
-                "choose another --out"
+                "choose another folder"
             )
     return missing
 
