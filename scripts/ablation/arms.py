@@ -92,7 +92,7 @@ TASKS: dict[str, Task] = {
             "rollout.max_response_tokens=48",
             "rollout.num_candidates=8",
             "rollout.max_num_seqs=2048",
-            "learner.learning_rate=2e-3",
+            "learner.learning_rate=1e-3",  # at the recipe's 2e-3 a fifth of the tokens at random unlearns
             "learner.warmup_steps=10",
             "learner.micro_batch_tokens=4096",
         ),

@@ -11,7 +11,7 @@ CPU, synchronous.
 
 from __future__ import annotations
 
-import resource
+import ctypes
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -82,10 +82,10 @@ class OneProcess:
     prompts: PromptSource
     micro_batch_tokens: int
 
-    def step(self, step: int, *, compare_gradients: bool = False) -> Step:
+    def step(self, step: int, *, measure: bool = False) -> Step:
         """One optimiser step. Raises StageError for one that is skipped.
 
-        `compare_gradients`: also say how far its gradient points where that of plain distillation does.
+        `measure`: also the peak of memory, and how far its gradient points where that of plain distillation does.
         """
         cfg = self.cfg
         prompts = self.prompts.next_batch()
@@ -94,8 +94,8 @@ class OneProcess:
         tokens = rollout_stats(scored, self.setup.vocabulary, self.hooks.statistics)
         batch = batch_stats(step, scored, tokens, None, num_steps=cfg.num_steps)
         selection = checked_select(self.hooks.select, batch)
-        cosine = self.cosine(scored, selection) if compare_gradients else None
-        with measured_step() as cost:
+        cosine = self.cosine(scored, selection) if measure else None
+        with measured_step(memory=measure) as cost:
             report = self.learner.train_step(self.packed(scored, selection))
         if report.skipped:
             raise StageError(f"step {step + 1} was skipped: {report.skipped}")
@@ -177,7 +177,7 @@ class Step:
     selection: Selection
     report: StepReport
     learner_s: float  # of a core: packing, forward, backward and optimiser
-    learner_peak_mib: float  # by which the process's resident memory rose above its start in that time, at most
+    learner_peak_mib: float | None  # by which resident memory rose above its start in that time; None: not measured
     cosine: float | None  # with the gradient of plain distillation; None: not asked for
 
 
@@ -225,28 +225,30 @@ def started(cfg: TipRunConfig) -> Iterator[OneProcess]:
 
 
 @contextmanager
-def measured_step() -> Iterator[dict[str, float]]:
-    """Seconds of a core, and MiB by which resident memory rose above its start at the peak (Linux; elsewhere 0)."""
-    cost = {"seconds": 0.0, "peak_mib": 0.0}
-    start_kib = _reset_peak()
+def measured_step(*, memory: bool) -> Iterator[dict[str, float | None]]:
+    """Seconds of a core; with `memory`, MiB by which resident memory rose above its start (None where not on Linux).
+
+    What the allocator holds free is given back first, or a step would find its memory there: that costs some time.
+    """
+    cost: dict[str, float | None] = {"seconds": 0.0, "peak_mib": None}
+    start_kib = _reset_peak() if memory else None
     began = time.process_time()  # runs side by side on few cores wait for each other
     yield cost
     cost["seconds"] = time.process_time() - began
-    cost["peak_mib"] = max(0.0, (_status_kib("VmHWM") - start_kib) / 1024)
+    if start_kib is not None:
+        cost["peak_mib"] = max(0.0, _status_kib("VmHWM") - start_kib) / 1024
 
 
-def _reset_peak() -> float:
-    """Sets this process's peak of resident memory to what it holds now, KiB."""
+def _reset_peak() -> float | None:
+    """Sets this process's peak of resident memory to what it holds now, KiB; None where that cannot be."""
     try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return _status_kib("VmHWM")
+    except (OSError, AttributeError):
+        return None
     return _status_kib("VmRSS")
 
 
 def _status_kib(name: str) -> float:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

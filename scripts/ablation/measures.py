@@ -49,6 +49,18 @@ def evaluate(run: OneProcess, step: int, problems: list[Prompt]) -> dict[str, An
     }
 
 
+_BEFORE: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+
+def before(run: OneProcess, problems: list[Prompt]) -> dict[str, Any]:
+    """`evaluate` of the untrained student: measured once in a process for all arms of a seed."""
+    cfg = run.cfg
+    key = (cfg.student.path, cfg.teacher.path, cfg.data.eval_path, cfg.seed, len(problems), repr(cfg.rollout))
+    if key not in _BEFORE:
+        _BEFORE[key] = evaluate(run, 0, problems)
+    return dict(_BEFORE[key])
+
+
 def selection_figures(step: Step) -> dict[str, float]:
     """Of the kept tokens, by their weights: shares of the quadrants, mean entropy (of log V), divergence (nats), place.
 
@@ -80,7 +92,8 @@ class Totals:
         self.losses.append(round(step.report.loss, 6))
         self.selection.append(selection_figures(step))
         self.learner_s.append(step.learner_s)
-        self.learner_peak_mib.append(step.learner_peak_mib)
+        if step.learner_peak_mib is not None:
+            self.learner_peak_mib.append(step.learner_peak_mib)
         if step.cosine is not None:
             self.cosines.append(step.cosine)
 
@@ -88,7 +101,8 @@ class Totals:
 def measured_run(settings: list[str], eval_every: int, num_problems: int) -> dict[str, Any]:
     """A whole run and its figures. The first and the last step are evaluated, and every `eval_every` between them.
 
-    Gradients are compared in the step before each evaluation. A process of a pool makes one such run after another.
+    Memory and gradients are looked at in the step before each evaluation. A process of a pool makes one such run after
+    another.
     """
     transformers.utils.logging.disable_progress_bar()
     cfg = config(settings)
@@ -96,11 +110,11 @@ def measured_run(settings: list[str], eval_every: int, num_problems: int) -> dic
     totals = Totals()
     with started(cfg) as run:
         problems = run.setup.eval_prompts[:num_problems]
-        evaluations = [{**evaluate(run, 0, problems), "trained_tokens": 0}]
+        evaluations = [{**before(run, problems), "trained_tokens": 0}]
         for step in range(cfg.num_steps):
             done = step + 1
             is_due = done % eval_every == 0 or done == cfg.num_steps
-            totals.add(run.step(step, compare_gradients=is_due))
+            totals.add(run.step(step, measure=is_due))
             if is_due:
                 evaluations.append({**evaluate(run, done, problems), "trained_tokens": totals.trained_tokens})
     for earlier in evaluations[:-1]:
@@ -111,6 +125,6 @@ def measured_run(settings: list[str], eval_every: int, num_problems: int) -> dic
         "selection": {name: float(np.mean([each[name] for each in totals.selection])) for name in SELECTION_FIGURES},
         "cosine": float(np.mean(totals.cosines)),
         "learner_s": float(np.median(totals.learner_s)),
-        "learner_peak_mib": float(np.max(totals.learner_peak_mib[1:] or totals.learner_peak_mib)),
+        "learner_peak_mib": float(np.max(totals.learner_peak_mib, initial=0.0)),
         "run_s": round(time.process_time() - began, 1),  # of a core, without the start of the process
     }

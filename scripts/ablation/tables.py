@@ -75,8 +75,8 @@ def section(runs: Comparison) -> str:
     lines = [
         f"## {runs.task}",
         "",
-        f"{TASKS[runs.task].what}. {len(runs.runs)} arms, {len(runs.seeds)} seeds, {final(base[0])['step']} steps, "
-        f"{len(first['greedy'])} held-out problems per seed; greedy accuracy of the student before: {before:.3f}. "
+        f"{TASKS[runs.task].what}. Arms: {len(runs.runs)}; seeds: {len(runs.seeds)}; steps: {final(base[0])['step']}; "
+        f"{len(first['greedy'])} held-out problems per seed. Greedy accuracy of the student before: {before:.3f}. "
         f"Commits: {', '.join(sorted({run['commit'][:12] for run in every}))}. "
         f"Cost: {sum(run['run_s'] for run in every) / 3600:.2f} hours of a core, "
         f"{sum(run['run_s'] for run in every) / len(every):.0f} s of it per run.",

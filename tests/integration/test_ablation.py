@@ -23,7 +23,7 @@ def test_losses_and_selections_are_those_of_a_run_of_its_own(pair, tmp_path, arm
     lines = training_lines(finished(pair, tmp_path / arm, *TRANSFORMERS, *settings))
     own = [each for each in arguments(pair, tmp_path / "unused", *settings) if not each.startswith("output_dir=")]
     with started(config(own)) as run:
-        steps = [run.step(step, compare_gradients=step == 1) for step in range(NUM_STEPS)]
+        steps = [run.step(step, measure=step == 1) for step in range(NUM_STEPS)]
     assert [step.report.loss for step in steps] == pytest.approx([line["loss"] for line in lines], abs=1e-6)
     assert [step.report.num_kept for step in steps] == [line["num_kept"] for line in lines]
     norms = [line["grad_norm"] for line in lines]
