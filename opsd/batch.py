@@ -1,5 +1,8 @@
-"""The batch of a step: rollouts on their way through the teacher, and those that came back to be learnt from."""
-# R rollouts of a batch, T response tokens of all of them
+"""The batch of a step as the driver knows it: rollouts on their way through the teacher, and those that came back.
+
+Their payload, what both models said of their tokens, stays where it was scored; see opsd.payload.
+"""
+# R rollouts of a batch, T response tokens of all of them, N kept tokens, P payloads
 
 from __future__ import annotations
 
@@ -7,18 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from opsd.errors import StageError
-from opsd.ops.align import TokenRows, token_stats
-from opsd.ops.signals import Statistics
-from opsd.score_checks import check_scores
-from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TeacherScores, TokenStats, Vocabulary
+from opsd.payload.keeper import NAN, KeptHere, Payload, ScoredPart, described
+from opsd.payload.scored import ScoredBatch
+from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TokenStats, Vocabulary
 
 FOREIGN = NoScores(reason="foreign_token")
 
@@ -28,7 +29,21 @@ class Scorer(Protocol):
 
     def are_scored(self, parts: list[Any], /) -> bool: ...
 
-    def scores(self, parts: list[Any], /) -> Sequence[TeacherScores | NoScores]: ...
+    def scores(self, parts: list[Any], /) -> Sequence[tuple[ScoredPart, Payload | None]]: ...
+
+
+class PlacedPart(NamedTuple):
+    """A part of a step's rollouts that came back from its teacher."""
+
+    teacher: str
+    places: tuple[int, ...]  # of its rollouts in the global batch
+    part: ScoredPart
+    payload: Payload | None  # None: there is nothing to learn from
+
+    @property
+    def usable(self) -> list[int]:
+        """The places of the rollouts that can be learnt from."""
+        return [place for number, place in enumerate(self.places) if number not in self.part.missing]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,95 +51,160 @@ class PendingScores:
     """A group of rollouts that a teacher is scoring."""
 
     rollouts: dict[int, Rollout]  # by place in the global batch
-    scored_places: tuple[int, ...]  # of those that are scored, in the order of the scores; the others are foreign
+    scored_places: tuple[int, ...]  # of those that are scored, in the order of the parts; the others are foreign
     parts: list[Any]  # what the engines know their work by
     engines: Scorer
-    teacher: str  # its folder or addresses, for messages
-    vocabulary: Vocabulary
+    teacher: str  # its folder or addresses: a teacher is known by it
 
     def is_scored(self) -> bool:
         """Whether all of its scores are there. Does not wait."""
         return self.engines.are_scored(self.parts)
 
-    def scores(self) -> dict[int, TeacherScores | NoScores]:
-        """The scores of each rollout by its place, or why it has none. Waits for them."""
-        return dict.fromkeys(self.rollouts, FOREIGN) | dict(
-            zip(self.scored_places, self.engines.scores(self.parts), strict=True)
-        )
+    def scores(self) -> list[PlacedPart]:
+        """What is known of each part. Waits for them."""
+        found, start = [], 0
+        for part, payload in self.engines.scores(self.parts):
+            places = self.scored_places[start : start + part.num_rollouts]
+            found.append(PlacedPart(self.teacher, places, part, payload))
+            start += part.num_rollouts
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredBatch:
-    """The rollouts that a step learns from, each with its scores; statistics, selection and packing read this one.
+class StepBatch:
+    """The rollouts that a step learns from, and where their payload is; statistics, selection and learner read this.
 
     Their tokens stand one after another, in this order, in every tensor [T] of the step.
     """
 
-    items: tuple[ScoredRollout, ...]  # R, at least one
+    rollouts: tuple[Rollout, ...]  # R, at least one
+    tokens: TokenStats  # of the T tokens, from what the engines returned
+    payloads: tuple[Payload, ...]  # P
+    payload_R: np.ndarray  # int64 [R], which payload has the rollout
+    first_R: np.ndarray  # int64 [R], where its tokens begin in that payload
+    num_candidates: int = 0  # of a token, at most
+    num_same_first: int = 0  # tokens at which the likeliest event of both models is the same
     dropped: Counter[str] = field(default_factory=Counter)  # rollouts that are left out, by reason
     num_generated: int = 0  # tokens of all rollouts of the step, those left out included
     num_scored: int = 0  # tokens for which the teacher gave scores, NaN or not
 
     @cached_property
     def bounds(self) -> np.ndarray:
-        """int64 [R + 1]: the tokens of item r stand at bounds[r] .. bounds[r + 1] - 1; the last is T."""
-        return np.cumsum([0, *(len(item.rollout) for item in self.items)])
+        """int64 [R + 1]: the tokens of rollout r stand at bounds[r] .. bounds[r + 1] - 1; the last is T."""
+        return np.cumsum([0, *map(len, self.rollouts)])
 
     @property
     def num_tokens(self) -> int:
         return int(self.bounds[-1])
 
-    @property
-    def rollouts(self) -> list[Rollout]:
-        return [item.rollout for item in self.items]
+    def places_in_payloads(self, index_N: np.ndarray) -> list[np.ndarray]:
+        """For each payload, the places in it of the tokens at `index_N`, ascending places in the batch."""
+        rollout_N = np.searchsorted(self.bounds, index_N, side="right") - 1
+        place_N, payload_N = index_N + (self.first_R - self.bounds[:-1])[rollout_N], self.payload_R[rollout_N]
+        return [np.sort(place_N[payload_N == number]) for number in range(len(self.payloads))]
+
+    def release(self) -> None:
+        """Nobody asks for the payload any more."""
+        for payload in self.payloads:
+            payload.drop()
 
 
-def scored_batch(pending: Sequence[PendingScores]) -> ScoredBatch:
+def scored_batch(pending: Sequence[PendingScores]) -> StepBatch:
     """Waits for all scores. Without the rollouts that have none, and those with a NaN score: these are counted.
 
     In the order of the places, whenever the scores came. Raises StageError where nothing is left, and where a teacher's
     scores cannot be those of the tokens that it was asked about.
     """
     rollouts = {place: rollout for group in pending for place, rollout in group.rollouts.items()}
-    scores = {place: found for group in pending for place, found in group.scores().items()}
-    without = [found for found in scores.values() if isinstance(found, NoScores)]
-    known = {
-        place: ScoredRollout(rollout=rollouts[place], scores=found)
-        for place, found in sorted(scores.items(), key=itemgetter(0))
-        if not isinstance(found, NoScores)
-    }
-    usable = {place: item for place, item in known.items() if not item.scores.has_nan()}
-    dropped = Counter(foreign_token=0, nan_score=len(known) - len(usable))
-    dropped.update(each.reason for each in without)
-    if not usable:
-        said = next((f"; the teacher said: {each.said}" for each in without if each.said), "")
+    found = [part for group in pending for part in group.scores()]
+    missing = dict.fromkeys(rollouts.keys() - {place for each in found for place in each.places}, FOREIGN)
+    missing |= {each.places[number]: why for each in found for number, why in each.part.missing.items()}
+    dropped = Counter(foreign_token=0, nan_score=0)
+    dropped.update(why.reason for why in missing.values())
+    if len(missing) == len(rollouts):
+        said = next((f"; the teacher said: {why.said}" for why in missing.values() if why.said), "")
         raise StageError(
             f"score: none of {len(rollouts)} rollouts can be used: {dropped['foreign_token']} hold a token outside the "
             f"shared vocabulary, {dropped['nan_score']} have NaN in the teacher's scores, "
             f"{dropped['teacher_refused']} were refused by it, {dropped['teacher_error']} it failed on{said}"
         )
-    for teacher, vocabulary in {group.teacher: group.vocabulary for group in pending}.items():
-        places = [place for group in pending if group.teacher == teacher for place in group.rollouts]
-        check_scores(teacher, [usable[place] for place in sorted(places) if place in usable], vocabulary)
-    return ScoredBatch(
-        items=tuple(usable.values()),
+    known = [each for each in found if each.part.stats]
+    _require_preferences(known)
+    asked_in_vain = sum(len(rollouts[place]) for place, why in missing.items() if why.reason != NAN.reason)
+    num_generated = sum(map(len, rollouts.values()))
+    return StepBatch(
+        **_in_order(rollouts, [each.usable for each in known], [each.part for each in known]),
+        payloads=tuple(each.payload for each in known if each.payload is not None),
         dropped=dropped,
-        num_generated=sum(map(len, rollouts.values())),
-        num_scored=sum(len(item.rollout) for item in known.values()),
+        num_generated=num_generated,
+        num_scored=num_generated - asked_in_vain,
     )
 
 
-def rollout_stats(scored: ScoredBatch, vocabulary: Vocabulary, statistics: Statistics | None = None) -> TokenStats:
-    """The statistics of all tokens, from what the engines returned: no forward pass."""
-    groups = TokenRows.in_groups(scored.items, vocabulary)
-    return TokenStats.concatenate([token_stats(rows, vocabulary, statistics) for rows in groups])
+def _require_preferences(found: Sequence[PlacedPart]) -> None:
+    """Raises StageError for a teacher that says the same of every token of the step."""
+    flat: dict[str, list[str]] = {}
+    for each in found:
+        flat.setdefault(each.teacher, []).append(each.part.flat)
+    for said in flat.values():
+        if all(said):
+            raise StageError(said[0])
+
+
+def _in_order(rollouts: dict[int, Rollout], usable: list[list[int]], parts: list[ScoredPart]) -> dict[str, Any]:
+    """The usable rollouts by place with their statistics, and which part has each from which token on.
+
+    `usable`: the places of each part's rollouts.
+    """
+    places = np.concatenate(usable)
+    payload = np.repeat(np.arange(len(parts)), [len(each) for each in usable])
+    length = np.array([len(rollouts[place]) for place in places.tolist()])
+    start = np.cumsum(length) - length  # in the parts one after another
+    starts_of_parts = start[np.cumsum([0, *map(len, usable)])[:-1]]
+    order = np.argsort(places)
+    stats = _stats_of(parts)
+    if (np.diff(places) < 0).any():
+        stats = stats.take(torch.from_numpy(ranges(start[order], length[order])))
+    return {
+        "rollouts": tuple(rollouts[place] for place in places[order].tolist()),
+        "tokens": stats,
+        "payload_R": payload[order],
+        "first_R": (start - starts_of_parts[payload])[order],
+        "num_candidates": max(part.num_candidates for part in parts),
+        "num_same_first": sum(part.num_same_first for part in parts),
+    }
+
+
+def _stats_of(parts: list[ScoredPart]) -> TokenStats:
+    """Raises ValueError where some of the parts have a statistic and others do not."""
+    names = {name: None for part in parts for name in part.stats}  # in order
+    for name in names:
+        known = sum(name in part.stats for part in parts)
+        if known < len(parts):
+            raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {known}")
+    return TokenStats.of({name: torch.from_numpy(np.concatenate([p.stats[name] for p in parts])) for name in names})
+
+
+def ranges(start_R: np.ndarray, length_R: np.ndarray) -> np.ndarray:
+    """start, start + 1, ..., of each range its length, one range after another. int64."""
+    ends = np.cumsum(length_R)
+    return np.repeat(start_R - (ends - length_R), length_R) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def held_here(items: Sequence[ScoredRollout], vocabulary: Vocabulary) -> StepBatch:
+    """These rollouts as a batch whose payload is in this process."""
+    scored, places = ScoredBatch(items=tuple(items)), list(range(len(items)))
+    return StepBatch(
+        **_in_order(dict(enumerate(scored.rollouts)), [places], [described(scored, vocabulary)]),
+        payloads=(KeptHere(scored, vocabulary),),
+    )
 
 
 def batch_stats(
-    step: int, scored: ScoredBatch, tokens: TokenStats, reward_R: Tensor | None, *, num_steps: int
+    step: int, batch: StepBatch, tokens: TokenStats, reward_R: Tensor | None, *, num_steps: int
 ) -> BatchStats:
-    """The batch as the selection sees it; `tokens` and `reward_R` are those of `scored`, in order."""
-    rollouts = scored.rollouts
+    """The batch as the selection sees it; `tokens` and `reward_R` are those of `batch`, in order."""
+    rollouts = batch.rollouts
     return BatchStats(
         step=step,
         progress=step / num_steps,

@@ -185,12 +185,8 @@ class Run:
         values = step_metrics(record, phase_s, weight_version=self.parts.rollout_pool.policy_version)
         learner_s = phase_s["learn"] + (phase_s["select"] if cfg.stats == "learner" else 0.0)  # whose pass that is
         values |= self.idle.take({role: s for pool in pools for role, s in pool.busy_s.items()}, learner_s)
-        values |= agreement_metrics(
-            record.scored,
-            record.selection,
-            self.parts.setup.vocabulary,
-            whole_draws=cfg.rollout.temperature == 1.0 and cfg.rollout.top_p == 1.0,
-        )
+        whole_draws = cfg.rollout.temperature == 1.0 and cfg.rollout.top_p == 1.0
+        values |= agreement_metrics(record.report.agreement, whole_draws=whole_draws)
         values["skipped_steps"] = ledger.counts["skipped_steps"]
         self.log.log(done, values)
         self.bar.update(values)

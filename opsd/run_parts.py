@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opsd.batch import PendingScores, ScoredBatch, rollout_stats
+from opsd.batch import PendingScores, StepBatch
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import ray_cluster
 from opsd.cluster.reach import reachable_lines
@@ -58,7 +58,7 @@ class RunParts:
     teacher_pool: Teacher
     learner: LearnerGroup
     sample: RolloutSource  # the hooks', checked at every call
-    token_stats: Callable[[ScoredBatch], TokenStats]  # from the source that `stats` names
+    token_stats: Callable[[StepBatch], TokenStats]  # from the source that `stats` names
     push_weights: Callable[[int], None]  # see opsd.weight_sync
     grading: GradingAhead | None  # None: the run has no grader
 
@@ -70,7 +70,7 @@ class RunParts:
         """Hands each group of rollouts to teacher and grader as it comes."""
         return self.teacher_pool.begin(groups if self.grading is None else self.grading.passing(groups))
 
-    def rewards(self, scored: ScoredBatch) -> tuple[Tensor | None, dict[str, int]]:
+    def rewards(self, scored: StepBatch) -> tuple[Tensor | None, dict[str, int]]:
         """(float32 [R]: 1 for an answer that the grader accepts, else 0; what to count of the grading).
 
         Without a grader None, and nothing to count.
@@ -129,8 +129,8 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
     for name, model in loaded_models(cfg).items():
         say(f"load    {name}: {model}")
     rollout_pool, teacher_pool, learner = _start_actors(cfg, hooks, setup)
-    sources: dict[str, Callable[[ScoredBatch], TokenStats]] = {
-        "rollout": partial(rollout_stats, vocabulary=setup.vocabulary, statistics=hooks.statistics),
+    sources: dict[str, Callable[[StepBatch], TokenStats]] = {
+        "rollout": attrgetter("tokens"),
         "learner": learner.token_stats,
     }
     sample = checked_source(hooks.rollouts(rollout_pool, teacher_pool), name_of(hooks.rollouts))
@@ -170,7 +170,8 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
         max_staleness=cfg.schedule.max_staleness,
     )
     placement.settle(rollout_pool)
-    teacher_pool = start_teachers(setup.teachers, placement)
+    told = hooks.statistics if cfg.stats == "rollout" else None
+    teacher_pool = start_teachers(setup.teachers, placement, told)
     placement.settle(teacher_pool)
     learner = LearnerGroup(
         cfg.student,

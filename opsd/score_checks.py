@@ -19,7 +19,7 @@ FLAT = 1e-4  # nats between a row's first and last likeliest token: no trained m
 
 
 def check_scores(teacher: str, items: Sequence[ScoredRollout], vocabulary: Vocabulary) -> None:
-    """Raises StageError that names the teacher where its scores contradict themselves, or say the same of every token.
+    """Raises StageError that names the teacher where its scores contradict themselves.
 
     `items`: rollouts of one teacher, whose scores have no NaN.
     """
@@ -40,7 +40,6 @@ def check_scores(teacher: str, items: Sequence[ScoredRollout], vocabulary: Vocab
     if len(first) == len(items):
         first_T, known_T = (np.concatenate(column) for column in zip(*first, strict=True))
         _check_agreement(teacher, items, (first_T, known_T), (top_ids_TK, top_logprobs_TK))
-    _check_flat(teacher, top_ids_TK, top_logprobs_TK, vocabulary)
 
 
 def _check_agreement(
@@ -79,17 +78,24 @@ def _check_mass(teacher: str, items: Sequence[ScoredRollout], top_logprobs_TK: n
         )
 
 
-def _check_flat(teacher: str, top_ids_TK: np.ndarray, top_logprobs_TK: np.ndarray, vocabulary: Vocabulary) -> None:
-    """Some row must prefer one token to another. The stop event, which may be several ids, is not compared."""
+def flat_scores(teacher: str, items: Sequence[ScoredRollout], vocabulary: Vocabulary) -> str:
+    """What is wrong where the scores say the same of every token; empty where some row prefers one token to another.
+
+    The stop event, which may be several ids, is not compared. Of a few tokens it may be chance, so a teacher is refused
+    where this is so of all of a step.
+    """
+    top_ids_TK = np.concatenate([item.scores.top_ids for item in items])
+    top_logprobs_TK = np.concatenate([item.scores.top_logprobs for item in items])
     single_TK = (top_ids_TK >= 0) & (top_ids_TK != vocabulary.stop_event)
     highest_T = np.where(single_TK, top_logprobs_TK, -np.inf).max(axis=1)
     lowest_T = np.where(single_TK, top_logprobs_TK, np.inf).min(axis=1)
-    if (single_TK.sum(axis=1) >= 2).all() and (highest_T - lowest_T < FLAT).all():
-        raise StageError(
-            f"score: the teacher {teacher} gives every token the same log-probability, {highest_T[0]:.4g}; of a "
-            f"vocabulary of {vocabulary.size} that is nothing learnt (-log V = {-np.log(vocabulary.size):.4g}): its "
-            "weights are not those of a trained model"
-        )
+    if (single_TK.sum(axis=1) < 2).any() or (highest_T - lowest_T >= FLAT).any():
+        return ""
+    return (
+        f"score: the teacher {teacher} gives every token the same log-probability, {highest_T[0]:.4g}; of a "
+        f"vocabulary of {vocabulary.size} that is nothing learnt (-log V = {-np.log(vocabulary.size):.4g}): its "
+        "weights are not those of a trained model"
+    )
 
 
 def _place(items: Sequence[ScoredRollout], token: int) -> str:

@@ -179,17 +179,17 @@ class TokenStats:
         """One after another. Raises ValueError where some of the parts have a statistic and others do not."""
         known = [part.known() for part in parts]
         names = {name: None for part in known for name in part}  # in order
-        return cls._of({name: _concatenate(name, [part.get(name) for part in known]) for name in names})
+        return cls.of({name: _concatenate(name, [part.get(name) for part in known]) for name in names})
 
     def take(self, index_N: Tensor) -> TokenStats:
         """The tokens at these places, in this order."""
-        return self._of({name: value_T[index_N] for name, value_T in self.known().items()})
+        return self.of({name: value_T[index_N] for name, value_T in self.known().items()})
 
     def to(self, device: torch.device | str) -> TokenStats:
-        return self._of({name: value_T.to(device) for name, value_T in self.known().items()})
+        return self.of({name: value_T.to(device) for name, value_T in self.known().items()})
 
     @classmethod
-    def _of(cls, known: dict[str, Tensor]) -> TokenStats:
+    def of(cls, known: dict[str, Tensor]) -> TokenStats:
         """The statistics made of what `known` gives."""
         own = {each.name for each in fields(cls)}
         extra = {name: value_T for name, value_T in known.items() if name not in own}
@@ -290,6 +290,7 @@ class StepReport:
     num_kept: int  # tokens in the loss
     num_trunk_tokens: int  # tokens that went through the student's trunk
     skipped: str = ""  # what was not finite, where the step changed nothing; empty: it was taken
+    agreement: dict[str, float] = field(default_factory=dict)  # `agreement_sums` of the step; none: nobody asked
 
 
 def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from opsd.batch import ScoredBatch
+from opsd.batch import held_here
 from opsd.config.backends import ENGINES
 from opsd.config.engine import RolloutConfig
 from opsd.config.run import RunConfig
@@ -89,7 +89,7 @@ def check_agreement(
     if not known:
         return
     theirs_T = np.concatenate([answer.sampled_logprobs for answer in known])
-    unscored = ScoredBatch(items=tuple(_unscored(answer, vocabulary) for answer in known))
+    unscored = held_here([_unscored(answer, vocabulary) for answer in known], vocabulary)
     own_T = learner.token_stats(unscored).student_logprob_T
     assert own_T is not None, "the learner fills it"
     difference = float(np.abs(theirs_T - own_T.numpy()).mean())

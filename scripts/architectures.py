@@ -29,7 +29,6 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from opsd.batch import ScoredBatch
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.engines.groups import in_order
@@ -47,6 +46,7 @@ from opsd.learner.verify import keeps_sequences_apart, require_student_head
 from opsd.models.student_folder import save_student
 from opsd.models.weights import check_weights
 from opsd.ops.losses.divergences import reverse_kl
+from opsd.payload.scored import ScoredBatch
 from opsd.types import Prompt, Rollout, ScoredRollout, Selection, Vocabulary
 from tiny_architectures import ARCHITECTURES, STOP_ID, VOCAB_SIZE, make_architecture
 

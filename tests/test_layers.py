@@ -19,7 +19,7 @@ LAYERS = [
     {"hooks", "hook_checks", "preflight", "weight_sync", "run_inputs"},
     {"teacher", "rollout", "ahead"},
     {"engines", "learner"},
-    {"data", "cluster", "monitor", "run_folder", "batch", "score_checks", "checkpoints", "run_lock"},
+    {"data", "cluster", "monitor", "run_folder", "batch", "payload", "score_checks", "checkpoints", "run_lock"},
     {"ops", "config", "models"},
     {"types", "errors", "files", "strict_json"},
 ]

@@ -84,11 +84,13 @@ def start_actor(
     num_gpus: int,
     environment: dict[str, str],
     seat: dict[str, Any] | None = None,
+    beside: dict[str, int] | None = None,
     **kwargs: Any,
 ):
     """A Ray actor whose name the dashboard shows. It has the import path of `actor_search_path`.
 
-    `seat`: where it runs, see opsd.cluster.placement; None: wherever Ray finds `num_gpus` GPUs.
+    `seat`: where it runs, see opsd.cluster.placement; None: wherever Ray finds `num_gpus` GPUs. `beside`: names of
+    concurrency groups with their numbers of threads, whose calls run beside the others.
     """
     executable = warm_executable(environment)
     options = {
@@ -101,7 +103,8 @@ def start_actor(
         },
         **(seat or {}),
     }
-    return ray.remote(cls).options(**options).remote(*args, **kwargs)
+    actor = ray.remote(concurrency_groups=beside)(cls) if beside else ray.remote(cls)
+    return actor.options(**options).remote(*args, **kwargs)
 
 
 def require_here(what: str, path: str | os.PathLike) -> None:

@@ -16,14 +16,17 @@ from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, no_answer, patience, start_actor
 from opsd.config.engine import EngineSpec
 from opsd.engines.groups import split_evenly
+from opsd.engines.payload import KeptByWorker, PartUnderWay
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.work import SharedWork, Work, deal, size_of
 from opsd.engines.work_queue import WorkQueue
-from opsd.engines.worker import EngineWorker
+from opsd.engines.worker import PAYLOAD_CALLS, EngineWorker
 from opsd.errors import StageError
-from opsd.types import Prompt, Rollout, TeacherScores
+from opsd.ops.signals import Statistics
+from opsd.payload.keeper import Payload, ScoredPart
+from opsd.types import Prompt, Rollout
 
 
 class EnginePool:
@@ -31,16 +34,28 @@ class EnginePool:
 
     worker_class: type[EngineWorker] = EngineWorker  # a benchmark puts one with a stand-in for the model here
 
-    def __init__(self, role: str, spec: EngineSpec, placement: Placement | None = None) -> None:
-        """`placement`: which nodes and GPUs the engines get; None: wherever Ray finds some."""
+    def __init__(
+        self, role: str, spec: EngineSpec, placement: Placement | None = None, *, keeps_payload: bool = False
+    ) -> None:
+        """`placement`: which nodes and GPUs the engines get; None: wherever Ray finds some. `keeps_payload`: they
+        `score`, and are asked for what they keep while they go on.
+        """
         self.role = role
         self.path = spec.path
         config = spec.config
         num_gpus = config.tensor_parallel_size if spec.device == "cuda" else 0
         seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
         environment = engine_environment(config, spec.device)
+        beside = {PAYLOAD_CALLS: 1} if keeps_payload else None
         self.workers = [
-            start_actor(self.worker_class, f"{role}-{index}", num_gpus=num_gpus, environment=environment, seat=seat)
+            start_actor(
+                self.worker_class,
+                f"{role}-{index}",
+                num_gpus=num_gpus,
+                environment=environment,
+                seat=seat,
+                beside=beside,
+            )
             for index, seat in enumerate(seats)
         ]
         spec = replace(spec, path=os.path.abspath(spec.path))  # an actor's working folder is its node's
@@ -49,7 +64,7 @@ class EnginePool:
         self.busy_s = [0.0] * len(self.workers)  # of each engine at work, as far as it has told
         self._queue: Any = None  # made where the first work needs it
         self._jobs = itertools.count()
-        self._scoring: dict[ray.ObjectRef, int] = {}  # whose answer it is
+        self._keys = itertools.count()  # of payloads that the engines keep
         self._updates: deque[list[ray.ObjectRef]] = deque()  # weights on their way in, the oldest first
 
     def wait_ready(self) -> None:
@@ -113,26 +128,32 @@ class EnginePool:
                 require_numbers(f"{self.role}: worker {number}, {self.path}", group.values())
                 yield group
 
-    def score(self, rollouts: list[Rollout], top_k: int) -> list[ray.ObjectRef]:
-        """References to lists of TeacherScores: one after another they answer `rollouts` in order. Does not wait."""
-        refs = []
-        for number, part in enumerate(split_evenly(rollouts, len(self.workers))):
-            if part:
-                refs.append(self.workers[number].score.remote(part, top_k))
-                self._scoring[refs[-1]] = number
-        return refs
+    def score(self, rollouts: list[Rollout], top_k: int, statistics: Statistics | None = None) -> list[PartUnderWay]:
+        """Parts that one after another answer `rollouts` in order, for the next two calls. Does not wait.
 
-    def are_scored(self, refs: list[ray.ObjectRef]) -> bool:
+        `statistics`: what is told of each token beside the fields of TokenStats.
+        """
+        parts = []
+        for number, own in enumerate(split_evenly(rollouts, len(self.workers))):
+            if own:
+                key, worker = next(self._keys), self.workers[number]
+                scored = worker.score.remote(key, own, top_k)
+                keep = worker.keep.options(concurrency_group=PAYLOAD_CALLS)
+                part = keep.remote(key, scored, statistics)
+                parts.append(PartUnderWay(number=number, part=part, payload=KeptByWorker(worker=worker, key=key)))
+        return parts
+
+    def are_scored(self, parts: list[PartUnderWay]) -> bool:
         """Whether all of these are there. Does not wait."""
+        refs = [each.part for each in parts]
         return not refs or not ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1]
 
-    def scores(self, refs: list[ray.ObjectRef]) -> list[TeacherScores]:
-        """What these references, from `score`, stand for: waits for all."""
-        found = []
-        for ref, (scores, busy_s) in zip(refs, gather("score", refs), strict=True):
-            number = self._scoring.pop(ref)
-            self.busy_s[number] = max(self.busy_s[number], busy_s)
-            found += scores
+    def scores(self, parts: list[PartUnderWay]) -> list[tuple[ScoredPart, Payload | None]]:
+        """What is known of each part, and where its payload is: waits for all."""
+        found: list[tuple[ScoredPart, Payload | None]] = []
+        for each, (part, busy_s) in zip(parts, gather("score", [each.part for each in parts]), strict=True):
+            self.busy_s[each.number] = max(self.busy_s[each.number], busy_s)
+            found.append((part, each.payload))
         return found
 
     def close(self) -> None:

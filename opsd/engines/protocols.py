@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from torch import Tensor
 
 from opsd.engines.sampling import Sampling
-from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
+from opsd.ops.signals import Statistics
+from opsd.payload.keeper import Payload, ScoredPart
+from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
 if TYPE_CHECKING:  # it loads Ray
     from opsd.engines.work import Work
@@ -58,14 +60,14 @@ class TeacherEngines(Protocol):
         """A rollout for each request, by its place, as they finish."""
         ...
 
-    def score(self, rollouts: list[Rollout], top_k: int) -> list[Any]:
-        """Parts of the work, for the next two calls. Does not wait."""
+    def score(self, rollouts: list[Rollout], top_k: int, statistics: Statistics | None = None) -> list[Any]:
+        """Parts of the work, for the next two calls. Does not wait. `statistics`: see `rollout_stats`."""
         ...
 
     def are_scored(self, parts: list[Any]) -> bool:
         """Whether all of these are done, or have failed. Does not wait."""
         ...
 
-    def scores(self, parts: list[Any]) -> Sequence[TeacherScores | NoScores]:
-        """What came of them, one after another in the order of the rollouts. Waits; raises StageError."""
+    def scores(self, parts: list[Any]) -> Sequence[tuple[ScoredPart, Payload | None]]:
+        """What is known of them, one after another in the order of the rollouts. Waits; raises StageError."""
         ...

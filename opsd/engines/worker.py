@@ -1,10 +1,12 @@
-"""The Ray actor around an engine: the same for rollouts and for the teacher."""
+"""The Ray actor around an engine: the same for rollouts and for the teacher, whose payload it keeps."""
+# N kept tokens
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from opsd.cluster.ray import require_here
@@ -14,7 +16,11 @@ from opsd.engines.protocols import Engine
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import VllmEngine
 from opsd.engines.work import Work
-from opsd.types import Rollout, TeacherScores
+from opsd.ops.signals import Statistics
+from opsd.payload.keeper import KeptHere, ScoredPart, looked_through
+from opsd.payload.kept import KeptRows, Wanted
+from opsd.payload.scored import ScoredBatch
+from opsd.types import NoScores, Rollout, TeacherScores
 
 
 def transformers_engine(spec: EngineSpec) -> Engine:
@@ -26,16 +32,26 @@ def transformers_engine(spec: EngineSpec) -> Engine:
 MADE_BY: dict[str, Callable[[EngineSpec], Engine]] = {"vllm": VllmEngine, "transformers": transformers_engine}
 
 
+PAYLOAD_CALLS = "payload"  # their concurrency group: one thread
+
+
 class EngineWorker:
-    """Owns one engine; its process holds nothing else. What it answers with comes with the seconds it was at work."""
+    """Owns one engine; its process holds nothing else. What it answers with comes with the seconds it was at work.
+
+    The calls from `keep` to `drop` are made in another thread (see PAYLOAD_CALLS), so that they do not wait for what
+    the engine has still to do.
+    """
 
     def __init__(self) -> None:
         self.busy_s = 0.0  # at answers and scores, since it was started
+        self._scored: dict[int, tuple[list[Rollout], Sequence[TeacherScores | NoScores]]] = {}  # not looked through yet
+        self._kept: dict[int, KeptHere] = {}
 
     def start(self, spec: EngineSpec) -> None:
         section, backend = spec.config.section, spec.config.backend
         require_here(f"the {section} engines' model", spec.path)
         require_vllm({section: backend})  # this node may lack what the driver's has
+        self.name = spec.path  # of its model, for messages
         self.engine: Engine = MADE_BY[backend](spec)
 
     def generate(
@@ -47,11 +63,40 @@ class EngineWorker:
             began = time.perf_counter()
             yield group, self.busy_s
 
-    def score(self, rollouts: list[Rollout], top_k: int) -> tuple[list[TeacherScores], float]:
+    def score(self, key: int, rollouts: list[Rollout], top_k: int) -> float:
+        """The scores stay here, for `keep`."""
         began = time.perf_counter()
-        scores = self.engine.score(rollouts, top_k)
+        self._scored[key] = rollouts, self.engine.score(rollouts, top_k)
         self.busy_s += time.perf_counter() - began
-        return scores, self.busy_s
+        return self.busy_s
+
+    def keep(self, key: int, busy_s: float, statistics: Statistics | None) -> tuple[ScoredPart, float]:
+        """What the driver is told of these scores; what can be learnt from is kept until `drop`.
+
+        `busy_s`: what `score` answered, so that this comes after it.
+        """
+        part, scored = looked_through(self.name, *self._scored.pop(key), self.engine.vocabulary, statistics)
+        if scored is not None:
+            self._kept[key] = KeptHere(scored, self.engine.vocabulary)
+        return part, busy_s
+
+    def rows(self, key: int, places: Sequence[np.ndarray], wanted: Wanted) -> list[KeptRows] | KeptRows:
+        """As Ray wants them: an object for each of the places, and one by itself is no list."""
+        found = self._kept[key].rows(places, wanted)
+        return found if len(found) > 1 else found[0]
+
+    def agreement(self, key: int, index_N: np.ndarray) -> dict[str, float]:
+        return self._kept[key].agreement(index_N)()
+
+    def whole(self, key: int) -> ScoredBatch:
+        return self._kept[key].whole()
+
+    def drop(self, key: int) -> None:
+        self._kept.pop(key, None)
+
+    def num_kept(self) -> int:
+        """Parts whose payload is here."""
+        return len(self._scored) + len(self._kept)
 
     def update_weights(self, weights: dict[str, Tensor], policy_version: int) -> None:
         self.engine.update_weights(weights, policy_version)

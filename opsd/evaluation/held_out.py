@@ -54,12 +54,13 @@ def evaluate(
     if not kl_prompts:
         return Evaluation(accuracy=right, grader_timeouts=timeouts)
     scored = scored_batch(teacher_pool.begin(rollout_pool.sample(kl_prompts, samples_per_prompt=1, step=-1)))
-    log_ratios = [item.rollout.sampled_logprobs - item.scores.sampled_logprobs for item in scored.items]
-    same = [item.rollout.candidate_ids[:, 0] == item.scores.top_ids[:, 0] for item in scored.items]
+    scored.release()
+    student_T, teacher_T = scored.tokens.student_logprob_T, scored.tokens.teacher_logprob_T
+    assert student_T is not None and teacher_T is not None, "the engines know both"
     return Evaluation(
         accuracy=right,
-        reverse_kl=float(np.concatenate(log_ratios).mean()),
-        top1_agreement=float(np.concatenate(same).mean()),
+        reverse_kl=float((student_T - teacher_T).numpy().mean()),
+        top1_agreement=scored.num_same_first / scored.num_tokens,
         response_length=float(np.mean([len(rollout) for rollout in scored.rollouts])),
         truncated=float(np.mean([not rollout.stopped for rollout in scored.rollouts])),
         grader_timeouts=timeouts,

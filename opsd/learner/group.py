@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
 
-from opsd.batch import ScoredBatch, rollout_stats
+from opsd.batch import StepBatch
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, start_actor
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.files import FileSum
+from opsd.learner.dealing import RankWork, deal, require_draws, rows_for
 from opsd.learner.model import Divergence
-from opsd.learner.packing import MicroBatch, pack
 from opsd.learner.worker import LearnerWorker
 from opsd.ops.losses.objective import Objective
 from opsd.ops.signals import Statistics
+from opsd.payload.kept import Wanted
 from opsd.types import Selection, StepReport, TokenStats, Vocabulary
 
 
@@ -50,7 +54,6 @@ class LearnerGroup:
         self.support = support
         self.takes_hidden = teacher is not None
         self.loss_inputs = Objective.of(divergence).inputs
-        self.vocabulary = vocabulary
         self.student_path = student.path
         self.micro_batch_tokens = learner.micro_batch_tokens
         shares_gpu = placement is not None and placement.shares_gpus
@@ -99,41 +102,59 @@ class LearnerGroup:
         """Raises ConfigError unless every rank sees this folder: each writes its part of a checkpoint into it."""
         gather("start", [worker.require_folder.remote(folder.absolute()) for worker in self.workers])
 
-    def train_step(self, scored: ScoredBatch, selection: Selection) -> StepReport:
-        """One optimiser step on the selected tokens of the global batch."""
-        batches = self._pack(scored, selection, with_hidden=self.takes_hidden)
-        refs = [worker.train_step.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
-        return gather("learn", refs)[0]
+    def train_step(self, batch: StepBatch, selection: Selection) -> StepReport:
+        """One optimiser step on the selected tokens of the global batch. Its payload is not kept beyond it."""
+        shares = self._shares(batch, selection, with_hidden=self.takes_hidden)
+        refs = [w.train_on.remote(work, *rows) for w, (work, rows) in zip(self.workers, shares, strict=True)]
+        places = batch.places_in_payloads(selection.index_N.numpy())
+        asked = [payload.agreement(own) for payload, own in zip(batch.payloads, places, strict=True)]
+        batch.release()
+        report = gather("learn", refs)[0]
+        agreement: Counter[str] = Counter()
+        for sums in asked:
+            agreement.update(sums())
+        return replace(report, agreement=dict(agreement))
 
-    def token_stats(self, scored: ScoredBatch) -> TokenStats:
+    def token_stats(self, batch: StepBatch) -> TokenStats:
         """A pass of the current student over all rollouts: the statistics of their tokens, one after another.
 
         Exact is the entropy only: the divergences are on the buckets that the loss has, as far as `named_mass_T` says.
         What needs the rollouts' candidates or the teacher comes from the engines. Source:
         docs/selection.md, Statistics of a token.
         """
-        everything = Selection(index_N=torch.arange(scored.num_tokens), weight_N=torch.ones(scored.num_tokens))
-        batches = self._pack(scored, everything)
-        refs = [worker.token_stats.remote(own) for worker, own in zip(self.workers, batches, strict=True)]
-        index, stats = zip(*gather("stats", refs), strict=True)
-        order_T = torch.cat(index).argsort()
-        engines = rollout_stats(scored, self.vocabulary)
-        own = TokenStats.concatenate(stats).take(order_T)
+        everything = Selection(index_N=torch.arange(batch.num_tokens), weight_N=torch.ones(batch.num_tokens))
+        shares = self._shares(batch, everything)
+        refs = [w.stats_of.remote(work, *rows) for w, (work, rows) in zip(self.workers, shares, strict=True)]
+        index, parts = zip(*gather("stats", refs), strict=True)
+        order_T = torch.from_numpy(np.concatenate(index).argsort())
+        found = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
         names = ("compatibility_T", "teacher_entropy_T", "attention_T")
-        return replace(own, **{name: getattr(engines, name) for name in names})
+        return replace(TokenStats.of(found).take(order_T), **{name: getattr(batch.tokens, name) for name in names})
 
-    def _pack(self, scored: ScoredBatch, selection: Selection, *, with_hidden: bool = False) -> list[list[MicroBatch]]:
-        """`with_hidden`: then the loss needs no support."""
-        return pack(
-            scored,
+    def _shares(
+        self, batch: StepBatch, selection: Selection, *, with_hidden: bool = False
+    ) -> list[tuple[RankWork, list[Any]]]:
+        """What each rank is told, and the kept rows of its sequences, which come from where the payload is.
+
+        `with_hidden`: then the loss needs no support.
+        """
+        require_draws(batch.rollouts, self.loss_inputs)
+        wanted = Wanted(
+            support="sampled" if with_hidden else self.support,
+            num_candidates=batch.num_candidates,
+            asked=frozenset(self.loss_inputs),
+            with_hidden=with_hidden,
+        )
+        shares = deal(
+            batch.rollouts,
             selection,
-            "sampled" if with_hidden else self.support,
-            self.vocabulary,
+            payload_R=batch.payload_R,
+            first_R=batch.first_R,
             num_ranks=len(self.workers),
             max_tokens=self.micro_batch_tokens,
-            with_hidden=with_hidden,
-            asked=self.loss_inputs,
         )
+        rows = rows_for(shares, batch.payloads, wanted)
+        return [(share.work, own) for share, own in zip(shares, rows, strict=True)]
 
     def weights(self, dtype: str) -> ray.ObjectRef:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""

@@ -7,6 +7,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.errors import ConfigError, DataError, StageError
 from opsd.files import FileSum, file_sum, unlike
 from opsd.learner.checkpoint import load_learner, part_of_checkpoint, require_fit
+from opsd.learner.dealing import RankWork
 from opsd.learner.finite import require_finite_weights
 from opsd.learner.loading import open_student
 from opsd.learner.mean import WeightMean
@@ -32,7 +34,7 @@ from opsd.learner.model import (
     whole_tensor,
 )
 from opsd.learner.optim import build_optimizer, build_scheduler
-from opsd.learner.packing import MicroBatch
+from opsd.learner.packing import MicroBatch, micro_batches
 from opsd.learner.shards import Shards
 from opsd.learner.step import token_stats, train_step
 from opsd.learner.teacher_head import load_teacher_head
@@ -41,7 +43,8 @@ from opsd.models.lora import ADAPTER_FOLDER, adapter_facts, save_adapter
 from opsd.models.student_folder import save_student
 from opsd.models.weights import model_without_weights, names_differ
 from opsd.ops.signals import Statistics
-from opsd.types import StepReport, TokenStats, Vocabulary
+from opsd.payload.kept import KeptRows
+from opsd.types import StepReport, Vocabulary
 
 
 class LearnerWorker:
@@ -129,15 +132,15 @@ class LearnerWorker:
     def require_folder(self, folder: Path) -> None:
         require_here("output_dir", folder)
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> StepReport:
+    def train_step(self, batches: list[MicroBatch]) -> StepReport:
         if self.is_first_step and self.teacher_head is not None:
-            self.teacher_head.require_scores(micro_batches[0].to(self.device), self.model.vocabulary)
+            self.teacher_head.require_scores(batches[0].to(self.device), self.model.vocabulary)
         self.is_first_step = False
         report = train_step(
             self.model,
             self.optimizer,
             self.scheduler,
-            micro_batches,
+            batches,
             device=self.device,
             max_grad_norm=self.max_grad_norm,
         )
@@ -146,8 +149,14 @@ class LearnerWorker:
         self._leave_gpu()
         return report
 
-    def token_stats(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, TokenStats]:
-        return token_stats(self.model, micro_batches, device=self.device)
+    def train_on(self, work: RankWork, *rows: KeptRows) -> StepReport:
+        """`train_step`, of the kept rows that this rank has fetched."""
+        return self.train_step(micro_batches(work, rows))
+
+    def stats_of(self, work: RankWork, *rows: KeptRows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(index_N, the statistics by name) of this rank's tokens; index_N are their places in the global batch."""
+        index_N, stats = token_stats(self.model, micro_batches(work, rows), device=self.device)
+        return index_N.numpy(), {name: value_N.numpy() for name, value_N in stats.known().items()}
 
     def gather_weights(self, dtype: str, mean: bool = False) -> dict[str, Tensor] | None:
         """All weights, or their running mean, and buffers, on the CPU, on rank 0; None elsewhere. See full_weights."""

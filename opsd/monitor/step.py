@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.batch import PendingScores, ScoredBatch
+from opsd.batch import PendingScores, StepBatch
 from opsd.monitor.collapse import repetition
 from opsd.ops.quadrants import quadrants
 from opsd.types import BatchStats, Rollout, Selection, StepReport
@@ -21,7 +21,7 @@ class StepRecord:
     """What a step made, from its rollouts to its update: for the log, the token view and the run's counts."""
 
     batch: BatchStats
-    scored: ScoredBatch  # whose tokens `batch` describes
+    scored: StepBatch  # whose tokens `batch` describes
     selection: Selection
     report: StepReport
     queue: dict[str, int]  # what waited for its scores, see `queue_lengths`
@@ -72,7 +72,7 @@ def step_metrics(record: StepRecord, phase_s: dict[str, float], *, weight_versio
     }
 
 
-def staleness(step: int, rollouts: list[Rollout]) -> dict[str, float | None]:
+def staleness(step: int, rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     """Optimiser steps between the weights that wrote an answer and those that learn from it in `step`.
 
     Over the student's own answers; None where there is none. 0 in a synchronous loop.

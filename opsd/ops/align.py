@@ -66,12 +66,14 @@ class TokenRows:
     attention_T: np.ndarray | None  # float32, that the teacher pays to the token; None: not asked for
 
     @classmethod
-    def in_groups(cls, scored: Sequence[ScoredRollout], vocabulary: Vocabulary) -> Iterator[TokenRows]:
+    def in_groups(
+        cls, scored: Sequence[ScoredRollout], vocabulary: Vocabulary, num_candidates: int = 0
+    ) -> Iterator[TokenRows]:
         """All tokens in order, in groups of whole rollouts: of GROUP_TOKENS tokens and a rollout at most.
 
-        A rollout with fewer candidates than another has empty slots behind them.
+        A rollout with fewer candidates than another, or than `num_candidates`, has empty slots behind them.
         """
-        num_candidates = max(item.rollout.candidate_ids.shape[1] for item in scored)
+        num_candidates = max(num_candidates, *(item.rollout.candidate_ids.shape[1] for item in scored))
         group, num_tokens = [], 0
         for item in scored:
             group.append(item)

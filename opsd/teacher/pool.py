@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from ray import ObjectRef
 
@@ -15,32 +15,34 @@ from opsd.engines.pool import EnginePool
 from opsd.engines.protocols import TeacherEngines
 from opsd.engines.sampling import Sampling
 from opsd.errors import StageError
-from opsd.teacher.remote.http import RemoteEngines
-from opsd.teacher.remote.openai import OpenAIEngines
+from opsd.ops.signals import Statistics
+from opsd.teacher.served import ServedTeacher
 from opsd.types import Prompt, Rollout
-
-SERVERS: dict[str, Callable[[EngineSpec[TeacherConfig]], TeacherEngines]] = {
-    "http": RemoteEngines,
-    "openai": OpenAIEngines,
-}
 
 
 class TeacherPool:
     """Scores rollouts, with the weights that it was started with until it gets others.
 
-    Its engines are Ray actors of this run or servers elsewhere (teacher.backend). `role` names the actors.
+    Its engines are Ray actors of this run or servers elsewhere (teacher.backend).
     """
 
     def __init__(
-        self, spec: EngineSpec[TeacherConfig], *, role: str = "teacher", placement: Placement | None = None
+        self,
+        spec: EngineSpec[TeacherConfig],
+        *,
+        role: str = "teacher",
+        placement: Placement | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
+        """`role` names the actors. `statistics`: of each token that is scored, see `rollout_stats`."""
         self.cfg = spec.config
         self.vocabulary = spec.vocabulary
+        self.statistics = statistics
         self.engines: TeacherEngines
         if spec.config.remote:
-            self.engines = SERVERS[spec.config.backend](spec)
+            self.engines = ServedTeacher(spec)
         else:
-            self.engines = EnginePool(role, spec, placement)
+            self.engines = EnginePool(role, spec, placement, keeps_payload=True)
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
@@ -65,7 +67,7 @@ class TeacherPool:
             known = {place: r for place, r in group.items() if not has_foreign_ids(r.response_ids, self.vocabulary)}
             if not self.cfg.can.reads_embeddings and any(r.mixture is not None for r in known.values()):
                 raise StageError(f"score: backend={self.cfg.backend} reads token ids, not mixed embeddings")
-            parts = self.engines.score(list(known.values()), self.cfg.top_k)
+            parts = self.engines.score(list(known.values()), self.cfg.top_k, self.statistics)
             pending.append(
                 PendingScores(
                     rollouts=group,
@@ -73,7 +75,6 @@ class TeacherPool:
                     parts=parts,
                     engines=self.engines,
                     teacher=", ".join(self.cfg.urls) if self.cfg.remote else self.cfg.path,
-                    vocabulary=self.vocabulary,
                 )
             )
         return pending

@@ -8,15 +8,20 @@ from collections.abc import Iterable, Iterator
 from opsd.cluster.placement import Placement
 from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.engines.groups import in_order
+from opsd.ops.signals import Statistics
 from opsd.teacher.pool import PendingScores, TeacherPool
 from opsd.teacher.sources import DEFAULT, source_of
 from opsd.types import Prompt, Rollout
 
 
-def start_teachers(specs: dict[str, EngineSpec[TeacherConfig]], placement: Placement | None = None) -> Teacher:
+def start_teachers(
+    specs: dict[str, EngineSpec[TeacherConfig]],
+    placement: Placement | None = None,
+    statistics: Statistics | None = None,
+) -> Teacher:
     """The teacher of a run, or its teachers behind one object that is used alike. `specs`: by data_source."""
     pools = {
-        source: TeacherPool(spec, role=f"teacher-{source}".rstrip("-"), placement=placement)
+        source: TeacherPool(spec, role=f"teacher-{source}".rstrip("-"), placement=placement, statistics=statistics)
         for source, spec in specs.items()
     }
     return pools[DEFAULT] if list(pools) == [DEFAULT] else TeacherRouter(pools)

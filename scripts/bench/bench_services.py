@@ -18,7 +18,7 @@ import numpy as np
 import ray
 
 from bench_setup import load_setup, parse_args, print_table
-from opsd.batch import ScoredBatch, rollout_stats, scored_batch
+from opsd.batch import StepBatch, scored_batch
 from opsd.cluster.ray import ray_cluster, start_actor
 from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.config.run import RunConfig
@@ -27,6 +27,7 @@ from opsd.engines.pool import request_seed
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import EngineWorker
+from opsd.payload.scored import ScoredBatch, rollout_stats
 from opsd.preflight import Setup
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
@@ -158,7 +159,7 @@ def teacher_rows(
     ray.kill(bare)
     hidden_pool = TeacherPool(replace(setup.teachers[DEFAULT], returns_hidden=True), role="hidden")
     with_hidden = scored_batch(hidden_pool.begin([dict(enumerate(rollouts))]))
-    num_bytes = stored_bytes(ray.put([item.scores for item in with_hidden.items]))
+    num_bytes = stored_bytes(ray.put([item.scores for item in items_of(with_hidden)]))
     rows.append(["scores, loss.payload=hidden", f"{num_bytes / sum(map(len, rollouts)):.0f}", ""])
     return throughput, rows
 
@@ -185,9 +186,9 @@ def group_rows(
     return rows
 
 
-def wire_rows(scored: ScoredBatch, object_bytes: int, vocabulary: Vocabulary) -> list[list[str]]:
+def wire_rows(scored: StepBatch, object_bytes: int, vocabulary: Vocabulary) -> list[list[str]]:
     """As it is, with float16 for the K columns, and as vLLM's objects; and what float16 does to the divergence."""
-    rollouts, scores = scored.rollouts, [item.scores for item in scored.items]
+    rollouts, scores = zip(*((item.rollout, item.scores) for item in items_of(scored)), strict=True)
     halved = [half(own) for own in scores]
     num_tokens = sum(map(len, rollouts))
     score_bytes, half_bytes = stored_bytes(ray.put(scores)), stored_bytes(ray.put(halved))
@@ -209,6 +210,10 @@ def wire_rows(scored: ScoredBatch, object_bytes: int, vocabulary: Vocabulary) ->
         ["scores, K columns float16", f"{half_bytes / num_tokens:.0f}", f"{object_bytes / half_bytes:.1f} x smaller"],
         ["scores as vLLM's objects", f"{object_bytes / num_tokens:.0f}", ""],
     ]
+
+
+def items_of(scored: StepBatch) -> list[ScoredRollout]:
+    return [item for payload in scored.payloads for item in payload.whole().items]
 
 
 def half(scores: TeacherScores) -> TeacherScores:

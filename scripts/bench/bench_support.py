@@ -18,23 +18,23 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bench_setup import load_setup, parse_args, print_table
-from opsd.batch import ScoredBatch, rollout_stats
+from opsd.batch import held_here
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig
 from opsd.config.loss import LossConfig
 from opsd.config.run import LearnerConfig, RunConfig
 from opsd.hooks import bind_objective
 from opsd.learner.group import LearnerGroup
-from opsd.learner.packing import kept_hidden, pack_whole
+from opsd.learner.packing import pack, pack_whole
 from opsd.learner.teacher_head import TeacherHead, load_teacher_head
 from opsd.ops.head.exact import exact_head_loss
 from opsd.ops.head.loss import sparse_head_loss
 from opsd.ops.losses.divergences import DIVERGENCES, reverse_kl
+from opsd.payload.scored import ScoredBatch, rollout_stats
 from opsd.preflight import Setup
 from opsd.types import ScoredRollout, Selection, TokenStats, Vocabulary
 from support_truth import Dense, dense_truth, events, known, make_scored, redrawn
@@ -153,11 +153,13 @@ def exact_gradients(
 ) -> Gradients:
     """As `sparse_gradients`, with loss.payload=hidden."""
     hidden_TD, weight_VD = (tensor.clone().requires_grad_() for tensor in (dense.hidden_TD, dense.weight_VD))
-    every_T = np.arange(len(hidden_TD))
+    every = Selection(index_N=torch.arange(len(hidden_TD)), weight_N=torch.ones(len(hidden_TD)))
+    whole = {"num_ranks": 1, "max_tokens": len(hidden_TD) ** 2, "with_hidden": True}
+    [[batch]] = pack(batch_of(scored), every, "sampled", vocabulary, **whole)
     loss, value_T = exact_head_loss(
         hidden_TD,
         weight_VD,
-        kept_hidden(batch_of(scored), every_T).to(hidden_TD.device),
+        batch.teacher_hidden_NE[batch.index_N.argsort()].to(hidden_TD.device),
         teacher.weight_VE,
         torch.full((len(hidden_TD),), 1 / len(hidden_TD), device=hidden_TD.device),
         DIVERGENCES["reverse_kl"],
@@ -248,7 +250,8 @@ def selection_table(cfg: RunConfig, setup: Setup, scored: list[ScoredRollout], d
         )
         learner.wait_ready()
         for top_k in top_ks:
-            exact, seconds = timed(partial(learner.token_stats, batch_of(known(item, top_k, 16) for item in scored)))
+            here = held_here([known(item, top_k, 16) for item in scored], setup.vocabulary)
+            exact, seconds = timed(partial(learner.token_stats, here))
             rows.append(["learner", str(top_k), "", "", *overlaps(exact, exact, dense, lengths), f"{seconds:.3f}"])
             for num_candidates in NUM_CANDIDATES:
                 for is_scored in (True, False):
@@ -259,7 +262,7 @@ def selection_table(cfg: RunConfig, setup: Setup, scored: list[ScoredRollout], d
                         ["rollout", str(top_k), str(num_candidates), source, *overlaps(found, exact, dense, lengths),
                          f"{seconds:.3f}"]
                     )  # fmt: skip
-        items = batch_of(known(item, 64, 16) for item in scored)
+        items = held_here([known(item, 64, 16) for item in scored], setup.vocabulary)
         for ratio in (1.0, 0.5):
             _, seconds = timed(partial(learner.train_step, items, select(dense.stats, lengths, ratio)))
             print(f"a training step (K 64) at ratio {ratio}: {seconds:.3f} s")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from opsd.batch import ScoredBatch
 from opsd.learner.packing import MicroBatch, pack
+from opsd.payload.scored import ScoredBatch
 from opsd.types import Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 from tip.selectors import SELECTORS
 

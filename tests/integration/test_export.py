@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from opsd.batch import scored_batch
+from opsd.batch import held_here, scored_batch
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.config.lora import LoraConfig
@@ -20,7 +20,7 @@ from opsd.ops.losses.divergences import reverse_kl
 from opsd.run_folder import RunFolder
 from opsd.teacher.pool import TeacherPool
 from opsd.types import Selection, Vocabulary
-from tests.opsd.builders import batch_of, scored_rollouts
+from tests.opsd.builders import scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
@@ -40,7 +40,7 @@ def trained(base, run, lora):
     )
     folder = RunFolder(cfg.output_dir)
     folder.claim(cfg)
-    scored = batch_of(scored_rollouts(LENGTHS, VOCABULARY))
+    scored = held_here(scored_rollouts(LENGTHS, VOCABULARY), VOCABULARY)
     every = Selection(index_N=torch.arange(sum(LENGTHS)), weight_N=torch.ones(sum(LENGTHS)))
     with ray_cluster(dashboard=False):
         learner = LearnerGroup(
@@ -62,8 +62,8 @@ def trained(base, run, lora):
 
 def transformers_logprobs(model, scored):
     found = []
-    for item in scored.items:
-        prompt, response = item.rollout.prompt.token_ids, item.rollout.response_ids
+    for rollout in scored.rollouts:
+        prompt, response = rollout.prompt.token_ids, rollout.response_ids
         ids = torch.from_numpy(np.concatenate([prompt, response])).long()
         with torch.no_grad():
             logprobs = torch.log_softmax(model(ids[None]).logits[0], -1)
@@ -77,7 +77,7 @@ def vllm_logprobs(folder, scored):
         pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=32))
         pool.wait_ready()
         again = scored_batch(pool.begin([dict(enumerate(scored.rollouts))]))
-        return np.concatenate([item.scores.sampled_logprobs for item in again.items])
+        return again.tokens.teacher_logprob_T.numpy()
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from opsd.batch import rollout_stats
+from opsd.batch import held_here
 from opsd.cluster.ray import ray_cluster, start_actor
 from opsd.config.lora import LoraConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.learner.group import LearnerGroup
-from opsd.learner.packing import kept_buckets
 from opsd.learner.worker import LearnerWorker
 from opsd.ops.losses.divergences import DIVERGENCES
+from opsd.payload.kept import kept_buckets
 from opsd.types import ScoredRollout, Selection
 from tests.integration.learner_reference import LENGTHS, VOCABULARY, packed, plain_gradients
-from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logprobs
+from tests.opsd.builders import make_scored, merge_stops, random_logprobs
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 pytestmark = pytest.mark.slow
@@ -112,14 +112,14 @@ def own_rollouts(model, lengths, *, num_known):
         scored.append(ScoredRollout(rollout=rollout, scores=scores))
         students.append(student)
         teachers.append(teacher)
-    return batch_of(scored), torch.cat(students), torch.cat(teachers)
+    return held_here(scored, VOCABULARY), torch.cat(students), torch.cat(teachers)
 
 
 def dense_stats(scored, student_TV):
     """Entropy over the whole vocabulary; both divergences on the loss's buckets, from dense probabilities."""
     probs_TV = student_TV.exp()
     entropy = torch.special.entr(probs_TV).sum(-1) / torch.tensor(float(VOCABULARY.size)).log()
-    buckets = kept_buckets(scored, np.arange(len(student_TV)), "teacher", VOCABULARY)
+    buckets = kept_buckets(scored.payloads[0].whole(), np.arange(len(student_TV)), "teacher", VOCABULARY)
     support, teacher = torch.from_numpy(buckets[0]), torch.from_numpy(buckets[1]).double().exp()
     named = probs_TV.gather(1, support.clamp_min(0)) * (support >= 0)
     student = torch.cat([named, (1 - named.sum(-1, keepdim=True)).clamp_min(0)], 1)
@@ -174,7 +174,7 @@ def test_learner_stats_are_the_dense_ones_of_the_current_weights(group, model_pa
 def test_rollout_and_learner_stats_agree_where_every_event_is_known(group, model_path):
     """One rollout, so that one of two ranks has no token."""
     scored, student, teacher = own_rollouts(current_model(group, model_path), [9], num_known=VOCABULARY.size)
-    from_rollouts = rollout_stats(scored, VOCABULARY)
+    from_rollouts = scored.tokens
     from_learner = group.token_stats(scored)
     for name, value in vars(from_rollouts).items():
         torch.testing.assert_close(getattr(from_learner, name), value, rtol=1e-4, atol=1e-4, msg=name)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from opsd.batch import held_here
 from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.config.lora import LoraConfig
@@ -14,7 +15,7 @@ from opsd.learner.group import LearnerGroup
 from opsd.ops.losses.divergences import DIVERGENCES
 from opsd.rollout import RolloutPool
 from opsd.types import Prompt, Selection, Vocabulary
-from tests.opsd.builders import batch_of, scored_rollouts
+from tests.opsd.builders import scored_rollouts
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
@@ -63,7 +64,7 @@ def test_engine_equals_learner_after_every_sync(tied, lora, tmp_path):
             if version > 0:
                 older = model_logprobs(folders[-2], rollout)
                 assert np.abs(rollout.sampled_logprobs - older).max() > 0.01, "equal weights would hide a lost sync"
-            scored = batch_of(scored_rollouts([6, 6], VOCABULARY, seed=10 * version))
+            scored = held_here(scored_rollouts([6, 6], VOCABULARY, seed=10 * version), VOCABULARY)
             learner.train_step(scored, Selection(index_N=torch.arange(12), weight_N=torch.ones(12)))
             folders.append(tmp_path / f"after_{version}")
             learner.save_student(folders[-1])

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.batch import PendingScores, ScoredBatch
+from opsd.batch import FOREIGN, PendingScores
+from opsd.payload.keeper import KeptHere, Payload, ScoredPart, looked_through
+from opsd.payload.scored import ScoredBatch
 from opsd.types import NoScores, Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 
 
@@ -91,12 +93,24 @@ def scored_rollouts(
 
 
 def batch_of(items: Sequence[ScoredRollout]) -> ScoredBatch:
-    """These rollouts as a step's batch."""
+    """These rollouts where they were scored."""
     return ScoredBatch(items=tuple(items))
 
 
 def answered(pending: Sequence[PendingScores]) -> list[tuple[Rollout, TeacherScores | NoScores]]:
     """What came back from a teacher of each rollout, by place."""
     rollouts = {place: rollout for group in pending for place, rollout in group.rollouts.items()}
-    scores = {place: found for group in pending for place, found in group.scores().items()}
+    scores = dict.fromkeys(rollouts, FOREIGN)
+    for _, places, part, payload in (each for group in pending for each in group.scores()):
+        usable = iter(payload.whole().items if payload is not None and part.stats else ())
+        for number, place in enumerate(places):
+            scores[place] = part.missing[number] if number in part.missing else next(usable).scores
     return [(rollouts[place], scores[place]) for place in sorted(rollouts)]
+
+
+def kept_here(
+    rollouts: Sequence[Rollout], scores: Sequence[TeacherScores | NoScores], vocabulary: Vocabulary, teacher: str = "t"
+) -> list[tuple[ScoredPart, Payload | None]]:
+    """What engines answer with that have scored these, in this process."""
+    part, scored = looked_through(teacher, rollouts, scores, vocabulary)
+    return [(part, None if scored is None else KeptHere(scored, vocabulary))]

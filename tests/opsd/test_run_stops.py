@@ -24,7 +24,7 @@ from opsd.run import started
 from opsd.stopping import says_what_is_left
 from opsd.train import loop
 from opsd.types import StepReport, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import kept_here, scored_rollouts
 
 VOCABULARY = Vocabulary(size=40, stop_ids=(0,))
 ITEMS = scored_rollouts([5, 3, 4, 2], VOCABULARY)
@@ -51,10 +51,9 @@ class Part:
             PendingScores(
                 rollouts=group,
                 scored_places=tuple(group),
-                parts=[ITEMS[place].scores for place in group],
+                parts=kept_here(list(group.values()), [ITEMS[place].scores for place in group], VOCABULARY),
                 engines=self,
                 teacher="t",
-                vocabulary=VOCABULARY,
             )  # fmt: skip
             for group in groups
         ]

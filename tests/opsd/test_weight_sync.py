@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opsd.batch import rollout_stats
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig
 from opsd.config.run import RunConfig, StudentConfig
 from opsd.engines.groups import in_order
@@ -41,7 +40,7 @@ def check(engine, *, learner_off_by=0.0, vocabulary=VOCABULARY, **dtypes):
     def token_stats(scored):
         order.append("learner")
         asked.extend(scored.rollouts)
-        stats = rollout_stats(scored, VOCABULARY)
+        stats = scored.tokens
         return replace(stats, student_logprob_T=stats.student_logprob_T + learner_off_by)
 
     check_agreement(

@@ -10,7 +10,7 @@ from opsd.data.grading import judge_rollouts
 from opsd.data.math_process import Judgement
 from opsd.evaluation.held_out import Evaluation, accuracy, evaluate
 from opsd.types import Prompt, Rollout, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import kept_here, scored_rollouts
 
 
 class Letters:
@@ -55,8 +55,8 @@ def test_answers_without_usable_scores_are_counted_by_reason_and_in_no_other_fig
             scores = [item.scores for item in items]
             return [
                 PendingScores(
-                    rollouts=group, scored_places=(0, 1, 2), parts=scores, engines=self, teacher="t",
-                    vocabulary=vocabulary,
+                    rollouts=group, scored_places=(0, 1, 2), engines=self, teacher="t",
+                    parts=kept_here(list(group.values()), scores, vocabulary),
                 )
             ]  # fmt: skip
 

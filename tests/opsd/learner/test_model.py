@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.batch import rollout_stats
 from opsd.learner.model import DistillationModel
 from opsd.learner.packing import pack
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.ops.signals import STATISTICS
+from opsd.payload.scored import rollout_stats
 from opsd.types import Mixture, ScoredRollout, Selection, TokenStats, Vocabulary
 from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logprobs
 from tests.tiny_models import make_tiny_qwen3

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from opsd.errors import StageError
-from opsd.learner.packing import kept_buckets, pack, pack_whole
+from opsd.learner.packing import pack, pack_whole
 from opsd.ops import align
 from opsd.ops.losses.objective import PACKED_INPUTS, RESIDUAL_INPUTS, ROLLOUT_LOGPROB
+from opsd.payload.kept import kept_buckets
 from opsd.types import Mixture, Selection, Vocabulary
 from tests.opsd.builders import batch_of, scored_rollouts
 

@@ -4,23 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from opsd.monitor.agreement import agreement_metrics
 from opsd.ops import align
 from opsd.ops.overlap import top_figures
-from opsd.types import ScoredRollout, Selection, Vocabulary
+from opsd.payload.scored import agreement_sums
+from opsd.types import ScoredRollout, Vocabulary
 from tests.opsd.builders import batch_of, make_scored, merge_stops, random_logprobs
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
 LENGTHS = [5, 1, 9]
-KEPT = torch.tensor([0, 3, 4, 5, 11])
+KEPT = np.array([0, 3, 4, 5, 11])
 
 
-def figures_of(items, **options):
-    scored = batch_of(items)
-    selection = Selection(index_N=KEPT, weight_N=torch.ones(len(KEPT)))
-    return agreement_metrics(scored, selection, VOCABULARY, **{"whole_draws": True, **options})
+def figures_of(items, kept=KEPT, **options):
+    return agreement_metrics(agreement_sums(batch_of(items), kept, VOCABULARY), **{"whole_draws": True, **options})
 
 
 @pytest.fixture
@@ -48,11 +46,10 @@ def test_all_tokens_and_the_kept_ones_each_have_their_own(items, monkeypatch):
     each = top_figures(rows, VOCABULARY)
     monkeypatch.setattr(align, "GROUP_TOKENS", 6)  # in several groups
     found = figures_of(items)
-    kept = KEPT.numpy()
     assert found["overlap_ratio"] == pytest.approx(each.overlap_T.mean())
-    assert found["kept_overlap_ratio"] == pytest.approx(each.overlap_T[kept].mean())
+    assert found["kept_overlap_ratio"] == pytest.approx(each.overlap_T[KEPT].mean())
     share = each.overlap_advantage_T.sum() / each.advantage_T.sum()
-    kept_share = each.overlap_advantage_T[kept].sum() / each.advantage_T[kept].sum()
+    kept_share = each.overlap_advantage_T[KEPT].sum() / each.advantage_T[KEPT].sum()
     assert found["overlap_token_advantage"] == pytest.approx(share)
     assert found["kept_overlap_token_advantage"] == pytest.approx(kept_share)
     assert found["coarse_kl_gap"] == pytest.approx(each.gap_T.mean())
@@ -61,9 +58,7 @@ def test_all_tokens_and_the_kept_ones_each_have_their_own(items, monkeypatch):
 
 def test_answers_of_others_do_not_count(items):
     mixed = figures_of([*items[:2], without_candidates(items[2])])
-    own = agreement_metrics(
-        batch_of(items[:2]), Selection(index_N=KEPT[:4], weight_N=torch.ones(4)), VOCABULARY, whole_draws=True
-    )
+    own = figures_of(items[:2], KEPT[:4])
     assert mixed == pytest.approx(own)
     assert figures_of([without_candidates(item) for item in items]) == dict.fromkeys(own)
 

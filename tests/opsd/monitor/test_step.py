@@ -6,21 +6,21 @@ from types import SimpleNamespace
 
 import torch
 
-from opsd.batch import batch_stats, rollout_stats
+from opsd.batch import batch_stats, held_here
 from opsd.monitor.log import PHASES
 from opsd.monitor.step import StepRecord, step_metrics, token_rows
 from opsd.types import ScoredRollout, Selection, StepReport, Vocabulary
-from tests.opsd.builders import batch_of, scored_rollouts
+from tests.opsd.builders import scored_rollouts
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
 
 
 def record_of(items, step):
     """A step in which every other token is kept, and two rollouts were left out."""
-    scored = replace(batch_of(items), dropped=Counter(foreign_token=0, nan_score=2))
+    scored = replace(held_here(items, VOCABULARY), dropped=Counter(foreign_token=0, nan_score=2))
     kept = torch.arange(0, scored.num_tokens, 2)
     return StepRecord(
-        batch=batch_stats(step, scored, rollout_stats(scored, VOCABULARY), None, num_steps=100),
+        batch=batch_stats(step, scored, scored.tokens, None, num_steps=100),
         scored=scored,
         selection=Selection(index_N=kept, weight_N=torch.ones(len(kept))),
         report=StepReport(loss=0.5, grad_norm=1.0, learning_rate=1e-6, num_kept=len(kept), num_trunk_tokens=12),
@@ -60,8 +60,8 @@ def test_speed_is_of_the_training_phases_and_drops_are_summed():
 
 
 def test_the_mass_that_the_models_are_compared_on_is_its_mean():
-    scored = batch_of(scored_rollouts([4, 4], VOCABULARY))
-    expected = rollout_stats(scored, VOCABULARY).named_mass_T.mean().item()
+    scored = held_here(scored_rollouts([4, 4], VOCABULARY), VOCABULARY)
+    expected = scored.tokens.named_mass_T.mean().item()
     assert 0.0 < expected < 0.99
     assert abs(metrics_of([0, 0], step=0)["named_mass"] - expected) < 1e-7
 

@@ -12,6 +12,7 @@ from opsd.monitor.step import queue_lengths
 from opsd.teacher.pool import PendingScores, TeacherPool
 from opsd.teacher.remote.http import PendingPart
 from opsd.teacher.remote.openai import PendingRollout
+from opsd.teacher.served import Asked
 from opsd.types import Mixture, Vocabulary
 from tests.opsd.builders import scored_rollouts
 
@@ -45,10 +46,9 @@ def test_a_group_waits_until_the_last_of_its_requests_is_answered(backend):
         PendingScores(
             rollouts={place: rollouts[min(place, 2)] for place in places},
             scored_places=places if parts else (),
-            parts=parts,
+            parts=[Asked(rollouts=rollouts, pending=parts)],
             engines=pool.engines,
             teacher="t",
-            vocabulary=VOCABULARY,
         )
         for places, parts in (((0, 1), parts[:2]), ((2,), parts[2:]), ((3,), []))  # foreign ids: nothing to wait for
     ]

@@ -118,7 +118,7 @@ def pool_of(backend, urls, http=QUICK):
 
 def scored(pool):
     batch = scored_batch(pool.begin([ROLLOUTS]))
-    return batch.items, batch.dropped
+    return [item for payload in batch.payloads for item in payload.whole().items], batch.dropped
 
 
 NAN = json.dumps({"choices": [{"prompt_logprobs": [{"1": {"logprob": float("nan")}, "2": {"logprob": -1.0}}] * 9}]})
@@ -144,7 +144,7 @@ def test_answers_that_no_server_can_score_are_dropped_and_counted(said, num_serv
             assert [item.rollout for item in usable] == [ROLLOUTS[place] for place in (1, 2, 3, 4, 6, 7)]
             for item, place in zip(usable, (1, 2, 3, 4, 6, 7), strict=True):
                 assert np.array_equal(item.scores.top_logprobs, ITEMS[place].scores.top_logprobs)
-        assert all(each.failures == 0 for each in pool.engines.transport.servers)
+        assert all(each.failures == 0 for each in pool.engines.client.transport.servers)
 
 
 def test_a_nan_in_the_numbers_is_counted_as_such():
@@ -173,7 +173,7 @@ def test_a_server_that_fails_on_everything_costs_no_answer(ill):
         pool = pool_of("openai", [bad, good])
         usable, dropped = scored(pool)
         assert dropped["teacher_error"] == 1 and len(usable) == len(ITEMS) - 1
-        ill_server, well_server = pool.engines.transport.servers
+        ill_server, well_server = pool.engines.client.transport.servers
         assert ill_server.failures > 0 and well_server.failures == 0
 
 

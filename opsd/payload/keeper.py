@@ -1,0 +1,111 @@
+"""The payload of a step stays where it was scored: who keeps it says what is known of it, and hands out kept rows."""
+# T response tokens, N kept tokens
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from opsd.ops.signals import Statistics
+from opsd.payload.kept import KeptRows, Wanted, kept_rows
+from opsd.payload.scored import ScoredBatch, agreement_sums, rollout_stats
+from opsd.score_checks import check_scores, flat_scores
+from opsd.types import NoScores, Rollout, ScoredRollout, TeacherScores, Vocabulary
+
+NAN = NoScores(reason="nan_score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPart:
+    """What the driver is told of rollouts that were scored. The usable ones' tokens stand one after another."""
+
+    num_rollouts: int  # that were to be scored
+    missing: dict[int, NoScores] = field(default_factory=dict)  # by number among them: why they cannot be learnt from
+    stats: dict[str, np.ndarray] = field(default_factory=dict)  # float32 [T] each, by the names of TokenStats
+    num_candidates: int = 0  # of a token, at most
+    num_same_first: int = 0  # tokens at which the likeliest event of both models is the same
+    flat: str = ""  # what is wrong where the teacher says the same of every token; empty: it does not
+
+
+class Payload(Protocol):
+    """Where the usable rollouts of a ScoredPart are kept, for the driver. Places are those in the part's tokens."""
+
+    def rows(self, places: Sequence[np.ndarray], wanted: Wanted) -> Sequence[Any]:
+        """For each of the ranks the KeptRows at its places, or a reference to them. Does not wait."""
+        ...
+
+    def agreement(self, index_N: np.ndarray) -> Callable[[], dict[str, float]]:
+        """`agreement_sums`, begun now; the call waits for them."""
+        ...
+
+    def whole(self) -> ScoredBatch:
+        """All of it, in this process: for who looks at a few rollouts."""
+        ...
+
+    def drop(self) -> None:
+        """Keep it no longer, after all that was asked before."""
+        ...
+
+
+def looked_through(
+    teacher: str,
+    rollouts: Sequence[Rollout],
+    scores: Sequence[TeacherScores | NoScores],
+    vocabulary: Vocabulary,
+    statistics: Statistics | None = None,
+) -> tuple[ScoredPart, ScoredBatch | None]:
+    """What the driver is told, and the rollouts that can be learnt from; None where there is none.
+
+    `teacher`: its folder or addresses, for messages. Raises StageError for scores that cannot be those of these tokens.
+    """
+    missing: dict[int, NoScores] = {}
+    usable = []
+    for number, (rollout, found) in enumerate(zip(rollouts, scores, strict=True)):
+        if isinstance(found, NoScores):
+            missing[number] = found
+        elif found.has_nan():
+            missing[number] = NAN
+        else:
+            usable.append(ScoredRollout(rollout=rollout, scores=found))
+    if not usable:
+        return ScoredPart(num_rollouts=len(rollouts), missing=missing), None
+    check_scores(teacher, usable, vocabulary)
+    scored = ScoredBatch(items=tuple(usable))
+    part = described(scored, vocabulary, statistics)
+    flat = flat_scores(teacher, usable, vocabulary)
+    return replace(part, num_rollouts=len(rollouts), missing=missing, flat=flat), scored
+
+
+def described(scored: ScoredBatch, vocabulary: Vocabulary, statistics: Statistics | None = None) -> ScoredPart:
+    """What the driver is told of rollouts that can all be learnt from."""
+    same = [item.rollout.candidate_ids[:, :1] == item.scores.top_ids[:, :1] for item in scored.items]
+    stats = rollout_stats(scored, vocabulary, statistics)
+    return ScoredPart(
+        num_rollouts=len(scored.items),
+        stats={name: value_T.numpy() for name, value_T in stats.known().items()},
+        num_candidates=scored.num_candidates,
+        num_same_first=sum(int(same_T1.sum()) for same_T1 in same),
+    )
+
+
+class KeptHere:
+    """A Payload in this process."""
+
+    def __init__(self, scored: ScoredBatch, vocabulary: Vocabulary) -> None:
+        self.scored, self.vocabulary = scored, vocabulary
+
+    def rows(self, places: Sequence[np.ndarray], wanted: Wanted) -> list[KeptRows]:
+        return [kept_rows(self.scored, index_N, wanted, self.vocabulary) for index_N in places]
+
+    def agreement(self, index_N: np.ndarray) -> Callable[[], dict[str, float]]:
+        return partial(agreement_sums, self.scored, index_N, self.vocabulary)
+
+    def whole(self) -> ScoredBatch:
+        return self.scored
+
+    def drop(self) -> None:
+        """Whoever holds this holds the payload."""
