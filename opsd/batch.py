@@ -19,7 +19,7 @@ from torch import Tensor
 from opsd.errors import StageError
 from opsd.payload.keeper import NAN, KeptHere, Payload, ScoredPart, described
 from opsd.payload.scored import ScoredBatch
-from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TokenStats, Vocabulary
+from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TokenStats, Vocabulary, common_names
 
 FOREIGN = NoScores(reason="foreign_token")
 
@@ -160,29 +160,29 @@ def _in_order(rollouts: dict[int, Rollout], usable: list[list[int]], parts: list
     payload = np.repeat(np.arange(len(parts)), [len(each) for each in usable])
     length = np.array([len(rollouts[place]) for place in places.tolist()])
     start = np.cumsum(length) - length  # in the parts one after another
-    starts_of_parts = start[np.cumsum([0, *map(len, usable)])[:-1]]
+    first = start - start[np.cumsum([0, *map(len, usable)])[:-1]][payload]
     order = np.argsort(places)
-    stats = _stats_of(parts)
-    if (np.diff(places) < 0).any():
-        stats = stats.take(torch.from_numpy(ranges(start[order], length[order])))
     return {
         "rollouts": tuple(rollouts[place] for place in places[order].tolist()),
-        "tokens": stats,
+        "tokens": _stats([part.stats for part in parts], payload[order], first[order], length[order]),
         "payload_R": payload[order],
-        "first_R": (start - starts_of_parts[payload])[order],
+        "first_R": first[order],
         "num_candidates": max(part.num_candidates for part in parts),
         "num_same_first": sum(part.num_same_first for part in parts),
     }
 
 
-def _stats_of(parts: list[ScoredPart]) -> TokenStats:
-    """Raises ValueError where some of the parts have a statistic and others do not."""
-    names = {name: None for part in parts for name in part.stats}  # in order
-    for name in names:
-        known = sum(name in part.stats for part in parts)
-        if known < len(parts):
-            raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {known}")
-    return TokenStats.of({name: torch.from_numpy(np.concatenate([p.stats[name] for p in parts])) for name in names})
+def _stats(
+    parts: list[dict[str, np.ndarray]], part_R: np.ndarray, first_R: np.ndarray, length_R: np.ndarray
+) -> TokenStats:
+    """Of rollouts in this order, each from its part; one statistic at a time, so that none is there twice."""
+    found = {}
+    where = list(zip(part_R.tolist(), first_R.tolist(), length_R.tolist(), strict=True))
+    for name in common_names(parts):
+        columns = [part[name] for part in parts]
+        values = np.concatenate([columns[part][first : first + length] for part, first, length in where])
+        found[name] = torch.from_numpy(values)
+    return TokenStats.of(found)
 
 
 def ranges(start_R: np.ndarray, length_R: np.ndarray) -> np.ndarray:

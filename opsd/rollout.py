@@ -57,8 +57,9 @@ class RolloutPool:
         """`samples_per_prompt` answers per prompt, in groups as they finish. `step` seeds them (-1: evaluation).
 
         The key is the rollout's place: prompts in the order given, a prompt's answers side by side. A prompt that is
-        there several times gets other answers each time, numbered on. The engines begin at this call. Raises StageError
-        where the engines' weights are not those that this step trains, or are more than `max_staleness` steps older.
+        there several times gets other answers each time, numbered on. The engines begin at this call. The candidates
+        are not in this process, see opsd.engines.candidates. Raises StageError where the engines' weights are not those
+        that this step trains, or are more than `max_staleness` steps older.
         """
         if step >= 0 and not 0 <= step - self.policy_version <= self.max_staleness:
             raise StageError(
@@ -76,7 +77,7 @@ class RolloutPool:
             max_tokens=self.cfg.max_response_tokens,
             num_candidates=self.cfg.num_candidates,
         )
-        return self.engines.generate(requests, sampling, self.policy_version, self.cfg.group_size)
+        return self.engines.generate(requests, sampling, self.policy_version, self.cfg.group_size, apart=True)
 
     def short_answers(self, prompt: Prompt, max_tokens: int) -> list[Rollout]:
         """One of every engine, each of other tokens."""

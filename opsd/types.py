@@ -8,7 +8,7 @@ been mapped so, and every log-probability beside it is that of the whole event.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -88,6 +88,7 @@ class Rollout:
     stopped: bool  # True: ended with a stop token; False: cut at the length limit
     policy_version: int  # steps after which the weights stood, skipped ones too; -1: the student did not sample it
     mixture: Mixture | None = None  # what both models read at its place; None: the rollout itself
+    candidates: Any = None  # where these two are, see opsd.engines.candidates, while they have no columns; None: here
 
     def __post_init__(self) -> None:
         num_tokens = len(self.response_ids)
@@ -171,15 +172,13 @@ class TokenStats:
 
     def known(self) -> dict[str, Tensor]:
         """Every statistic that is there, by name: fields and extra ones alike."""
-        statistics = {**vars(self), **self.extra}
-        return {name: value for name, value in statistics.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in {**vars(self), **self.extra}.items() if isinstance(value, Tensor)}
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenStats]) -> TokenStats:
         """One after another. Raises ValueError where some of the parts have a statistic and others do not."""
         known = [part.known() for part in parts]
-        names = {name: None for part in known for name in part}  # in order
-        return cls.of({name: _concatenate(name, [part.get(name) for part in known]) for name in names})
+        return cls.of({name: torch.cat([part[name] for part in known]) for name in common_names(known)})
 
     def take(self, index_N: Tensor) -> TokenStats:
         """The tokens at these places, in this order."""
@@ -191,10 +190,8 @@ class TokenStats:
     @classmethod
     def of(cls, known: dict[str, Tensor]) -> TokenStats:
         """The statistics made of what `known` gives."""
-        own = {each.name for each in fields(cls)}
-        extra = {name: value_T for name, value_T in known.items() if name not in own}
-        of_fields: dict[str, Any] = {name: value_T for name, value_T in known.items() if name in own}
-        return cls(**of_fields, extra=extra)
+        own: dict[str, Any] = {each.name: known[each.name] for each in fields(cls) if each.name in known}
+        return cls(**own, extra={name: value_T for name, value_T in known.items() if name not in own})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,8 +290,10 @@ class StepReport:
     agreement: dict[str, float] = field(default_factory=dict)  # `agreement_sums` of the step; none: nobody asked
 
 
-def _concatenate(name: str, parts: list[Tensor | None]) -> Tensor:
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
-        raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {len(known)}")
-    return torch.cat(known)
+def common_names(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the parts know, in order. Raises ValueError where some of them know of it and others do not."""
+    names = {name: sum(name in part for part in parts) for each in parts for name in each}
+    for name, known in names.items():
+        if known < len(parts):
+            raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {known}")
+    return list(names)

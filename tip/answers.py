@@ -149,11 +149,12 @@ def mixed_with(rollout: Rollout, other: Rollout, own_share: float) -> Rollout:
 
 def without_student(rollout: Rollout) -> Rollout:
     """The answer alone, with nothing that could pass for the student's opinion of it."""
-    shape = rollout.candidate_ids.shape
+    shape = (len(rollout), 1)
     return replace(
         rollout,
         sampled_logprobs=np.zeros(len(rollout), np.float32),
         candidate_ids=np.full(shape, -1, np.int32),
         candidate_logprobs=np.full(shape, -np.inf, np.float32),
+        candidates=None,
         policy_version=NOT_SAMPLED,
     )

@@ -15,6 +15,7 @@ import ray
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, no_answer, patience, start_actor
 from opsd.config.engine import EngineSpec
+from opsd.engines.candidates import away, with_references
 from opsd.engines.groups import split_evenly
 from opsd.engines.payload import KeptByWorker, PartUnderWay
 from opsd.engines.protocols import Request
@@ -71,19 +72,26 @@ class EnginePool:
         gather(f"{self.role} start", self._starting)
 
     def generate(
-        self, requests: list[Request], sampling: Sampling, policy_version: int, group_size: int | None = None
+        self,
+        requests: list[Request],
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None = None,
+        *,
+        apart: bool = False,
     ) -> Iterator[dict[int, Rollout]]:
         """Rollouts by their places in `requests`; a group as soon as it is there. The engines begin at once.
 
-        `group_size`: rollouts that an engine hands over together, at least; None: all of its own. The iterator raises
-        StageError where a log-probability is NaN.
+        `group_size`: rollouts that an engine hands over together, at least; None: all of its own. `apart`: their
+        candidates stay in the object store, for the engines that score them. The iterator raises StageError where a
+        log-probability is NaN.
         """
         streams = {}
         for number, work in enumerate(self._deal(requests, sampling.max_tokens)):
             if work.more:
                 generate = self.workers[number].generate.options(num_returns="streaming")
-                streams[generate.remote(work, sampling, policy_version, group_size)] = number
-        return self._groups(streams)
+                streams[generate.remote(work, sampling, policy_version, group_size, apart)] = number
+        return self._groups(streams, apart)
 
     def _deal(self, requests: list[Request], max_tokens: int) -> list[Work]:
         """The work of each engine."""
@@ -111,7 +119,7 @@ class EnginePool:
             for engine, part in enumerate(begun)
         ]
 
-    def _groups(self, streams: dict[Any, int]) -> Iterator[dict[int, Rollout]]:
+    def _groups(self, streams: dict[Any, int], apart: bool) -> Iterator[dict[int, Rollout]]:
         """What comes out of these streams, each with the number of its engine."""
         while streams:
             ready, waiting = ray.wait(list(streams), num_returns=1, timeout=patience["answer_s"])
@@ -126,7 +134,7 @@ class EnginePool:
             else:
                 self.busy_s[number] = busy_s
                 require_numbers(f"{self.role}: worker {number}, {self.path}", group.values())
-                yield group
+                yield away(group, next(stream)) if apart else group
 
     def score(self, rollouts: list[Rollout], top_k: int, statistics: Statistics | None = None) -> list[PartUnderWay]:
         """Parts that one after another answer `rollouts` in order, for the next two calls. Does not wait.
@@ -137,7 +145,8 @@ class EnginePool:
         for number, own in enumerate(split_evenly(rollouts, len(self.workers))):
             if own:
                 key, worker = next(self._keys), self.workers[number]
-                scored = worker.score.remote(key, own, top_k)
+                named, candidates = with_references(own)
+                scored = worker.score.remote(key, named, top_k, *candidates)
                 keep = worker.keep.options(concurrency_group=PAYLOAD_CALLS)
                 part = keep.remote(key, scored, statistics)
                 parts.append(PartUnderWay(number=number, part=part, payload=KeptByWorker(worker=worker, key=key)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from opsd.cluster.ray import require_here
 from opsd.config.engine import EngineSpec
+from opsd.engines.candidates import Candidates, put_back, taken_out
 from opsd.engines.installed import require_vllm
 from opsd.engines.protocols import Engine
 from opsd.engines.sampling import Sampling
@@ -55,17 +56,24 @@ class EngineWorker:
         self.engine: Engine = MADE_BY[backend](spec)
 
     def generate(
-        self, work: Work, sampling: Sampling, policy_version: int, group_size: int | None
-    ) -> Iterator[tuple[dict[int, Rollout], float]]:
+        self, work: Work, sampling: Sampling, policy_version: int, group_size: int | None, apart: bool
+    ) -> Iterator[tuple[dict[int, Rollout], float] | list[Candidates]]:
+        """Groups of rollouts. `apart`: without their candidates, which follow each group as an object of their own."""
         began = time.perf_counter()
         for group in self.engine.generate(work, sampling, policy_version, group_size):
             self.busy_s += time.perf_counter() - began
             began = time.perf_counter()
-            yield group, self.busy_s
+            if apart:
+                group, candidates = taken_out(group)
+                yield group, self.busy_s
+                yield candidates
+            else:
+                yield group, self.busy_s
 
-    def score(self, key: int, rollouts: list[Rollout], top_k: int) -> float:
-        """The scores stay here, for `keep`."""
+    def score(self, key: int, rollouts: list[Rollout], top_k: int, *candidates: list[Candidates]) -> float:
+        """The scores stay here, for `keep`. `candidates`: those that the rollouts name by number."""
         began = time.perf_counter()
+        rollouts = put_back(rollouts, candidates)
         self._scored[key] = rollouts, self.engine.score(rollouts, top_k)
         self.busy_s += time.perf_counter() - began
         return self.busy_s

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from opsd.cluster.ray import gather
 from opsd.config.engine import EngineSpec, TeacherConfig
+from opsd.engines.candidates import put_back, with_references
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.ops.signals import Statistics
@@ -56,6 +58,8 @@ class ServedTeacher:
 
     def score(self, rollouts: list[Rollout], top_k: int, statistics: Statistics | None = None) -> list[Asked]:
         """As EnginePool.score."""
+        rollouts, candidates = with_references(rollouts)
+        rollouts = put_back(rollouts, gather("rollout", candidates))
         return [Asked(rollouts=rollouts, pending=self.client.score(rollouts, top_k), statistics=statistics)]
 
     def are_scored(self, parts: list[Asked]) -> bool:

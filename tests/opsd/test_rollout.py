@@ -13,7 +13,7 @@ from opsd.types import Prompt
 class Requests:
     """Engines that tell what they were asked for."""
 
-    def generate(self, requests, sampling, policy_version, group_size):
+    def generate(self, requests, sampling, policy_version, group_size, *, apart):
         return [(prompt.index, sample, seed) for prompt, sample, seed in requests]
 
 
