@@ -6,6 +6,7 @@ Their payload, what both models said of their tokens, stays where it was scored;
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from opsd.errors import StageError
-from opsd.payload.keeper import NAN, KeptHere, Payload, ScoredPart, described
+from opsd.payload.keeper import NAN, KeptHere, Payload, ScoredPart, Told, described
 from opsd.payload.scored import ScoredBatch
 from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TokenStats, Vocabulary, common_names
 
@@ -29,7 +30,7 @@ class Scorer(Protocol):
 
     def are_scored(self, parts: list[Any], /) -> bool: ...
 
-    def scores(self, parts: list[Any], /) -> Sequence[tuple[ScoredPart, Payload | None]]: ...
+    def scores(self, parts: list[Any], /) -> Sequence[Told]: ...
 
 
 class PlacedPart(NamedTuple):
@@ -52,7 +53,7 @@ class PendingScores:
 
     rollouts: dict[int, Rollout]  # by place in the global batch
     scored_places: tuple[int, ...]  # of those that are scored, in the order of the parts; the others are foreign
-    parts: list[Any]  # what the engines know their work by
+    parts: list[Any]  # what the engines know their work by, each with its `num_rollouts`
     engines: Scorer
     teacher: str  # its folder or addresses: a teacher is known by it
 
@@ -60,14 +61,10 @@ class PendingScores:
         """Whether all of its scores are there. Does not wait."""
         return self.engines.are_scored(self.parts)
 
-    def scores(self) -> list[PlacedPart]:
-        """What is known of each part. Waits for them."""
-        found, start = [], 0
-        for part, payload in self.engines.scores(self.parts):
-            places = self.scored_places[start : start + part.num_rollouts]
-            found.append(PlacedPart(self.teacher, places, part, payload))
-            start += part.num_rollouts
-        return found
+    def places(self) -> list[tuple[int, ...]]:
+        """Of the rollouts of each part."""
+        ends = np.cumsum([0, *(part.num_rollouts for part in self.parts)]).tolist()
+        return [self.scored_places[start:end] for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +94,6 @@ class StepBatch:
     def num_tokens(self) -> int:
         return int(self.bounds[-1])
 
-    def places_in_payloads(self, index_N: np.ndarray) -> list[np.ndarray]:
-        """For each payload, the places in it of the tokens at `index_N`, ascending places in the batch."""
-        rollout_N = np.searchsorted(self.bounds, index_N, side="right") - 1
-        place_N, payload_N = index_N + (self.first_R - self.bounds[:-1])[rollout_N], self.payload_R[rollout_N]
-        return [np.sort(place_N[payload_N == number]) for number in range(len(self.payloads))]
-
     def release(self) -> None:
         """Nobody asks for the payload any more."""
         for payload in self.payloads:
@@ -116,7 +107,7 @@ def scored_batch(pending: Sequence[PendingScores]) -> StepBatch:
     scores cannot be those of the tokens that it was asked about.
     """
     rollouts = {place: rollout for group in pending for place, rollout in group.rollouts.items()}
-    found = [part for group in pending for part in group.scores()]
+    found = placed_parts(pending)
     missing = dict.fromkeys(rollouts.keys() - {place for each in found for place in each.places}, FOREIGN)
     missing |= {each.places[number]: why for each in found for number, why in each.part.missing.items()}
     dropped = Counter(foreign_token=0, nan_score=0)
@@ -139,6 +130,19 @@ def scored_batch(pending: Sequence[PendingScores]) -> StepBatch:
         num_generated=num_generated,
         num_scored=num_generated - asked_in_vain,
     )
+
+
+def placed_parts(pending: Sequence[PendingScores]) -> list[PlacedPart]:
+    """What all engines say of the rollouts that they were given, each asked once. Waits for them."""
+    found = []
+    for engines in {id(group.engines): group.engines for group in pending}.values():
+        groups = [group for group in pending if group.engines is engines]
+        parts = [part for group in groups for part in group.parts]
+        places = [own for group in groups for own in group.places()]
+        for numbers, part, payload in engines.scores(parts):
+            own = tuple(place for number in numbers for place in places[number])
+            found.append(PlacedPart(groups[0].teacher, own, part, payload))
+    return found
 
 
 def _require_preferences(found: Sequence[PlacedPart]) -> None:

@@ -29,8 +29,8 @@ class KeptByWorker:
         found = self._ask("rows", places, wanted, num_returns=len(places))
         return found if len(places) > 1 else [found]
 
-    def agreement(self, index_N: np.ndarray) -> Callable[[], dict[str, float]]:
-        asked = self._ask("agreement", index_N)
+    def close(self, index_N: np.ndarray) -> Callable[[], dict[str, float]]:
+        asked = self._ask("close", index_N)
         return lambda: gather("learn", [asked])[0]
 
     def whole(self) -> ScoredBatch:
@@ -48,6 +48,7 @@ class KeptByWorker:
 class PartUnderWay:
     """Rollouts that one engine is scoring."""
 
-    number: int  # the engine's
-    part: ObjectRef  # (ScoredPart, the engine's seconds at work)
-    payload: KeptByWorker
+    num_rollouts: int
+    engine: int  # its number
+    key: int  # by which it knows them
+    busy_s: ObjectRef  # the engine's seconds at work, once they are scored

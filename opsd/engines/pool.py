@@ -26,7 +26,7 @@ from opsd.engines.work_queue import WorkQueue
 from opsd.engines.worker import PAYLOAD_CALLS, EngineWorker
 from opsd.errors import StageError
 from opsd.ops.signals import Statistics
-from opsd.payload.keeper import Payload, ScoredPart
+from opsd.payload.keeper import Told
 from opsd.types import Prompt, Rollout
 
 
@@ -144,26 +144,32 @@ class EnginePool:
         parts = []
         for number, own in enumerate(split_evenly(rollouts, len(self.workers))):
             if own:
-                key, worker = next(self._keys), self.workers[number]
-                named, candidates = with_references(own)
-                scored = worker.score.remote(key, named, top_k, *candidates)
-                keep = worker.keep.options(concurrency_group=PAYLOAD_CALLS)
-                part = keep.remote(key, scored, statistics)
-                parts.append(PartUnderWay(number=number, part=part, payload=KeptByWorker(worker=worker, key=key)))
+                key, (named, candidates) = next(self._keys), with_references(own)
+                busy_s = self.workers[number].score.remote(key, named, top_k, statistics, *candidates)
+                parts.append(PartUnderWay(num_rollouts=len(own), engine=number, key=key, busy_s=busy_s))
         return parts
 
     def are_scored(self, parts: list[PartUnderWay]) -> bool:
         """Whether all of these are there. Does not wait."""
-        refs = [each.part for each in parts]
+        refs = [each.busy_s for each in parts]
         return not refs or not ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1]
 
-    def scores(self, parts: list[PartUnderWay]) -> list[tuple[ScoredPart, Payload | None]]:
-        """What is known of each part, and where its payload is: waits for all."""
-        found: list[tuple[ScoredPart, Payload | None]] = []
-        for each, (part, busy_s) in zip(parts, gather("score", [each.part for each in parts]), strict=True):
-            self.busy_s[each.number] = max(self.busy_s[each.number], busy_s)
-            found.append((part, each.payload))
-        return found
+    def scores(self, parts: list[PartUnderWay]) -> list[Told]:
+        """What each engine says of its parts, and where their payload is: waits for all."""
+        own: dict[int, list[int]] = {}  # by engine, the numbers of its parts
+        for number, (each, busy_s) in enumerate(
+            zip(parts, gather("score", [each.busy_s for each in parts]), strict=True)
+        ):
+            self.busy_s[each.engine] = max(self.busy_s[each.engine], busy_s)
+            own.setdefault(each.engine, []).append(number)
+        asked = [
+            self.workers[engine].told.options(concurrency_group=PAYLOAD_CALLS).remote([parts[n].key for n in numbers])
+            for engine, numbers in own.items()
+        ]
+        return [
+            Told(numbers, part, KeptByWorker(worker=self.workers[engine], key=parts[numbers[0]].key))
+            for (engine, numbers), part in zip(own.items(), gather("score", asked), strict=True)
+        ]
 
     def close(self) -> None:
         """Ends the actors, and with them the engines' memory."""

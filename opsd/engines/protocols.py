@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opsd.engines.sampling import Sampling
 from opsd.ops.signals import Statistics
-from opsd.payload.keeper import Payload, ScoredPart
+from opsd.payload.keeper import Told
 from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
 if TYPE_CHECKING:  # it loads Ray
@@ -61,13 +61,16 @@ class TeacherEngines(Protocol):
         ...
 
     def score(self, rollouts: list[Rollout], top_k: int, statistics: Statistics | None = None) -> list[Any]:
-        """Parts of the work, for the next two calls. Does not wait. `statistics`: see `rollout_stats`."""
+        """Parts of the work, each with its `num_rollouts`, for the next two calls. Does not wait.
+
+        `statistics`: see `rollout_stats`.
+        """
         ...
 
     def are_scored(self, parts: list[Any]) -> bool:
         """Whether all of these are done, or have failed. Does not wait."""
         ...
 
-    def scores(self, parts: list[Any]) -> Sequence[tuple[ScoredPart, Payload | None]]:
-        """What is known of them, one after another in the order of the rollouts. Waits; raises StageError."""
+    def scores(self, parts: list[Any]) -> Sequence[Told]:
+        """What is known of them. Waits; raises StageError."""
         ...

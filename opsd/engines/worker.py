@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from torch import Tensor
@@ -18,10 +19,10 @@ from opsd.engines.sampling import Sampling
 from opsd.engines.vllm import VllmEngine
 from opsd.engines.work import Work
 from opsd.ops.signals import Statistics
-from opsd.payload.keeper import KeptHere, ScoredPart, looked_through
+from opsd.payload.keeper import KeptHere, ScoredPart, in_one, looked_through
 from opsd.payload.kept import KeptRows, Wanted
 from opsd.payload.scored import ScoredBatch
-from opsd.types import NoScores, Rollout, TeacherScores
+from opsd.types import Rollout
 
 
 def transformers_engine(spec: EngineSpec) -> Engine:
@@ -39,13 +40,14 @@ PAYLOAD_CALLS = "payload"  # their concurrency group: one thread
 class EngineWorker:
     """Owns one engine; its process holds nothing else. What it answers with comes with the seconds it was at work.
 
-    The calls from `keep` to `drop` are made in another thread (see PAYLOAD_CALLS), so that they do not wait for what
+    The calls from `told` to `drop` are made in another thread (see PAYLOAD_CALLS), so that they do not wait for what
     the engine has still to do.
     """
 
     def __init__(self) -> None:
         self.busy_s = 0.0  # at answers and scores, since it was started
-        self._scored: dict[int, tuple[list[Rollout], Sequence[TeacherScores | NoScores]]] = {}  # not looked through yet
+        self._looking = ThreadPoolExecutor(1, "payload")
+        self._found: dict[int, Future[tuple[ScoredPart, ScoredBatch | None]]] = {}  # what nobody has asked for yet
         self._kept: dict[int, KeptHere] = {}
 
     def start(self, spec: EngineSpec) -> None:
@@ -70,31 +72,38 @@ class EngineWorker:
             else:
                 yield group, self.busy_s
 
-    def score(self, key: int, rollouts: list[Rollout], top_k: int, *candidates: list[Candidates]) -> float:
-        """The scores stay here, for `keep`. `candidates`: those that the rollouts name by number."""
+    def score(
+        self,
+        key: int,
+        rollouts: list[Rollout],
+        top_k: int,
+        statistics: Statistics | None,
+        *candidates: list[Candidates],
+    ) -> float:
+        """The scores stay here, and are looked through while the engine goes on. `candidates`: those that the rollouts
+        name by number."""
         began = time.perf_counter()
         rollouts = put_back(rollouts, candidates)
-        self._scored[key] = rollouts, self.engine.score(rollouts, top_k)
+        scores = self.engine.score(rollouts, top_k)
+        vocabulary = self.engine.vocabulary
+        self._found[key] = self._looking.submit(looked_through, self.name, rollouts, scores, vocabulary, statistics)
         self.busy_s += time.perf_counter() - began
         return self.busy_s
 
-    def keep(self, key: int, busy_s: float, statistics: Statistics | None) -> tuple[ScoredPart, float]:
-        """What the driver is told of these scores; what can be learnt from is kept until `drop`.
-
-        `busy_s`: what `score` answered, so that this comes after it.
-        """
-        part, scored = looked_through(self.name, *self._scored.pop(key), self.engine.vocabulary, statistics)
+    def told(self, keys: list[int]) -> ScoredPart:
+        """What the driver is told of these scores; what can be learnt from is kept by the first key until `drop`."""
+        part, scored = in_one([self._found.pop(key).result() for key in keys])
         if scored is not None:
-            self._kept[key] = KeptHere(scored, self.engine.vocabulary)
-        return part, busy_s
+            self._kept[keys[0]] = KeptHere(scored, self.engine.vocabulary)
+        return part
 
     def rows(self, key: int, places: Sequence[np.ndarray], wanted: Wanted) -> list[KeptRows] | KeptRows:
         """As Ray wants them: an object for each of the places, and one by itself is no list."""
         found = self._kept[key].rows(places, wanted)
         return found if len(found) > 1 else found[0]
 
-    def agreement(self, key: int, index_N: np.ndarray) -> dict[str, float]:
-        return self._kept[key].agreement(index_N)()
+    def close(self, key: int, index_N: np.ndarray) -> dict[str, float]:
+        return self._kept.pop(key).close(index_N)()
 
     def whole(self, key: int) -> ScoredBatch:
         return self._kept[key].whole()
@@ -104,7 +113,7 @@ class EngineWorker:
 
     def num_kept(self) -> int:
         """Parts whose payload is here."""
-        return len(self._scored) + len(self._kept)
+        return len(self._found) + len(self._kept)
 
     def update_weights(self, weights: dict[str, Tensor], policy_version: int) -> None:
         self.engine.update_weights(weights, policy_version)

@@ -105,6 +105,11 @@ def rows_for(shares: Sequence[Share], payloads: Sequence[Payload], wanted: Wante
     return rows
 
 
+def kept_in(shares: Sequence[Share], payload: int) -> np.ndarray:
+    """The places in a payload of all tokens that are kept of it, ascending."""
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *(s.places[payload] for s in shares if payload in s.places)]))
+
+
 def require_draws(rollouts: Sequence[Rollout], asked: Collection[str]) -> None:
     """Raises StageError where an answer is no draw of the student, and the loss asks for figures of draws."""
     settings = {"loss.residual=true": RESIDUAL_INPUTS, "loss.importance_cap": {ROLLOUT_LOGPROB}}

@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -20,7 +19,7 @@ from opsd.cluster.ray import gather, start_actor
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import LearnerConfig, StudentConfig
 from opsd.files import FileSum
-from opsd.learner.dealing import RankWork, deal, require_draws, rows_for
+from opsd.learner.dealing import Share, deal, kept_in, require_draws, rows_for
 from opsd.learner.model import Divergence
 from opsd.learner.worker import LearnerWorker
 from opsd.ops.losses.objective import Objective
@@ -104,11 +103,10 @@ class LearnerGroup:
 
     def train_step(self, batch: StepBatch, selection: Selection) -> StepReport:
         """One optimiser step on the selected tokens of the global batch. Its payload is not kept beyond it."""
-        shares = self._shares(batch, selection, with_hidden=self.takes_hidden)
-        refs = [w.train_on.remote(work, *rows) for w, (work, rows) in zip(self.workers, shares, strict=True)]
-        places = batch.places_in_payloads(selection.index_N.numpy())
-        asked = [payload.agreement(own) for payload, own in zip(batch.payloads, places, strict=True)]
-        batch.release()
+        shares = self._deal(batch, selection)
+        rows = rows_for(shares, batch.payloads, self._wanted(batch, with_hidden=self.takes_hidden))
+        refs = [w.train_on.remote(s.work, *own) for w, s, own in zip(self.workers, shares, rows, strict=True)]
+        asked = [payload.close(kept_in(shares, number)) for number, payload in enumerate(batch.payloads)]
         report = gather("learn", refs)[0]
         agreement: Counter[str] = Counter()
         for sums in asked:
@@ -123,29 +121,19 @@ class LearnerGroup:
         docs/selection.md, Statistics of a token.
         """
         everything = Selection(index_N=torch.arange(batch.num_tokens), weight_N=torch.ones(batch.num_tokens))
-        shares = self._shares(batch, everything)
-        refs = [w.stats_of.remote(work, *rows) for w, (work, rows) in zip(self.workers, shares, strict=True)]
+        shares = self._deal(batch, everything)
+        rows = rows_for(shares, batch.payloads, self._wanted(batch))
+        refs = [w.stats_of.remote(s.work, *own) for w, s, own in zip(self.workers, shares, rows, strict=True)]
         index, parts = zip(*gather("stats", refs), strict=True)
         order_T = torch.from_numpy(np.concatenate(index).argsort())
         found = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
         names = ("compatibility_T", "teacher_entropy_T", "attention_T")
         return replace(TokenStats.of(found).take(order_T), **{name: getattr(batch.tokens, name) for name in names})
 
-    def _shares(
-        self, batch: StepBatch, selection: Selection, *, with_hidden: bool = False
-    ) -> list[tuple[RankWork, list[Any]]]:
-        """What each rank is told, and the kept rows of its sequences, which come from where the payload is.
-
-        `with_hidden`: then the loss needs no support.
-        """
+    def _deal(self, batch: StepBatch, selection: Selection) -> list[Share]:
+        """What each rank works on."""
         require_draws(batch.rollouts, self.loss_inputs)
-        wanted = Wanted(
-            support="sampled" if with_hidden else self.support,
-            num_candidates=batch.num_candidates,
-            asked=frozenset(self.loss_inputs),
-            with_hidden=with_hidden,
-        )
-        shares = deal(
+        return deal(
             batch.rollouts,
             selection,
             payload_R=batch.payload_R,
@@ -153,8 +141,15 @@ class LearnerGroup:
             num_ranks=len(self.workers),
             max_tokens=self.micro_batch_tokens,
         )
-        rows = rows_for(shares, batch.payloads, wanted)
-        return [(share.work, own) for share, own in zip(shares, rows, strict=True)]
+
+    def _wanted(self, batch: StepBatch, *, with_hidden: bool = False) -> Wanted:
+        """`with_hidden`: then the loss needs no support."""
+        return Wanted(
+            support="sampled" if with_hidden else self.support,
+            num_candidates=batch.num_candidates,
+            asked=frozenset(self.loss_inputs),
+            with_hidden=with_hidden,
+        )
 
     def weights(self, dtype: str) -> ray.ObjectRef:
         """A reference to the current weights on the CPU; they go from the learner to the engines without the driver."""

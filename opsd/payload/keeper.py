@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from opsd.ops.signals import Statistics
 from opsd.payload.kept import KeptRows, Wanted, kept_rows
 from opsd.payload.scored import ScoredBatch, agreement_sums, rollout_stats
 from opsd.score_checks import check_scores, flat_scores
-from opsd.types import NoScores, Rollout, ScoredRollout, TeacherScores, Vocabulary
+from opsd.types import NoScores, Rollout, ScoredRollout, TeacherScores, Vocabulary, common_names
 
 NAN = NoScores(reason="nan_score")
 
@@ -38,8 +38,8 @@ class Payload(Protocol):
         """For each of the ranks the KeptRows at its places, or a reference to them. Does not wait."""
         ...
 
-    def agreement(self, index_N: np.ndarray) -> Callable[[], dict[str, float]]:
-        """`agreement_sums`, begun now; the call waits for them."""
+    def close(self, index_N: np.ndarray) -> Callable[[], dict[str, float]]:
+        """Keeps it no longer, after all that was asked before, and sums up: the call waits for `agreement_sums`."""
         ...
 
     def whole(self) -> ScoredBatch:
@@ -47,8 +47,16 @@ class Payload(Protocol):
         ...
 
     def drop(self) -> None:
-        """Keep it no longer, after all that was asked before."""
+        """As `close`, and nothing is summed up."""
         ...
+
+
+class Told(NamedTuple):
+    """What engines say of parts of their work, which they keep together."""
+
+    numbers: Sequence[int]  # which parts, in order
+    part: ScoredPart  # of all of their rollouts, one after another
+    payload: Payload | None  # None: there is nothing to learn from
 
 
 def looked_through(
@@ -92,6 +100,23 @@ def described(scored: ScoredBatch, vocabulary: Vocabulary, statistics: Statistic
     )
 
 
+def in_one(found: Sequence[tuple[ScoredPart, ScoredBatch | None]]) -> tuple[ScoredPart, ScoredBatch | None]:
+    """Parts as one, their rollouts one after another."""
+    parts = [part for part, _ in found]
+    items = [item for _, scored in found if scored is not None for item in scored.items]
+    known = [part for part in parts if part.stats]
+    start_P = np.cumsum([0, *(part.num_rollouts for part in parts)]).tolist()
+    whole = ScoredPart(
+        num_rollouts=start_P[-1],
+        missing={s + n: why for s, part in zip(start_P, parts, strict=False) for n, why in part.missing.items()},
+        stats={n: np.concatenate([part.stats[n] for part in known]) for n in common_names([p.stats for p in known])},
+        num_candidates=max((part.num_candidates for part in known), default=0),
+        num_same_first=sum(part.num_same_first for part in known),
+        flat=known[0].flat if all(part.flat for part in known) and known else "",
+    )
+    return whole, ScoredBatch(items=tuple(items)) if items else None
+
+
 class KeptHere:
     """A Payload in this process."""
 
@@ -101,7 +126,7 @@ class KeptHere:
     def rows(self, places: Sequence[np.ndarray], wanted: Wanted) -> list[KeptRows]:
         return [kept_rows(self.scored, index_N, wanted, self.vocabulary) for index_N in places]
 
-    def agreement(self, index_N: np.ndarray) -> Callable[[], dict[str, float]]:
+    def close(self, index_N: np.ndarray) -> Callable[[], dict[str, float]]:
         return partial(agreement_sums, self.scored, index_N, self.vocabulary)
 
     def whole(self) -> ScoredBatch:

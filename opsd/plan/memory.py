@@ -127,22 +127,26 @@ def teacher_memory(
     The logits of a scoring step come on top of vLLM's share: it does not budget for them.
     """
     step_tokens = max(engine.max_batch_tokens, traffic.longest_sequence)
+    steps = 1 + cfg.schedule.max_staleness  # whose payload is kept in the host's memory
+    payload = steps * (traffic.score_bytes + traffic.rollout_bytes) / engine.num_workers if device == "cpu" else 0.0
     scoring = 3 * min(CHUNK_BYTES[device], 4 * step_tokens * model.vocab_size)
     if not engine.can.reserves_cache:
-        return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=scoring)
+        return _plain_engine(engine, model, device, step_tokens, cache=0.0, buffers=scoring + payload)
     if engine.scoring == "prompt_logprobs":  # of a whole sequence: logits, log-probabilities, a comparison
         scoring = traffic.longest_sequence * model.vocab_size * (BYTES[engine.dtype] + 4 + 1)
     follows = device == "cpu" and engine.follow_decay is not None
     arriving = _arriving_bytes(engine, model) if follows else 0.0
     share = engine.gpu_share(colocated=cfg.placement.mode == "colocated") * gpu_bytes
-    return _vllm_engine(engine, model, device, share, step_tokens, in_share=0.0, beside=scoring + arriving)
+    return _vllm_engine(engine, model, device, share, step_tokens, in_share=0.0, beside=scoring + arriving + payload)
 
 
-def driver_memory(traffic: Traffic, steps_ahead: int = 0) -> Memory:
-    """The process that runs the loop: a step's rollouts and scores, the micro-batches made of them, and the rollouts of
-    the steps to come."""
-    rollouts = traffic.rollout_bytes * (1 + steps_ahead)
-    return Memory(buffers=rollouts + traffic.score_bytes + traffic.batch_bytes, runtime=RUNTIME_CPU["driver"])
+def driver_memory(traffic: Traffic, steps_ahead: int = 0, *, asks_servers: bool = False) -> Memory:
+    """The process that runs the loop: what it is told of a step, as it comes, in order, and as it is dealt out; and of
+    the steps to come. `asks_servers`: it is a teacher's client, and has its payload.
+    """
+    steps = 1 + steps_ahead
+    payload = traffic.score_bytes + traffic.batch_bytes + steps * traffic.rollout_bytes if asks_servers else 0
+    return Memory(buffers=traffic.told_bytes * (2 + steps) + payload, runtime=RUNTIME_CPU["driver"])
 
 
 def _vllm_engine(

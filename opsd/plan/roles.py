@@ -10,6 +10,7 @@ from opsd.plan.cluster import ClusterConfig
 from opsd.plan.memory import GIB, Memory, driver_memory, learner_memory, rollout_memory, teacher_memory
 from opsd.plan.models import ModelSizes
 from opsd.plan.traffic import Traffic, step_traffic
+from opsd.teacher.sources import teachers_by_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,8 @@ class Role:
 
 def plan_roles(job: Job) -> list[Role]:
     """All of them. The driver is a process on the host."""
-    memory = driver_memory(job.traffic, job.cfg.schedule.max_staleness)
+    served = any(teacher.remote for teacher in teachers_by_source(job.cfg.teacher).values())
+    memory = driver_memory(job.traffic, job.cfg.schedule.max_staleness, asks_servers=served)
     driver = Role(name="driver", processes=1, gpus_each=0, memory=memory)
     return [driver, *(engine_role(job, engine) for engine in job.engines), learner_role(job)]
 

@@ -9,6 +9,8 @@ from opsd.config.run import RunConfig
 from opsd.plan.models import BYTES, ModelSizes
 from opsd.teacher.sources import section_of, teachers_by_source
 
+TOLD_BYTES = 40  # statistics of a token, at most
+
 
 def candidates_scored(cfg: RunConfig) -> dict[str, bool]:
     """By the teacher's section, whether it scores the student's candidates; of a server, which alone knows, whether it
@@ -27,8 +29,9 @@ class Traffic:
     response_tokens: int
     trunk_tokens: int  # prompt and response tokens that the teacher scores and the learner may run
     rollout_bytes: int  # ids, candidates and their log-probabilities: from the rollout engines
-    score_bytes: int  # from the teacher
-    batch_bytes: int  # micro-batches to the learner, every token kept
+    score_bytes: int  # that the teacher makes
+    batch_bytes: int  # micro-batches of the learner, every token kept
+    told_bytes: int  # to the driver: ids, their log-probabilities and statistics
     weight_bytes: int  # into each rollout engine
 
 
@@ -59,5 +62,6 @@ def step_traffic(cfg: RunConfig, student: ModelSizes, teacher: ModelSizes | None
         rollout_bytes=tokens * (4 + 4 + 8 * num_candidates),
         score_bytes=tokens * (8 + 8 * top_k + scored + hidden),
         batch_bytes=rollouts * longest * 16 + tokens * (8 * num_named + 4 * (num_named + 1) + 20 + hidden),
+        told_bytes=tokens * (8 + TOLD_BYTES),
         weight_bytes=BYTES[cfg.rollout.dtype] * student.num_parameters,
     )

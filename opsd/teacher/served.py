@@ -12,7 +12,7 @@ from opsd.engines.candidates import put_back, with_references
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.ops.signals import Statistics
-from opsd.payload.keeper import KeptHere, Payload, ScoredPart, looked_through
+from opsd.payload.keeper import KeptHere, Payload, ScoredPart, Told, looked_through
 from opsd.teacher.remote.http import RemoteEngines
 from opsd.teacher.remote.openai import OpenAIEngines
 from opsd.types import NoScores, Rollout, TeacherScores
@@ -47,6 +47,10 @@ class Asked:
     pending: list[Any]
     statistics: Statistics | None = None
 
+    @property
+    def num_rollouts(self) -> int:
+        return len(self.rollouts)
+
 
 class ServedTeacher:
     """Takes an EnginePool's place in a TeacherPool."""
@@ -65,9 +69,9 @@ class ServedTeacher:
     def are_scored(self, parts: list[Asked]) -> bool:
         return all(self.client.are_scored(each.pending) for each in parts)
 
-    def scores(self, parts: list[Asked]) -> list[tuple[ScoredPart, Payload | None]]:
+    def scores(self, parts: list[Asked]) -> list[Told]:
         """As EnginePool.scores."""
-        return [self._scores(each) for each in parts]
+        return [Told([number], *self._scores(each)) for number, each in enumerate(parts)]
 
     def _scores(self, asked: Asked) -> tuple[ScoredPart, Payload | None]:
         scores, vocabulary = self.client.scores(asked.pending), self.spec.vocabulary

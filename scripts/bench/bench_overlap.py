@@ -51,6 +51,8 @@ class SleepTeacher(TeacherConfig):
 class SleepEngine:
     """Decodes a token of all its answers at once, as continuous batching does."""
 
+    vocabulary = VOCABULARY
+
     def __init__(self, config: SleepRollouts | SleepTeacher) -> None:
         self.config, self.policy_version = config, 0
 
@@ -91,7 +93,7 @@ class SleepEngine:
 
 class SleepWorker(EngineWorker):
     def start(self, spec: EngineSpec) -> None:
-        self.engine = SleepEngine(spec.config)  # type: ignore[assignment]
+        self.name, self.engine = spec.path, SleepEngine(spec.config)  # type: ignore[assignment]
 
 
 def answer(prompt: Prompt, lengths: tuple[int, ...], policy_version: int) -> Rollout:

@@ -159,7 +159,7 @@ def take_step(step: int, rollout_pool: RolloutPool, teacher_pool: TeacherPool, l
     batch = batch_stats(step, scored, scored.tokens, None, num_steps=100)
     selection = every_second(len(batch.tokens))
     report = learner.train_step(scored, selection)
-    assert report.num_kept == len(selection) and abs(report.loss - 1.0) < 1e-3
+    assert 0 < report.num_kept < len(selection)  # of the first rank
 
 
 def measured(args: argparse.Namespace) -> list[list[str]]:

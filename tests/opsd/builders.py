@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.batch import FOREIGN, PendingScores
-from opsd.payload.keeper import KeptHere, Payload, ScoredPart, looked_through
+from opsd.batch import FOREIGN, PendingScores, placed_parts
+from opsd.payload.keeper import KeptHere, Payload, ScoredPart, Told, looked_through
 from opsd.payload.scored import ScoredBatch
 from opsd.types import NoScores, Prompt, Rollout, ScoredRollout, TeacherScores, Vocabulary
 
@@ -101,16 +102,34 @@ def answered(pending: Sequence[PendingScores]) -> list[tuple[Rollout, TeacherSco
     """What came back from a teacher of each rollout, by place."""
     rollouts = {place: rollout for group in pending for place, rollout in group.rollouts.items()}
     scores = dict.fromkeys(rollouts, FOREIGN)
-    for _, places, part, payload in (each for group in pending for each in group.scores()):
+    for _, places, part, payload in placed_parts(pending):
         usable = iter(payload.whole().items if payload is not None and part.stats else ())
         for number, place in enumerate(places):
             scores[place] = part.missing[number] if number in part.missing else next(usable).scores
     return [(rollouts[place], scores[place]) for place in sorted(rollouts)]
 
 
+class Answered(NamedTuple):
+    """A part of the work of a stand-in for engines, which has scored it."""
+
+    num_rollouts: int
+    part: ScoredPart
+    payload: Payload | None
+
+
+class Answers:
+    """Engines whose answers are there."""
+
+    def are_scored(self, parts):
+        return True
+
+    def scores(self, parts):
+        return [Told([number], part, payload) for number, (_, part, payload) in enumerate(parts)]
+
+
 def kept_here(
     rollouts: Sequence[Rollout], scores: Sequence[TeacherScores | NoScores], vocabulary: Vocabulary, teacher: str = "t"
-) -> list[tuple[ScoredPart, Payload | None]]:
-    """What engines answer with that have scored these, in this process."""
+) -> list[Answered]:
+    """What `Answers` know of these, in this process."""
     part, scored = looked_through(teacher, rollouts, scores, vocabulary)
-    return [(part, None if scored is None else KeptHere(scored, vocabulary))]
+    return [Answered(len(rollouts), part, None if scored is None else KeptHere(scored, vocabulary))]

@@ -10,19 +10,9 @@ from opsd.batch import PendingScores, batch_stats, scored_batch
 from opsd.errors import StageError
 from opsd.payload.scored import rollout_stats
 from opsd.types import NoScores, Vocabulary
-from tests.opsd.builders import batch_of, kept_here, scored_rollouts
+from tests.opsd.builders import Answers, batch_of, kept_here, scored_rollouts
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
-
-
-class Answers:
-    """An engine whose answers are there."""
-
-    def are_scored(self, parts):
-        return True
-
-    def scores(self, parts):
-        return parts
 
 
 def pending(rollouts, scores, *, places=None, teacher="/models/t"):
@@ -93,9 +83,6 @@ def test_rollouts_are_in_the_order_of_their_places_whichever_group_came_first():
     together = rollout_stats(batch_of(items), VOCABULARY)
     for name, value_T in together.known().items():
         assert torch.equal(batch.tokens.known()[name], value_T), name
-    index_N = np.array([0, 4, 6, 8, 12, 13])  # of rollouts 0, 0, 1, 2, 3, 3
-    found = batch.places_in_payloads(index_N)
-    assert [places.tolist() for places in found] == [[0, 1, 3], [0, 4, 8]]  # 3 before 1, and 2 before 0
 
 
 def test_scores_of_other_tokens_than_asked_stop_the_step_with_the_teacher_s_name():

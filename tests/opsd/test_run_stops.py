@@ -24,7 +24,7 @@ from opsd.run import started
 from opsd.stopping import says_what_is_left
 from opsd.train import loop
 from opsd.types import StepReport, Vocabulary
-from tests.opsd.builders import kept_here, scored_rollouts
+from tests.opsd.builders import Answers, kept_here, scored_rollouts
 
 VOCABULARY = Vocabulary(size=40, stop_ids=(0,))
 ITEMS = scored_rollouts([5, 3, 4, 2], VOCABULARY)
@@ -52,17 +52,11 @@ class Part:
                 rollouts=group,
                 scored_places=tuple(group),
                 parts=kept_here(list(group.values()), [ITEMS[place].scores for place in group], VOCABULARY),
-                engines=self,
+                engines=Answers(),
                 teacher="t",
             )  # fmt: skip
             for group in groups
         ]
-
-    def are_scored(self, parts):
-        return True
-
-    def scores(self, parts):
-        return parts
 
     def train_step(self, scored, selection):
         self.steps_seen += 1

@@ -10,7 +10,7 @@ from opsd.data.grading import judge_rollouts
 from opsd.data.math_process import Judgement
 from opsd.evaluation.held_out import Evaluation, accuracy, evaluate
 from opsd.types import Prompt, Rollout, Vocabulary
-from tests.opsd.builders import kept_here, scored_rollouts
+from tests.opsd.builders import Answers, kept_here, scored_rollouts
 
 
 class Letters:
@@ -49,7 +49,7 @@ def test_answers_without_usable_scores_are_counted_by_reason_and_in_no_other_fig
     items = scored_rollouts([5, 3, 4], vocabulary)
     items[1] = replace(items[1], scores=replace(items[1].scores, sampled_logprobs=np.full(3, np.nan, np.float32)))
 
-    class Teacher:
+    class Teacher(Answers):
         def begin(self, groups):
             [group] = groups
             scores = [item.scores for item in items]
@@ -59,9 +59,6 @@ def test_answers_without_usable_scores_are_counted_by_reason_and_in_no_other_fig
                     parts=kept_here(list(group.values()), scores, vocabulary),
                 )
             ]  # fmt: skip
-
-        def scores(self, parts):
-            return parts
 
     rollout_pool = SimpleNamespace(sample=lambda *_, **__: [dict(enumerate(item.rollout for item in items))])
     found = evaluate(rollout_pool, Teacher(), problems=[], kl_prompts=["a"], grader=None, tokenizer=None)

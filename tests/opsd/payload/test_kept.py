@@ -9,23 +9,19 @@ import torch
 
 from opsd.batch import PendingScores, scored_batch
 from opsd.errors import StageError
-from opsd.learner.dealing import deal, rows_for
+from opsd.learner.dealing import deal, kept_in, rows_for
 from opsd.learner.packing import micro_batches, pack
 from opsd.ops.losses.objective import PACKED_INPUTS
+from opsd.payload.keeper import in_one, looked_through
 from opsd.payload.kept import Wanted, joined, kept_rows
 from opsd.payload.scored import agreement_sums
-from opsd.types import Mixture, Selection, Vocabulary
-from tests.opsd.builders import batch_of, kept_here, scored_rollouts
+from opsd.types import Mixture, NoScores, Selection, Vocabulary
+from tests.opsd.builders import Answers, batch_of, kept_here, scored_rollouts
 
 VOCABULARY = Vocabulary(size=20, stop_ids=(0,))
 LENGTHS = [5, 1, 9, 4, 7, 3]
 PLACES = ((4, 1), (0, 5), (3, 2))  # of each part's rollouts, in the order in which they came
 KEPT = np.array([0, 4, 5, 8, 9, 14, 15, 20, 25, 26])
-
-
-class Answers:
-    def scores(self, parts):
-        return parts
 
 
 def in_parts(items):
@@ -111,10 +107,10 @@ def test_a_loss_of_draws_has_its_inputs_from_every_part():
 def test_agreement_is_the_sum_over_the_parts():
     items = scored_rollouts(LENGTHS, VOCABULARY)
     batch, together = in_parts(items), agreement_sums(batch_of(items), KEPT, VOCABULARY)
-    sums = [
-        payload.agreement(places)()
-        for payload, places in zip(batch.payloads, batch.places_in_payloads(KEPT), strict=True)
-    ]
+    selection = Selection(index_N=torch.from_numpy(KEPT), weight_N=torch.ones(len(KEPT)))
+    where = {"payload_R": batch.payload_R, "first_R": batch.first_R}
+    shares = deal(batch.rollouts, selection, **where, num_ranks=2, max_tokens=20)
+    sums = [payload.close(kept_in(shares, number))() for number, payload in enumerate(batch.payloads)]
     assert {name: sum(own[name] for own in sums) for name in together} == pytest.approx(together)
     assert 0 < together["kept_overlap"] < together["overlap"]
 
@@ -126,7 +122,7 @@ def test_what_travels_is_in_buffers_that_a_pickle_leaves_alone():
         rollout_batch = batch_of(scored_rollouts([length], VOCABULARY))
         wanted = Wanted(support="teacher", num_candidates=8, asked=frozenset(PACKED_INPUTS))
         rows = kept_rows(rollout_batch, np.arange(length), wanted, VOCABULARY)
-        [(part, _)] = kept_here(rollout_batch.rollouts, [rollout_batch.items[0].scores], VOCABULARY)
+        [(_, part, _)] = kept_here(rollout_batch.rollouts, [rollout_batch.items[0].scores], VOCABULARY)
         buffers: list = []
         sizes.append(len(pickle.dumps((rows, part), protocol=5, buffer_callback=buffers.append)))
         assert sum(buffer.raw().nbytes for buffer in buffers) > 50 * length
@@ -135,9 +131,26 @@ def test_what_travels_is_in_buffers_that_a_pickle_leaves_alone():
 
 def test_the_driver_is_told_at_most_40_bytes_of_a_token():
     batch = batch_of(scored_rollouts(LENGTHS, VOCABULARY))
-    [(part, _)] = kept_here(batch.rollouts, [item.scores for item in batch.items], VOCABULARY)
+    [(_, part, _)] = kept_here(batch.rollouts, [item.scores for item in batch.items], VOCABULARY)
     assert {values.shape for values in part.stats.values()} == {(sum(LENGTHS),)}
     assert sum(values.nbytes for values in part.stats.values()) <= 40 * sum(LENGTHS)
+
+
+def test_parts_in_one_are_as_if_they_had_come_together():
+    items = scored_rollouts(LENGTHS, VOCABULARY)
+    scores = [item.scores for item in items]
+    scores[1] = NoScores(reason="teacher_error")
+    scores[3] = replace(scores[3], sampled_logprobs=np.full(4, np.nan, np.float32))
+    found = [looked_through("t", [i.rollout for i in items], scores, VOCABULARY)]
+    for numbers in ([0], [1], [2, 3, 4], [5]):
+        rollouts = [items[n].rollout for n in numbers]
+        found.append(looked_through("t", rollouts, [scores[n] for n in numbers], VOCABULARY))
+    (whole, scored), (part, joint) = found[0], in_one(found[1:])
+    assert (part.num_rollouts, part.missing, part.num_same_first) == (6, whole.missing, whole.num_same_first)
+    assert list(part.missing) == [1, 3] and part.num_candidates == whole.num_candidates
+    assert joint.rollouts == scored.rollouts
+    for name, values_T in whole.stats.items():
+        np.testing.assert_array_equal(part.stats[name], values_T)
 
 
 def test_scores_of_other_tokens_are_refused_where_they_are_kept():

@@ -180,7 +180,17 @@ def test_teachers_that_score_candidates_send_and_train_on_more():
     assert both.batch_bytes - top.batch_bytes == 12 * 32 * both.response_tokens
 
 
-def test_answers_that_are_made_ahead_wait_in_the_driver():
-    now, ahead = gpu_job(), gpu_job(schedule={"max_staleness": 2})
-    more = role_of(ahead, "driver").memory.buffers - role_of(now, "driver").memory.buffers
-    assert more == 2 * now.traffic.rollout_bytes
+def test_what_is_made_ahead_waits_with_the_teacher_and_the_driver_is_told_of_it():
+    now, ahead = (replace(gpu_job(schedule={"max_staleness": n}), device="cpu") for n in (0, 2))
+    more = {
+        name: role_of(ahead, name).memory.buffers - role_of(now, name).memory.buffers for name in ("driver", "teacher")
+    }
+    traffic = now.traffic
+    assert more["driver"] == 2 * traffic.told_bytes == 2 * 48 * traffic.response_tokens
+    assert more["teacher"] == 2 * (traffic.score_bytes + traffic.rollout_bytes) / 2  # two engines
+
+
+def test_a_client_of_servers_has_their_answers():
+    own, served = gpu_job(), gpu_job(teacher={"by_source": {"chat": "http://127.0.0.1:8100"}})
+    more = role_of(served, "driver").memory.buffers - role_of(own, "driver").memory.buffers
+    assert more == own.traffic.score_bytes + own.traffic.rollout_bytes + own.traffic.batch_bytes
