@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from opsd.engines.protocols import Request
 from opsd.types import Rollout
 
 Candidates = tuple[np.ndarray, np.ndarray]  # candidate_ids and candidate_logprobs of a rollout
@@ -23,21 +24,36 @@ class Away(NamedTuple):
     number: int  # of the rollout among them
 
 
-def taken_out(group: dict[int, Rollout]) -> tuple[dict[int, Rollout], list[Candidates]]:
-    """The rollouts without their candidates, and these, in the same order."""
+class Written(NamedTuple):
+    """What an engine tells of an answer to who knows the prompt."""
+
+    response_ids: np.ndarray
+    sampled_logprobs: np.ndarray
+    stopped: bool
+    policy_version: int
+
+
+def taken_out(group: dict[int, Rollout]) -> tuple[dict[int, Written], list[Candidates]]:
+    """The answers without their candidates, and these, in the same order."""
     candidates = [(rollout.candidate_ids, rollout.candidate_logprobs) for rollout in group.values()]
-    left = {
-        place: replace(r, candidate_ids=r.candidate_ids[:, :0], candidate_logprobs=r.candidate_logprobs[:, :0])
-        for place, r in group.items()
+    written = {
+        place: Written(r.response_ids, r.sampled_logprobs, r.stopped, r.policy_version) for place, r in group.items()
     }
-    return left, candidates
+    return written, candidates
 
 
-def away(group: dict[int, Rollout], candidates: Any) -> dict[int, Rollout]:
-    """The rollouts as they know where their candidates are. `candidates`: a reference to what `taken_out` gave."""
+def away(group: dict[int, Written], requests: Sequence[Request], candidates: Any) -> dict[int, Rollout]:
+    """The rollouts, which know where their candidates are. `candidates`: a reference to what `taken_out` gave."""
     return {
-        place: replace(rollout, candidates=Away(candidates, number))
-        for number, (place, rollout) in enumerate(group.items())
+        place: Rollout(
+            prompt=requests[place][0],
+            sample=requests[place][1],
+            candidate_ids=np.empty((len(written.response_ids), 0), np.int32),
+            candidate_logprobs=np.empty((len(written.response_ids), 0), np.float32),
+            candidates=Away(candidates, number),
+            **written._asdict(),
+        )
+        for number, (place, written) in enumerate(group.items())
     }
 
 

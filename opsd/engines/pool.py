@@ -91,7 +91,7 @@ class EnginePool:
             if work.more:
                 generate = self.workers[number].generate.options(num_returns="streaming")
                 streams[generate.remote(work, sampling, policy_version, group_size, apart)] = number
-        return self._groups(streams, apart)
+        return self._groups(streams, requests if apart else None)
 
     def _deal(self, requests: list[Request], max_tokens: int) -> list[Work]:
         """The work of each engine."""
@@ -119,8 +119,8 @@ class EnginePool:
             for engine, part in enumerate(begun)
         ]
 
-    def _groups(self, streams: dict[Any, int], apart: bool) -> Iterator[dict[int, Rollout]]:
-        """What comes out of these streams, each with the number of its engine."""
+    def _groups(self, streams: dict[Any, int], apart: list[Request] | None) -> Iterator[dict[int, Rollout]]:
+        """What comes out of these streams, each with the number of its engine. `apart`: the requests, see `away`."""
         while streams:
             ready, waiting = ray.wait(list(streams), num_returns=1, timeout=patience["answer_s"])
             if not ready:
@@ -133,8 +133,9 @@ class EnginePool:
                 del streams[stream]
             else:
                 self.busy_s[number] = busy_s
-                require_numbers(f"{self.role}: worker {number}, {self.path}", group.values())
-                yield away(group, next(stream)) if apart else group
+                rollouts = group if apart is None else away(group, apart, next(stream))
+                require_numbers(f"{self.role}: worker {number}, {self.path}", rollouts.values())
+                yield rollouts
 
     def score(self, rollouts: list[Rollout], top_k: int, statistics: Statistics | None = None) -> list[PartUnderWay]:
         """Parts that one after another answer `rollouts` in order, for the next two calls. Does not wait.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from opsd.cluster.ray import require_here
 from opsd.config.engine import EngineSpec
-from opsd.engines.candidates import Candidates, put_back, taken_out
+from opsd.engines.candidates import Candidates, Written, put_back, taken_out
 from opsd.engines.installed import require_vllm
 from opsd.engines.protocols import Engine
 from opsd.engines.sampling import Sampling
@@ -59,15 +59,15 @@ class EngineWorker:
 
     def generate(
         self, work: Work, sampling: Sampling, policy_version: int, group_size: int | None, apart: bool
-    ) -> Iterator[tuple[dict[int, Rollout], float] | list[Candidates]]:
+    ) -> Iterator[tuple[dict[int, Rollout] | dict[int, Written], float] | list[Candidates]]:
         """Groups of rollouts. `apart`: without their candidates, which follow each group as an object of their own."""
         began = time.perf_counter()
         for group in self.engine.generate(work, sampling, policy_version, group_size):
             self.busy_s += time.perf_counter() - began
             began = time.perf_counter()
             if apart:
-                group, candidates = taken_out(group)
-                yield group, self.busy_s
+                written, candidates = taken_out(group)
+                yield written, self.busy_s
                 yield candidates
             else:
                 yield group, self.busy_s

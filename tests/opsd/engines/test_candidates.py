@@ -11,9 +11,10 @@ def test_candidates_find_their_rollouts_again():
     rollouts = [item.rollout for item in scored_rollouts([4, 2, 5, 3], Vocabulary(size=20, stop_ids=(0,)))]
     store, known = {}, {}
     for name, places in (("a", (3, 0)), ("b", (1,))):
-        left, store[name] = taken_out({place: rollouts[place] for place in places})
-        assert all(rollout.candidate_ids.size == rollout.candidate_logprobs.size == 0 for rollout in left.values())
-        known |= away(left, name)
+        written, store[name] = taken_out({place: rollouts[place] for place in places})
+        known |= away(written, [(rollout.prompt, 3, 0) for rollout in rollouts], name)
+    assert all(rollout.candidate_ids.size == rollout.candidate_logprobs.size == 0 for rollout in known.values())
+    assert all(known[place].prompt is rollouts[place].prompt and known[place].sample == 3 for place in known)
     asked = [known[1], rollouts[2], known[0], known[3]]  # one that has never been away
     named, groups = with_references(asked)
     assert groups == ["b", "a"] and not any(name in repr(named) for name in ("'a'", "'b'"))
