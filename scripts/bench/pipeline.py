@@ -167,7 +167,7 @@ def measured(args: argparse.Namespace) -> list[list[str]]:
     spec = {"path": ".", "vocabulary": VOCABULARY, "device": "cpu", "max_model_tokens": 10**6}
     own = {"num_workers": args.engines, "length": args.length}
     rollouts = MadeUpRollouts(
-        **own, num_candidates=args.candidates, group_size=16, max_num_seqs=10**6, max_response_tokens=args.length
+        **own, num_candidates=args.candidates, max_num_seqs=10**6, max_response_tokens=args.length
     )
     teacher = MadeUpTeacher(**own, path=".", top_k=args.top_k, num_candidates=args.candidates, width=args.hidden)
     rollout_pool = RolloutPool(EngineSpec(config=rollouts, **spec), seed=0)
