@@ -205,7 +205,7 @@ def held_here(items: Sequence[ScoredRollout], vocabulary: Vocabulary) -> StepBat
 
 
 def batch_stats(
-    step: int, batch: StepBatch, tokens: TokenStats, reward_R: Tensor | None, *, num_steps: int
+    step: int, batch: StepBatch | ScoredBatch, tokens: TokenStats, reward_R: Tensor | None, *, num_steps: int
 ) -> BatchStats:
     """The batch as the selection sees it; `tokens` and `reward_R` are those of `batch`, in order."""
     rollouts = batch.rollouts

@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from torch import Tensor
 
-from opsd.batch import ScoredBatch, batch_stats, rollout_stats
+from opsd.batch import batch_stats
 from opsd.config.auto import with_dtypes
 from opsd.config.run import compose_config
 from opsd.data.prompts import PromptSource
@@ -41,6 +41,7 @@ from opsd.learner.packing import MicroBatch, pack
 from opsd.learner.worker import LearnerWorker
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.ops.losses.objective import Objective
+from opsd.payload.scored import ScoredBatch, rollout_stats
 from opsd.preflight import Setup, check
 from opsd.types import BatchStats, Prompt, Rollout, ScoredRollout, Selection, StepReport
 from tip.config import TipRunConfig
