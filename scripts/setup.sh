@@ -72,13 +72,7 @@ rm -f "$stamp"
 say "$("$python" --version) in .venv; installing the $device packages, a minute or two"
 
 pip=(.venv/bin/pip install -qq --disable-pip-version-check --no-compile)
-# The lists are whole (--no-deps), so two pips share them: the three largest packages, and all others.
-largest=.venv/largest.txt others=.venv/others.txt
-grep -hE '^(torch|vllm|ray)==' "requirements/$device.txt" requirements/dev.txt >"$largest"
-grep -hvE '^(torch|vllm|ray)==' "requirements/$device.txt" requirements/dev.txt >"$others"
-"${pip[@]}" --no-deps "${torch_index[@]}" -r "$largest" &
-"${pip[@]}" --no-deps "${torch_index[@]}" -r "$others" || { wait $! || true; fail "pip could not install requirements/$device.txt"; }
-wait $! || fail "pip could not install requirements/$device.txt"
+"${pip[@]}" --no-deps "${torch_index[@]}" "${lists[@]}" || fail "pip could not install requirements/$device.txt"
 if [[ $device == cpu ]]; then
     if grep -qs "^cuda.*= '" .venv/lib/python3*/site-packages/torch/version.py; then
         say "this torch is a CUDA build (large, but it works); for a small one delete .venv and set OPSD_TORCH_INDEX" \
