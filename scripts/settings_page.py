@@ -1,7 +1,8 @@
-"""Writes docs/settings.md: every setting of every program, with its default and what it means.
+"""Writes docs/settings.md and docs/settings_programs.md: every setting, with its default and what it means.
 
-The meanings are the comments beside the fields in the dataclasses: that is where to change them. A test holds the page
-against them. Run it after a change: python scripts/settings_page.py
+The first page has those of a training, the second those of the other programs. The meanings are the comments beside the
+fields in the dataclasses: that is where to change them. A test holds the pages against them. Run it after a change:
+python scripts/settings_page.py
 """
 
 from __future__ import annotations
@@ -26,27 +27,33 @@ from opsd.plan.simulate.config import SimulateConfig
 from opsd.teacher.server.config import ServerConfig
 from tip.config import TipRunConfig
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
-INTRODUCTION = """# Settings
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+WRITTEN = "Written by `scripts/settings_page.py` from the comments in the code; change them there."
+TRAINING = f"""# Settings
 
-Written by `scripts/settings_page.py` from the comments in the code; change them there.
+{WRITTEN} Those of the plan, the
+evaluation and the teacher's server are on [a page of their own](settings_programs.md).
 
 Every program takes its settings as `name=value`, below `section.name=value`. A recipe passes on what follows it:
 `bash recipes/quickstart.sh selector.ratio=0.2 seed=3`. A free mapping such as `loss.options` needs a plus for what is
-new in it: `+loss.options={beta: 0.3}`. `--cfg job` prints what a command would run with, and starts nothing. *Required*
-means that there is no default.
+new in it: `+loss.options={{beta: 0.3}}`. `--cfg job` prints what a command would run with, and starts nothing.
+*Required* means that there is no default.
+"""
+PROGRAMS = f"""# Settings of the other programs
+
+{WRITTEN} How they are given: [settings](settings.md).
 """
 
 
 def main() -> None:
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        print(DOCS / name)
 
 
-def page() -> str:
-    """The whole file."""
-    programs = [
+def pages() -> dict[str, str]:
+    """The files' texts by name."""
+    training = [
         (
             "Training: `python -m tip.train`",
             "`python -m opsd.train` has these without `selector`, `filters`, `adjust`, `answers` and `answer_options`. "
@@ -54,6 +61,8 @@ def page() -> str:
             TipRunConfig,
             composed("tip.conf", "tip", "schema", TipRunConfig),
         ),
+    ]
+    programs = [
         (
             "Plan: `python -m tip.plan`",
             "A training's settings, and these.",
@@ -74,7 +83,12 @@ def page() -> str:
             composed("opsd.conf", "teacher_server", "teacher_server_schema", ServerConfig),
         ),
     ]
-    parts = [INTRODUCTION]
+    return {"settings.md": page(TRAINING, training), "settings_programs.md": page(PROGRAMS, programs)}
+
+
+def page(introduction: str, programs: list[tuple[str, str, type, dict[str, Any]]]) -> str:
+    """`programs`: title, note, class of the settings, defaults."""
+    parts = [introduction]
     for title, note, config_class, defaults in programs:
         prefix = {ClusterConfig: "cluster.", SimulateConfig: "simulate."}.get(config_class, "")
         parts += [*([f"## {title}"] if title else []), *([note] if note else [])]
