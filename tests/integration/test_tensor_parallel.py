@@ -39,13 +39,14 @@ ENDS_WITHIN_S = 120.0
 
 def started(role, path, config, placement):
     spec = EngineSpec(path=str(path), config=config, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
-    return EnginePool(role, spec, placement)
+    return EnginePool(role, spec, placement, keeps_payload=True)
 
 
 def answers(pool, version):
     requests = [(prompt, 0, 100 + prompt.index) for prompt in PROMPTS]
     rollouts = in_order(pool.generate(requests, GREEDY, policy_version=version))
-    return rollouts, pool.scores(pool.score(rollouts, 8))
+    [told] = pool.scores(pool.score(rollouts, 8))
+    return rollouts, [item.scores for item in told.payload.whole().items]
 
 
 def reference(path, rollout):

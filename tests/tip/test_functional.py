@@ -172,7 +172,7 @@ def test_no_second_tensor_of_the_logits_size_is_made(monkeypatch):
     size = student.numel() * student.element_size()  # 64 MiB
     with PeakMemory("cpu") as peak:
         loss = forward(student, teacher)
-    assert peak.bytes < 0.3 * size
+    assert peak.bytes < 0.5 * size  # of this process, other threads included
     with PeakMemory("cpu") as peak:
         loss.backward()
     assert 0.9 * size < peak.bytes < 1.3 * size

@@ -24,6 +24,12 @@ raise SystemExit("the last words")
 """
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """The node that this test process may share has warm starts of its own, within which there are no others."""
+    monkeypatch.setattr(warm._Warm, "path", "")
+
+
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     """Started with these arguments, as Ray starts a worker; libraries that take no time to import."""
