@@ -92,7 +92,7 @@ def start_actor(
     `seat`: where it runs, see opsd.cluster.placement; None: wherever Ray finds `num_gpus` GPUs. `beside`: names of
     concurrency groups with their numbers of threads, whose calls run beside the others.
     """
-    executable = warm_executable(environment)
+    executable = warm_executable(environment) if is_one_node() else None
     options = {
         "name": name,
         "num_cpus": 0,  # the roles take turns, so they may share the cores
@@ -105,6 +105,11 @@ def start_actor(
     }
     actor = ray.remote(concurrency_groups=beside)(cls) if beside else ray.remote(cls)
     return actor.options(**options).remote(*args, **kwargs)
+
+
+def is_one_node() -> bool:
+    """Whether the cluster is one node: on another the interpreter may have another path, and nothing is warm there."""
+    return sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def require_here(what: str, path: str | os.PathLike) -> None:

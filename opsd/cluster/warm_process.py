@@ -15,6 +15,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ def serve(listener: socket.socket, modules: list[str]) -> None:
             listener.close()
             return become(connection)
         connection.close()
+    shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)  # a killed driver leaves it behind
 
 
 def become(connection: socket.socket) -> None:

@@ -21,8 +21,9 @@ def rows_of(text, title):
     return {row[0].strip("`"): row[1:] for row in cells}
 
 
+@pytest.mark.skipif(not RESULTS.exists(), reason="no results of the ablation are committed yet")
 def test_the_committed_page_is_what_its_raw_lines_make():
-    assert not RESULTS.exists() or (RESULTS / "RESULTS.md").read_text() == page(read(RESULTS))
+    assert (RESULTS / "RESULTS.md").read_text() == page(read(RESULTS))
 
 
 def test_the_page_has_a_line_for_each_arm_with_its_intervals(tmp_path):
