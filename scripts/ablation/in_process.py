@@ -220,7 +220,6 @@ def started(cfg: TipRunConfig) -> Iterator[OneProcess]:
             micro_batch_tokens=cfg.learner.micro_batch_tokens if keeps_apart else 0,
         )
     finally:
-        learner.writer.shutdown()
         if dist.is_initialized():
             dist.destroy_process_group()
 

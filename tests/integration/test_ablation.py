@@ -5,6 +5,7 @@ import pytest
 from scripts.ablation.arms import ARMS
 from scripts.ablation.in_process import config, started
 from tests.integration.runs import TRANSFORMERS, arguments, finished, training_lines
+from tests.opsd.process_group import leave_group
 
 NUM_STEPS = 4
 
@@ -22,6 +23,7 @@ def test_losses_and_selections_are_those_of_a_run_of_its_own(pair, tmp_path, arm
     settings = [*ARMS[arm].settings, f"num_steps={NUM_STEPS}", "eval.num_kl_prompts=0"]
     lines = training_lines(finished(pair, tmp_path / arm, *TRANSFORMERS, *settings))
     own = [each for each in arguments(pair, tmp_path / "unused", *settings) if not each.startswith("output_dir=")]
+    leave_group()
     with started(config(own)) as run:
         steps = [run.step(step, measure=step == 1) for step in range(NUM_STEPS)]
     assert [step.report.loss for step in steps] == pytest.approx([line["loss"] for line in lines], abs=1e-6)

@@ -20,3 +20,12 @@ def one_rank() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def leave_group() -> None:
+    """Ends the process group that an engine of vLLM left in this process, for code that starts one of its own."""
+    if dist.is_initialized():
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        destroy_model_parallel()
+        destroy_distributed_environment()

@@ -8,6 +8,7 @@ from opsd.types import Selection, StepReport
 from scripts.ablation.in_process import Step, config
 from scripts.ablation.measures import measured_run, selection_figures
 from tests.integration.runs import arguments
+from tests.opsd.process_group import leave_group
 from tests.tiny_models import make_tiny_pair
 from tests.tip.batches import make_batch
 
@@ -23,6 +24,7 @@ def settings(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_can_be_made_again_exactly(settings):
+    leave_group()
     first, second = (measured_run(settings, 2, 5) for _ in range(2))
     assert {name: first[name] for name in OF_A_RUN} == {name: second[name] for name in OF_A_RUN}
     assert [each["step"] for each in first["evaluations"]] == [0, 2, 3]
