@@ -17,7 +17,7 @@ LAYERS = [
     {"run_parts", "run_state", "run_summary", "saver"},
     {"evaluation", "plan", "report", "export", "stopping"},
     {"hooks", "hook_checks", "preflight", "weight_sync", "run_inputs"},
-    {"teacher", "rollout", "ahead"},
+    {"teacher", "rollout", "ahead", "agents"},
     {"engines", "learner"},
     {"data", "cluster", "monitor", "run_folder", "batch", "payload", "score_checks", "checkpoints", "run_lock"},
     {"ops", "config", "models"},
