@@ -6,6 +6,17 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+# What may go wrong with a call; metrics count each.
+MALFORMED = "malformed"  # the student wrote no call that the parser takes
+UNKNOWN_TOOL = "unknown_tool"
+BAD_ARGUMENTS = "bad_arguments"  # not what the tool's schema allows
+RAISED = "raised"
+TIMED_OUT = "timed_out"
+TOO_LONG = "too_long"  # it was cut
+NOT_TEXT = "not_text"  # no string, or one that is not valid Unicode
+LOST = "lost"  # the process of the trajectory's tools has ended
+FAILURES = (MALFORMED, UNKNOWN_TOOL, BAD_ARGUMENTS, RAISED, TIMED_OUT, TOO_LONG, NOT_TEXT, LOST)
+
 
 @dataclass(frozen=True)
 class ToolCall:
@@ -21,6 +32,16 @@ class ToolAnswer:
 
     text: str
     ends: bool = False  # the trajectory is over: the student is not asked again, and does not read this
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of one call."""
+
+    name: str  # of the tool; empty where the call was malformed
+    text: str  # what the student reads
+    ends: bool = False
+    kind: str = ""  # one of FAILURES; empty: it went well
 
 
 class Session(Protocol):
