@@ -21,7 +21,7 @@ LAYERS = [
     {"engines", "learner"},
     {"data", "cluster", "monitor", "run_folder", "batch", "payload", "score_checks", "checkpoints", "run_lock"},
     {"ops", "config", "models"},
-    {"types", "errors", "files", "strict_json"},
+    {"types", "sequences", "errors", "files", "strict_json"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_RAY = ("report", "plan", "models", "config", "ops", "teacher.remote")

@@ -130,7 +130,7 @@ def _said(error: BaseException) -> str:
         said = one_line(message if isinstance(message, str) else str(error))
     except Exception:  # its __str__ is a user's, too
         said = "(it cannot be shown)"
-    return said if len(said) <= LONGEST_REASON else said[:LONGEST_REASON] + " …"
+    return said if len(said) <= LONGEST_REASON else said[:LONGEST_REASON] + " ..."
 
 
 def serve(pipe: Connection, tools: Tools, max_chars: int) -> None:
