@@ -82,7 +82,7 @@ class AgentWork(Work):
         self, engine: Engine, sampling: Sampling, policy_version: int, group_size: int | None
     ) -> Iterator[dict[int, Rollout]]:
         """As Work.made_by: a group is of trajectories that were begun one after another, whichever ends first."""
-        self._begin(toolbox_of(self._agents), sampling.max_tokens)
+        self._begin(self.toolbox(), sampling.max_tokens)
         try:
             for turns in engine.generate(self, sampling, policy_version, group_size=1):
                 for place, turn in turns.items():
@@ -96,6 +96,9 @@ class AgentWork(Work):
         finally:
             for place in list(self._open):
                 self._tools.runner.close_trajectory(self._open.pop(place).key)
+
+    def toolbox(self) -> Toolbox:
+        return toolbox_of(self._agents)
 
     def _begin(self, tools: Toolbox, room: int) -> None:
         self._tools, self._room = tools, room

@@ -27,10 +27,10 @@ SETTINGS = (
     "tools.max_turns=3",
     "tools.max_answer_chars=40",
     "eval.teacher=false",
-    "rollout.max_response_tokens=300",
-    "learner.micro_batch_tokens=512",
+    "rollout.max_response_tokens=160",
+    "learner.micro_batch_tokens=256",
     "num_steps=2",
-    "log.token_view_every=1",
+    "log.token_view_rollouts=12",
 )
 
 
@@ -44,21 +44,27 @@ def test_a_run_learns_from_the_students_tokens_and_counts_the_tools(agents, tmp_
         assert 0 < line["tools/token_share"] < 1 and 0 < line["tools/failed"] < line["tools/calls"]
         assert line["tools/failed"] == sum(value for name, value in line.items() if name.startswith("tools/failed/"))
         assert sum(value for name, value in line.items() if name.startswith("tools/ended/")) == 12
-        assert line["num_kept"] == line["num_tokens"]
+        assert 0 < line["num_kept"] < line["num_tokens"]  # of the student's, half of which tip drops
     failed = {name for line in lines for name in line if name.startswith("tools/failed/")}
     assert {"tools/failed/malformed", "tools/failed/raised", "tools/failed/unknown_tool"} <= failed
     report = (folder / "report.html").read_text()
-    assert 'class="tool"' in report and "[T:total" in report and "calls of tools" in report
+    assert 'class="tool">[T:' in report and "calls of tools" in report
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_a_run_that_is_made_again_and_resumed_has_the_same_losses(agents, tmp_path, staleness):
-    settings = (*SETTINGS, "checkpoint.every=1", f"schedule.max_staleness={staleness}", "num_steps=3")
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(agents, tmp_path):
+    settings = (*SETTINGS, "checkpoint.every=1", "num_steps=3")
     expected = losses(finished(agents, tmp_path / "whole", *settings))
     finished(agents, tmp_path / "parts", *settings, "stop_at_step=2")
     again = losses(finished(agents, tmp_path / "parts", *settings, "resume=auto"))
     assert again == expected and len(set(expected)) == 3
+
+
+@pytest.mark.slow
+def test_trajectories_that_are_made_ahead_are_the_same_each_time(agents, tmp_path):
+    settings = (*SETTINGS, "schedule.max_staleness=1", "num_steps=3")
+    first, second = (losses(finished(agents, tmp_path / name, *settings)) for name in ("first", "second"))
+    assert first == second and len(set(first)) == 3
 
 
 @pytest.mark.slow

@@ -6,11 +6,12 @@ import json
 import string
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 VOCAB_SIZE = 128
+STOPS = "ABCDFGHI"
 BUILD = "tests.opsd.agents.some_tools:build_tools"
 TEMPLATE = (
     "{% if tools %}{% for tool in tools %}({{ tool.function.name }}){% endfor %}{% endif %}"
@@ -30,6 +31,7 @@ CALLS = [call("add"), call("add", 2), call("later"), call("fail"), call("none"),
 
 def make_agent_tokenizer(path: Path, template: str = TEMPLATE) -> Path:
     characters = sorted(set(string.printable) - set("\r\x0b\x0c"))
+    characters += [chr(0xC0 + number) for number in range(VOCAB_SIZE)]  # what is left over: vLLM samples padding
     make_char_tokenizer(path, vocab_size=VOCAB_SIZE, eos_token_id=0, alphabet=[*CALLS, *characters])
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.chat_template = template
@@ -38,8 +40,13 @@ def make_agent_tokenizer(path: Path, template: str = TEMPLATE) -> Path:
 
 
 def make_agent_model(path: Path, *, seed: int, tied: bool = True, scale: float = 1.0) -> Path:
+    """One that ends a turn with any of STOPS, so that turns are a dozen tokens long."""
     make_tiny_qwen3(path, vocab_size=VOCAB_SIZE, tied=tied, seed=seed, eos_token_id=0, scale=scale)
-    return make_agent_tokenizer(path)
+    make_agent_tokenizer(path)
+    tokenizer, settings = AutoTokenizer.from_pretrained(path), GenerationConfig.from_pretrained(path)
+    settings.eos_token_id = [0, *(tokenizer.convert_tokens_to_ids(stop) for stop in STOPS)]
+    settings.save_pretrained(path)
+    return path
 
 
 def ids_of(tokenizer, text: str) -> list[int]:
