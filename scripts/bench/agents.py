@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=64, help="in flight together")
     parser.add_argument("--calls", type=int, default=4, help="of each trajectory, one per turn")
     parser.add_argument("--tool-s", type=float, default=0.5, help="that a tool sleeps")
-    parser.add_argument("--step-ms", type=float, default=4.0, help="of the engine, for a token of all its turns")
+    parser.add_argument("--step-ms", type=float, default=2.5, help="of the engine, for a token of all its turns")
     args = parser.parse_args()
     runner = ToolRunner(build="agents:build_sleeping_tools", options={"seconds": args.tool_s}, processes=2)
     try:
