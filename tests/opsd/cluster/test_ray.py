@@ -126,7 +126,7 @@ def test_a_worker_that_was_killed_is_named_and_not_the_one_that_missed_it(monkey
 def test_any_other_error_is_a_line_with_its_place(monkeypatch):
     Results(monkeypatch, {0: failed(IndexError("index 9\nis out of bounds"))})
     with pytest.raises(StageError) as raised:
-        gather("rollout", [0, 1], workers=[4])
+        gather("rollout", [0, 1], workers=[4, 5])
     assert str(raised.value) == (
         "rollout: worker 4 failed: IndexError: index 9 is out of bounds (in train_step, /code/opsd/learner/step.py, "
         "line 41)"
