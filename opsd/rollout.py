@@ -54,6 +54,11 @@ class RolloutPool:
         """By role: seconds that each engine was at work, as far as it has told."""
         return {self.engines.role: self.engines.busy_s}
 
+    @property
+    def num_restarts(self) -> int:
+        """Engines that were lost and are there again."""
+        return self.engines.actors.num_restarts
+
     def close(self) -> None:
         """Ends the engines, whatever they are at."""
         self.engines.close()

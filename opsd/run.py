@@ -188,6 +188,7 @@ class Run:
         whole_draws = cfg.rollout.temperature == 1.0 and cfg.rollout.top_p == 1.0
         values |= agreement_metrics(record.report.agreement, whole_draws=whole_draws)
         values["skipped_steps"] = ledger.counts["skipped_steps"]
+        values["engine_restarts"] = sum(pool.num_restarts for pool in pools)
         self.log.log(done, values)
         self.bar.update(values)
         self.watch.look_at(done, values)

@@ -152,7 +152,7 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
         learner=learner,
         sample=sample,
         token_stats=sources[cfg.stats],
-        push_weights=weight_sync(rollout_pool.cfg, learner, rollout_pool),
+        push_weights=weight_sync(rollout_pool.cfg, learner, rollout_pool, max_restarts=cfg.max_restarts),
         grading=grading,
     )
 
@@ -173,7 +173,7 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
     )
     placement.settle(rollout_pool)
     told = hooks.statistics if cfg.stats == "rollout" else None
-    teacher_pool = start_teachers(setup.teachers, placement, told)
+    teacher_pool = start_teachers(setup.teachers, placement, told, max_restarts=cfg.max_restarts)
     placement.settle(teacher_pool)
     learner = LearnerGroup(
         cfg.student,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -44,10 +45,14 @@ def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
     return direct
 
 
-def weight_sync(cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: RolloutPool) -> Callable[[int], None]:
+def weight_sync(
+    cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: RolloutPool, *, max_restarts: int
+) -> Callable[[int], None]:
     """Connects the two. What comes back, called with a policy version, puts the newest weights into every engine.
 
-    `cfg.weight_transfer` is decided, see `weight_transfer`. Over nccl and ipc: not run on a GPU.
+    `cfg.weight_transfer` is decided, see `weight_transfer`. Over nccl and ipc: not run on a GPU. An engine that is lost
+    is started again, `max_restarts` times at most, where the learner has the weights that it needs: not with
+    schedule.max_staleness, as the learner has newer ones, nor over nccl and ipc, whose group has lost a member.
     """
 
     def through_object_store(policy_version: int) -> None:
@@ -59,6 +64,8 @@ def weight_sync(cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: Rollout
         rollout_pool.received_weights(policy_version)
 
     if cfg.weight_transfer == "object_store":
+        if not rollout_pool.max_staleness:
+            rollout_pool.engines.actors.restart_lost(max_restarts, partial(learner.weights, cfg.dtype))
         return through_object_store
     learner.connect_engines(
         rollout_pool.engines.workers, cfg.tensor_parallel_size, cfg.dtype, backend=cfg.weight_transfer

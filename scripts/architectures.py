@@ -48,6 +48,7 @@ from opsd.models.weights import check_weights
 from opsd.ops.losses.divergences import reverse_kl
 from opsd.payload.scored import ScoredBatch
 from opsd.types import Prompt, Rollout, ScoredRollout, Selection, Vocabulary
+from opsd.weight_sync import TOLERANCE as START_TOLERANCE
 from tiny_architectures import ARCHITECTURES, STOP_ID, VOCAB_SIZE, make_architecture
 
 VOCABULARY = Vocabulary(size=VOCAB_SIZE, stop_ids=(STOP_ID,))
@@ -152,7 +153,7 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
     scorer = start_engine("transformers", teacher)
     trunk = type(causal_lm.base_model)
     with unchanged(trunk):
-        engine = start_engine(backend, student)
+        engine = started_engine(backend, student)
     packed, difference, moved, first = 0.0, 0.0, 0.0, None
     for step in range(num_steps + 1):
         engine.update_weights(weights_of(model), step)
@@ -168,6 +169,8 @@ def train(student: str, teacher: str, backend: str, exported: Path, num_steps: i
         sampled_T = np.concatenate([rollout.sampled_logprobs for rollout in rollouts])
         rescored_T = np.concatenate([scores.sampled_logprobs for scores in engine.score(rollouts, TOP_K)])
         difference = max(difference, largest(sampled_T - alone_T), largest(rescored_T - alone_T))
+        if step == 0 and not np.abs(sampled_T - alone_T).mean() <= START_TOLERANCE["float32"]:  # as a run's start asks
+            raise ConfigError(f"at the start of a run: the engine's log-probabilities differ by {difference:.1f} nats")
         if first is None:
             first = scored, alone_T
         if step < num_steps:
@@ -209,6 +212,17 @@ def start_engine(backend: str, folder: str) -> Engine:
     config = EngineConfig(backend=backend, kv_cache_gib=0.03)
     spec = EngineSpec(path=folder, config=config, vocabulary=VOCABULARY, device="cpu", max_model_tokens=MAX_TOKENS)
     return MADE_BY[backend](spec)
+
+
+def started_engine(backend: str, folder: str) -> Engine:
+    """Raises ConfigError for a model that vLLM does not start with: each ends in vLLM's code in a way of its own."""
+    try:
+        return start_engine(backend, folder)
+    except Exception as error:
+        if backend != "vllm" or isinstance(error, ConfigError):
+            raise
+        reason = " ".join(str(error).split("For further information")[0].split())
+        raise ConfigError(f"vLLM does not start: {type(error).__name__}: {reason[:160]}") from error
 
 
 def weights_of(model: DistillationModel) -> dict[str, torch.Tensor]:

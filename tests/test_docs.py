@@ -28,6 +28,21 @@ def test_files_and_functions_that_a_document_names_exist(document):
     assert missing == []
 
 
+def test_the_way_of_a_teachers_log_probability_is_short_and_as_the_design_says():
+    """From vLLM's output to the loss: at most 13 files and 7 records."""
+    section = (ROOT / "docs/design.md").read_text().partition("## Where the payload goes")[2].partition("\n## ")[0]
+    files = re.findall(r"^\| \d+ \| `(opsd/[\w/]+\.py)` \|", section, re.MULTILINE)
+    records = re.findall(r"^\| \d+ \| `([A-Z]\w+)` \| `(opsd/[\w/]+\.py)` \|", section, re.MULTILINE)
+    assert 0 < len(files) <= 13
+    assert 0 < len(records) <= 7
+    defined = {(name, file): rf"^class {name}\b" for name, file in records}
+    assert [each for each, line in defined.items() if not re.search(line, SOURCES[ROOT / each[1]], re.MULTILINE)] == []
+    # Each file speaks of such a record, but for the loss, which has tensors: one that only renames it would not.
+    names = "|".join(name for name, _ in records)
+    speaks = [bool(re.search(rf"\b(?:{names})\b", SOURCES[ROOT / file])) for file in files]
+    assert speaks == [True] * (len(files) - 1) + [False]
+
+
 def test_headings_that_docstrings_cite_exist():
     cited = {
         (path.relative_to(ROOT), page, heading)

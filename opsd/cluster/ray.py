@@ -121,8 +121,8 @@ def require_here(what: str, path: str | os.PathLike) -> None:
         )
 
 
-def gather(stage: str, refs: Sequence[Any], first: int = 0) -> list[Any]:
-    """The results in order. `first`: the number of the first worker.
+def gather(stage: str, refs: Sequence[Any], workers: Sequence[int] | None = None) -> list[Any]:
+    """The results in order. `workers`: the numbers of those who answer; None: 0, 1, ...
 
     Raises as soon as one has failed: the others may wait for it in a collective, and end with the run. A worker's own
     error of our kinds comes out as it is, any other as a StageError of one line that names the worker.
@@ -130,6 +130,7 @@ def gather(stage: str, refs: Sequence[Any], first: int = 0) -> list[Any]:
     results: dict[int, Any] = {}
     failures: dict[int, ray.exceptions.RayError] = {}
     places, waiting = {ref: place for place, ref in enumerate(refs)}, list(refs)
+    numbers = range(len(refs)) if workers is None else workers
 
     def wait(num_returns: int = 1, timeout: float | None = None) -> None:
         ready, waiting[:] = ray.wait(waiting, num_returns=num_returns, timeout=timeout)
@@ -143,7 +144,7 @@ def gather(stage: str, refs: Sequence[Any], first: int = 0) -> list[Any]:
         still = len(waiting)
         wait(timeout=patience["answer_s"])
         if len(waiting) == still:
-            raise no_answer(f"{stage}: worker {first + places[waiting[0]]}")
+            raise no_answer(f"{stage}: worker {numbers[places[waiting[0]]]}")
     if waiting and not any(map(_is_cause, failures.values())):
         wait(num_returns=len(waiting), timeout=LATE_S)
     if not failures:
@@ -153,7 +154,7 @@ def gather(stage: str, refs: Sequence[Any], first: int = 0) -> list[Any]:
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, OURS):
         raise error.cause from None
     kind = StageError if isinstance(error, ray.exceptions.RayTaskError) else WorkerLost
-    raise kind(f"{stage}: worker {first + place} {_in_a_line(error)}") from error
+    raise kind(f"{stage}: worker {numbers[place]} {_in_a_line(error)}") from error
 
 
 def no_answer(who: str) -> WorkerLost:

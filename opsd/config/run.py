@@ -183,7 +183,8 @@ class RunConfig:
     # rollout | learner: whose log-probabilities entropy and divergence of a token come from. A further forward pass of
     # the student (learner) makes the entropy exact; the divergences stay on the tokens that the teacher scored.
     stats: str = "rollout"
-    # How often the run starts itself again, from its newest checkpoint, where a worker's process is lost.
+    # How often engines of one role whose process is lost are started again, with the weights that they had; and how
+    # often the run starts itself again, from its newest checkpoint, where that is not possible.
     max_restarts: int = 3
     stop_at_step: int = 0  # save a checkpoint and stop there, for a queue with a time limit; 0: run to num_steps
     student: StudentConfig = field(default_factory=StudentConfig)

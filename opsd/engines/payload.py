@@ -13,8 +13,10 @@ from ray.actor import ActorHandle
 
 from opsd.cluster.ray import gather
 from opsd.engines.worker import PAYLOAD_CALLS
+from opsd.ops.signals import Statistics
 from opsd.payload.kept import Wanted
 from opsd.payload.scored import ScoredBatch
+from opsd.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,14 @@ class KeptByWorker:
 class PartUnderWay:
     """Rollouts that one engine is scoring."""
 
-    num_rollouts: int
+    rollouts: Sequence[Rollout]
+    top_k: int
+    statistics: Statistics | None
     engine: int  # its number
+    life: int  # see EngineActors
     key: int  # by which it knows them
     busy_s: ObjectRef  # the engine's seconds at work, once they are scored
+
+    @property
+    def num_rollouts(self) -> int:
+        return len(self.rollouts)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 
 from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, no_answer, patience, start_actor
 from opsd.config.engine import EngineSpec
+from opsd.engines.actors import EngineActors
 from opsd.engines.candidates import away, with_references
 from opsd.engines.groups import split_evenly
 from opsd.engines.payload import KeptByWorker, PartUnderWay
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
-from opsd.engines.vllm import engine_environment
 from opsd.engines.work import SharedWork, Work, deal, size_of
 from opsd.engines.work_queue import WorkQueue
 from opsd.engines.worker import PAYLOAD_CALLS, EngineWorker
-from opsd.errors import StageError
+from opsd.errors import StageError, WorkerLost
 from opsd.ops.signals import Statistics
 from opsd.payload.keeper import Told
 from opsd.types import Prompt, Rollout
@@ -43,33 +43,21 @@ class EnginePool:
         """
         self.role = role
         self.path = spec.path
-        config = spec.config
-        num_gpus = config.tensor_parallel_size if spec.device == "cuda" else 0
-        seats = placement.seats(role, config.num_workers, num_gpus) if placement else [None] * config.num_workers
-        environment = engine_environment(config, spec.device)
-        beside = {PAYLOAD_CALLS: 1} if keeps_payload else None
-        self.workers = [
-            start_actor(
-                self.worker_class,
-                f"{role}-{index}",
-                num_gpus=num_gpus,
-                environment=environment,
-                seat=seat,
-                beside=beside,
-            )
-            for index, seat in enumerate(seats)
-        ]
-        spec = replace(spec, path=os.path.abspath(spec.path))  # an actor's working folder is its node's
-        self._starting = [worker.start.remote(spec) for worker in self.workers]
-        self.max_num_seqs = config.max_num_seqs
+        self.actors = EngineActors(role, spec, placement, keeps_payload=keeps_payload, worker_class=self.worker_class)
+        self.max_num_seqs = spec.config.max_num_seqs
         self.busy_s = [0.0] * len(self.workers)  # of each engine at work, as far as it has told
+        self._busy_before = [0.0] * len(self.workers)  # in earlier lives
         self._queue: Any = None  # made where the first work needs it
         self._jobs = itertools.count()
         self._keys = itertools.count()  # of payloads that the engines keep
         self._updates: deque[list[ray.ObjectRef]] = deque()  # weights on their way in, the oldest first
 
+    @property
+    def workers(self) -> list[ActorHandle]:
+        return self.actors.workers
+
     def wait_ready(self) -> None:
-        gather(f"{self.role} start", self._starting)
+        self.actors.wait_ready()
 
     def generate(
         self,
@@ -87,70 +75,123 @@ class EnginePool:
         candidates stay in the object store, for the engines that score them. `wrap`: what becomes of an engine's
         work. The iterator raises StageError where a log-probability is NaN.
         """
-        streams = {}
-        for number, work in enumerate(self._deal(requests, sampling.max_tokens)):
-            if work.more:
-                generate = self.workers[number].generate.options(num_returns="streaming")
-                work = work if wrap is None else wrap(work)
-                streams[generate.remote(work, sampling, policy_version, group_size, apart)] = number
-        return self._groups(streams, requests if apart else None)
+        give = partial(
+            self._give,
+            sampling=sampling,
+            policy_version=policy_version,
+            group_size=group_size,
+            apart=apart,
+            wrap=wrap,
+        )
+        deal_out = partial(self._deal, max_tokens=sampling.max_tokens)
+        return self._groups(give(deal_out(dict(enumerate(requests)))), requests, give, deal_out, apart)
 
-    def _deal(self, requests: list[Request], max_tokens: int) -> list[Work]:
-        """The work of each engine."""
-        sizes = [size_of(request, max_tokens) for request in requests]
+    def _give(
+        self,
+        work: dict[int, Work],
+        *,
+        sampling: Sampling,
+        policy_version: int,
+        group_size: int | None,
+        apart: bool,
+        wrap: Callable[[Work], Work] | None,
+    ) -> dict[Any, tuple[int, Work]]:
+        """Engines, by number, begin with their work: streams of groups, each with the engine and its work."""
+        streams = {}
+        for number, own in work.items():
+            generate = self.workers[number].generate.options(num_returns="streaming")
+            made = own if wrap is None else wrap(own)
+            streams[generate.remote(made, sampling, policy_version, group_size, apart)] = number, own
+        return streams
+
+    def _deal(self, requests: dict[int, Request], max_tokens: int) -> dict[int, Work]:
+        """The work of each engine, by its number. `requests`: by place."""
+        places, sizes = list(requests), [size_of(request, max_tokens) for request in requests.values()]
         begun, waiting = deal(sizes, len(self.workers), self.max_num_seqs)
+        own = [{places[n]: requests[places[n]] for n in part} for part in begun]
         if not waiting:
-            return [Work({place: requests[place] for place in part}) for part in begun]
+            return {number: Work(each) for number, each in enumerate(own) if each}
         if self._queue is None:
             self._queue = start_actor(
                 WorkQueue, f"{self.role}-queue", len(self.workers), num_gpus=0, environment={"CUDA_VISIBLE_DEVICES": ""}
             )
         job = next(self._jobs)
-        in_flight = [sum(sizes[place] for place in part) for part in begun]
-        gather(self.role, [self._queue.begin.remote(job, [(place, sizes[place]) for place in waiting], in_flight)])
-        others = ray.put({place: requests[place] for place in waiting})
-        return [
-            SharedWork(
-                {place: requests[place] for place in part},
-                others,
-                self._queue,
-                job=job,
-                engine=engine,
-                max_tokens=max_tokens,
-            )
-            for engine, part in enumerate(begun)
-        ]
+        in_flight = [sum(sizes[n] for n in part) for part in begun]
+        gather(self.role, [self._queue.begin.remote(job, [(places[n], sizes[n]) for n in waiting], in_flight)])
+        others = ray.put({places[n]: requests[places[n]] for n in waiting})
+        return {
+            number: SharedWork(each, others, self._queue, job=job, engine=number, max_tokens=max_tokens)
+            for number, each in enumerate(own)
+        }
 
-    def _groups(self, streams: dict[Any, int], apart: list[Request] | None) -> Iterator[dict[int, Rollout]]:
-        """What comes out of these streams, each with the number of its engine. `apart`: the requests, see `away`."""
+    def _groups(
+        self,
+        streams: dict[Any, tuple[int, Work]],
+        requests: list[Request],
+        give: Callable[[dict[int, Work]], dict[Any, tuple[int, Work]]],
+        deal_out: Callable[[dict[int, Request]], dict[int, Work]],
+        apart: bool,
+    ) -> Iterator[dict[int, Rollout]]:
+        """What comes out of these streams.
+
+        An engine that was lost has its own work again, whole: so its batches, and with them the rounding of its sums,
+        are those that they would have been. Work that it took from a queue is shared out anew when the others are done.
+        """
+        unanswered, lives, owed = set(range(len(requests))), list(self.actors.lives), False
         while streams:
             ready, waiting = ray.wait(list(streams), num_returns=1, timeout=patience["answer_s"])
-            if not ready:
-                raise no_answer(f"{self.role}: worker {streams[waiting[0]]}")
-            [stream] = ready
-            number = streams[stream]
+            [stream] = ready or waiting[:1]
+            number, work = streams[stream]
             try:
-                [(group, busy_s)] = gather(self.role, [next(stream)], first=number)
+                if not ready:
+                    raise no_answer(f"{self.role}: worker {number}")
+                [(group, busy_s)] = gather(self.role, [next(stream)], workers=[number])
+                rollouts = away(group, requests, next(stream)) if apart else group
             except StopIteration:
                 del streams[stream]
+            except WorkerLost as lost:
+                del streams[stream]
+                self._replace(number, lives[number], lost)
+                lives[number] = self.actors.lives[number]
+                if isinstance(work, SharedWork):
+                    owed = True
+                else:
+                    streams |= give({number: work})
             else:
-                self.busy_s[number] = busy_s
-                rollouts = group if apart is None else away(group, apart, next(stream))
+                self._has_told(number, busy_s)
+                rollouts = {place: rollout for place, rollout in rollouts.items() if place in unanswered}
+                unanswered -= rollouts.keys()
                 require_numbers(f"{self.role}: worker {number}, {self.path}", rollouts.values())
-                yield rollouts
+                if rollouts:
+                    yield rollouts
+            if not streams and owed:
+                streams, owed = give(deal_out({place: requests[place] for place in sorted(unanswered)})), False
+
+    def _replace(self, number: int, life: int, lost: WorkerLost) -> None:
+        """See EngineActors.replace."""
+        self.actors.replace(number, life, lost)
+        self._busy_before[number] = self.busy_s[number]
+
+    def _has_told(self, number: int, busy_s: float) -> None:
+        """`busy_s`: seconds at work in this life, as an answer says, perhaps not the newest."""
+        self.busy_s[number] = max(self.busy_s[number], self._busy_before[number] + busy_s)
 
     def score(self, rollouts: list[Rollout], top_k: int, statistics: Statistics | None = None) -> list[PartUnderWay]:
         """Parts that one after another answer `rollouts` in order, for the next two calls. Does not wait.
 
         `statistics`: what is told of each token beside the fields of TokenStats.
         """
-        parts = []
-        for number, own in enumerate(split_evenly(rollouts, len(self.workers))):
-            if own:
-                key, (named, candidates) = next(self._keys), with_references(own)
-                busy_s = self.workers[number].score.remote(key, named, top_k, statistics, *candidates)
-                parts.append(PartUnderWay(num_rollouts=len(own), engine=number, key=key, busy_s=busy_s))
-        return parts
+        split = enumerate(split_evenly(rollouts, len(self.workers)))
+        return [self._scored_by(number, own, top_k, statistics) for number, own in split if own]
+
+    def _scored_by(
+        self, number: int, rollouts: Sequence[Rollout], top_k: int, statistics: Statistics | None
+    ) -> PartUnderWay:
+        key, (named, candidates), life = next(self._keys), with_references(rollouts), self.actors.lives[number]
+        busy_s = self.workers[number].score.remote(key, named, top_k, statistics, *candidates)
+        return PartUnderWay(
+            rollouts=rollouts, top_k=top_k, statistics=statistics, engine=number, life=life, key=key, busy_s=busy_s
+        )
 
     def are_scored(self, parts: list[PartUnderWay]) -> bool:
         """Whether all of these are there. Does not wait."""
@@ -160,19 +201,24 @@ class EnginePool:
     def scores(self, parts: list[PartUnderWay]) -> list[Told]:
         """What each engine says of its parts, and where their payload is: waits for all."""
         own: dict[int, list[int]] = {}  # by engine, the numbers of its parts
-        for number, (each, busy_s) in enumerate(
-            zip(parts, gather("score", [each.busy_s for each in parts]), strict=True)
-        ):
-            self.busy_s[each.engine] = max(self.busy_s[each.engine], busy_s)
+        for number, each in enumerate(parts):
             own.setdefault(each.engine, []).append(number)
-        asked = [
-            self.workers[engine].told.options(concurrency_group=PAYLOAD_CALLS).remote([parts[n].key for n in numbers])
-            for engine, numbers in own.items()
-        ]
-        return [
-            Told(numbers, part, KeptByWorker(worker=self.workers[engine], key=parts[numbers[0]].key))
-            for (engine, numbers), part in zip(own.items(), gather("score", asked), strict=True)
-        ]
+        return [self._told(engine, numbers, [parts[n] for n in numbers]) for engine, numbers in own.items()]
+
+    def _told(self, engine: int, numbers: list[int], parts: list[PartUnderWay]) -> Told:
+        """What an engine says of its parts, all in one. One that was lost scores them again in its next life."""
+        while True:
+            life = self.actors.lives[engine]
+            parts = [p if p.life == life else self._scored_by(engine, p.rollouts, p.top_k, p.statistics) for p in parts]
+            worker = self.workers[engine]
+            try:
+                self._has_told(engine, max(gather("score", [p.busy_s for p in parts], workers=[engine] * len(parts))))
+                told = worker.told.options(concurrency_group=PAYLOAD_CALLS).remote([p.key for p in parts])
+                [part] = gather("score", [told], workers=[engine])
+            except WorkerLost as lost:
+                self._replace(engine, life, lost)
+            else:
+                return Told(numbers, part, KeptByWorker(worker=worker, key=parts[0].key))
 
     def close(self) -> None:
         """Ends the actors, and with them the engines' memory."""
@@ -180,14 +226,21 @@ class EnginePool:
             ray.kill(actor)
 
     def update_weights(self, weights: ray.ObjectRef, policy_version: int, *, pending: int = 0) -> None:
-        """The same weights into every engine, each after what it was given to do before.
+        """The same weights into every engine, each after what it was given to do before. One that is lost gets its own,
+        see EngineActors.
 
         `pending`: so many updates may be on their way when this returns. What goes wrong with one is raised when it is
         waited for.
         """
+        self.actors.policy_version = policy_version
         self._updates.append([worker.update_weights.remote(weights, policy_version) for worker in self.workers])
         while len(self._updates) > pending:
-            gather("sync", self._updates.popleft())
+            lives, refs = list(self.actors.lives), self._updates.popleft()
+            for number, ref in enumerate(refs):
+                try:
+                    gather("sync", [ref], workers=[number])
+                except WorkerLost as lost:
+                    self._replace(number, lives[number], lost)
 
     def expect_weights(self) -> None:
         """Weights are about to come another way."""
@@ -195,6 +248,7 @@ class EnginePool:
 
     def received_weights(self, policy_version: int) -> None:
         """Names the weights that came to the engines another way."""
+        self.actors.policy_version = policy_version
         gather("sync", [worker.received_weights.remote(policy_version) for worker in self.workers])
 
     def sleep(self) -> None:

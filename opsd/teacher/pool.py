@@ -33,8 +33,11 @@ class TeacherPool:
         role: str = "teacher",
         placement: Placement | None = None,
         statistics: Statistics | None = None,
+        max_restarts: int = 0,
     ) -> None:
-        """`role` names the actors. `statistics`: of each token that is scored, see `rollout_stats`."""
+        """`role` names the actors. `statistics`: of each token that is scored, see `rollout_stats`. `max_restarts`: how
+        often engines that are lost are started again; not where they follow the student, whose older weights are gone.
+        """
         self.cfg = spec.config
         self.vocabulary = spec.vocabulary
         self.statistics = statistics
@@ -43,6 +46,8 @@ class TeacherPool:
             self.engines = ServedTeacher(spec)
         else:
             self.engines = EnginePool(role, spec, placement, keeps_payload=True)
+            if spec.config.follow_decay is None:
+                self.engines.actors.restart_lost(max_restarts, None)
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
@@ -56,6 +61,11 @@ class TeacherPool:
     def busy_s(self) -> dict[str, list[float]]:
         """As RolloutPool.busy_s; nothing of servers elsewhere, which may work for others."""
         return {self.engines.role: self.engines.busy_s} if isinstance(self.engines, EnginePool) else {}
+
+    @property
+    def num_restarts(self) -> int:
+        """Engines that were lost and are there again; servers elsewhere look after themselves."""
+        return self.engines.actors.num_restarts if isinstance(self.engines, EnginePool) else 0
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; does not wait for their scores.

@@ -18,10 +18,21 @@ def start_teachers(
     specs: dict[str, EngineSpec[TeacherConfig]],
     placement: Placement | None = None,
     statistics: Statistics | None = None,
+    *,
+    max_restarts: int = 0,
 ) -> Teacher:
-    """The teacher of a run, or its teachers behind one object that is used alike. `specs`: by data_source."""
+    """The teacher of a run, or its teachers behind one object that is used alike.
+
+    `specs`: by data_source. `max_restarts`: how often engines of each that are lost are started again.
+    """
     pools = {
-        source: TeacherPool(spec, role=f"teacher-{source}".rstrip("-"), placement=placement, statistics=statistics)
+        source: TeacherPool(
+            spec,
+            role=f"teacher-{source}".rstrip("-"),
+            placement=placement,
+            statistics=statistics,
+            max_restarts=max_restarts,
+        )
         for source, spec in specs.items()
     }
     return pools[DEFAULT] if list(pools) == [DEFAULT] else TeacherRouter(pools)
@@ -46,6 +57,10 @@ class TeacherRouter:
     def busy_s(self) -> dict[str, list[float]]:
         """As TeacherPool.busy_s."""
         return {role: seconds for pool in self.pools.values() for role, seconds in pool.busy_s.items()}
+
+    @property
+    def num_restarts(self) -> int:
+        return sum(pool.num_restarts for pool in self.pools.values())
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """As TeacherPool.begin; each group is divided among the teachers."""

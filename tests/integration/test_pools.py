@@ -1,13 +1,17 @@
 """Rollout and teacher engines on real Ray actors: what comes back does not depend on who was ready first."""
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 
-from opsd.cluster.ray import ray_cluster
+from opsd.cluster.ray import patience, ray_cluster
 from opsd.config.engine import EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
 from opsd.engines.groups import in_order
+from opsd.errors import WorkerLost
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
 from opsd.types import NoScores, Prompt, Vocabulary
@@ -78,3 +82,75 @@ def test_a_rollout_with_a_foreign_token_is_left_unscored(pools, groups):
     pairs = answered(pools[1].begin([{**groups[0], place: foreign}, *groups[1:]]))
     assert [i for i, (_, scores) in enumerate(pairs) if isinstance(scores, NoScores)] == [place]
     assert pairs[place][0] is foreign
+
+
+@pytest.fixture
+def restarts(pools):
+    """Lost engines may be started again, one of each pool."""
+    for pool in pools:
+        pool.engines.actors.restart_lost(pool.num_restarts + 1, None)
+    yield
+    for pool in pools:
+        pool.engines.actors.restart_lost(0, None)
+
+
+def signal_to(pool, number, signum):
+    worker = pool.engines.workers[number]
+    os.kill(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())), signum)
+
+
+def require_answers(pools, expected, *, exactly):
+    """Raises AssertionError unless the pool makes these answers again; in another batch sums round otherwise."""
+    prompts = [rollout.prompt for rollout in in_order(expected)[::2]]
+    found = in_order(pools[0].sample(prompts, samples_per_prompt=2, step=0))
+    for own, wanted in zip(found, in_order(expected), strict=True):
+        assert own.response_ids.tolist() == wanted.response_ids.tolist()
+        np.testing.assert_allclose(own.sampled_logprobs, wanted.sampled_logprobs, atol=0 if exactly else 1e-5)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
+def test_an_engine_that_is_lost_is_started_again_and_its_answers_are_made(
+    pools, groups, restarts, signum, capfd, monkeypatch
+):
+    signal_to(pools[0], 1, signum)
+    if signum == signal.SIGSTOP:
+        monkeypatch.setitem(patience, "answer_s", 30.0)
+    require_answers(pools, groups, exactly=False)
+    said = {signal.SIGKILL: "was lost", signal.SIGSTOP: "has not answered for 30 s (placement.answer_s)"}[signum]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "is started again" in line]
+    assert len(lines) == 1 and "rollout 1 is started again (" in lines[0] and said in lines[0]
+
+
+@pytest.mark.usefixtures("restarts")
+def test_work_that_was_dealt_at_the_start_is_made_again_to_the_last_bit(pools, groups):
+    prompts = [rollout.prompt for rollout in in_order(groups)[::2]][:2]
+    expected = list(pools[0].sample(prompts, samples_per_prompt=2, step=0))  # two for each engine: no queue
+    signal_to(pools[0], 0, signal.SIGKILL)
+    require_answers(pools, expected, exactly=True)
+
+
+def test_an_engine_that_is_lost_too_often_ends_the_work(pools, groups):
+    signal_to(pools[0], 1, signal.SIGKILL)
+    with pytest.raises(WorkerLost, match="^rollout: worker 1 was lost"):
+        require_answers(pools, groups, exactly=False)
+    pools[0].engines.actors.restart_lost(9, None)
+    require_answers(pools, groups, exactly=False)
+
+
+@pytest.mark.usefixtures("restarts")
+def test_a_teacher_that_is_lost_after_it_has_scored_scores_again(pools, groups):
+    expected = answered(pools[1].begin(groups))
+    pending = pools[1].begin(groups)
+    busy_s = [part.busy_s for group in pending for part in group.parts]
+    ray.wait(busy_s, num_returns=len(busy_s))
+    signal_to(pools[1], 0, signal.SIGKILL)
+    later = pools[1].begin(groups[:1])  # given to the engine that is gone
+    assert same_scores(answered(pending), expected)
+    assert same_scores(answered(later), [pair for pair in expected if any(pair[0] is r for r in groups[0].values())])
+    assert pools[1].num_restarts == 1
+
+
+def same_scores(found, expected):
+    return [(r.response_ids.tolist(), s.sampled_logprobs.tolist()) for r, s in found] == [
+        (r.response_ids.tolist(), s.sampled_logprobs.tolist()) for r, s in expected
+    ]

@@ -34,6 +34,7 @@ class Part:
     """A pool, a teacher or a learner that does as little as the loop lets it."""
 
     busy_s: dict = {}
+    num_restarts = 0
 
     def __init__(self, *_, **__):
         self.policy_version, self.steps_seen = -1, 0
@@ -95,7 +96,7 @@ def stand_ins(monkeypatch):
     for name, stand_in in {
         "check": lambda cfg: setup, "ray_cluster": no_cluster, "metrics_url": lambda: "http://127.0.0.1:1/metrics",
         "Placement": Part, "RolloutPool": Part, "start_teachers": Part, "LearnerGroup": Part, "RayMetrics": Part,
-        "check_agreement": lambda *_: None, "weight_sync": lambda *_: lambda version: None,
+        "check_agreement": lambda *_: None, "weight_sync": lambda *_, **__: lambda version: None,
         "evaluate": lambda *_, **__: figures,
         "build_report": lambda folder: (folder / "report.html").write_text("report") and folder / "report.html",
     }.items():  # fmt: skip

@@ -126,7 +126,7 @@ def test_a_worker_that_was_killed_is_named_and_not_the_one_that_missed_it(monkey
 def test_any_other_error_is_a_line_with_its_place(monkeypatch):
     Results(monkeypatch, {0: failed(IndexError("index 9\nis out of bounds"))})
     with pytest.raises(StageError) as raised:
-        gather("rollout", [0, 1], first=4)
+        gather("rollout", [0, 1], workers=[4, 5])
     assert str(raised.value) == (
         "rollout: worker 4 failed: IndexError: index 9 is out of bounds (in train_step, /code/opsd/learner/step.py, "
         "line 41)"
@@ -166,4 +166,4 @@ def test_a_worker_that_hangs_counts_as_lost(joined):
     with ray_cluster(dashboard=False, answer_s=1.0):
         ranks = [start_actor(Rank, f"hung-{i}", num_gpus=0, environment={"OMP_NUM_THREADS": "1"}) for i in range(2)]
         with pytest.raises(WorkerLost, match=r"^learn: worker 3 has not answered for 1 s .placement.answer_s.$"):
-            gather("learn", [each.run.remote("waits") for each in ranks], first=3)
+            gather("learn", [each.run.remote("waits") for each in ranks], workers=[3])
