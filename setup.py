@@ -44,6 +44,7 @@ setup(
         "fastapi>=0.115",
         "httpx>=0.28,<0.29",
         "hydra-core>=1.3.2,<1.4",
+        "jsonschema>=4.18",
         "math-verify>=0.9,<0.10",
         "matplotlib>=3.9",
         "numpy>=2",

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.errors import StageError
+from opsd.errors import StageError, common_names
 from opsd.payload.keeper import NAN, KeptHere, Payload, ScoredPart, Told, described
 from opsd.payload.scored import ScoredBatch
-from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TokenStats, Vocabulary, common_names
+from opsd.types import BatchStats, NoScores, Rollout, ScoredRollout, TokenStats, Vocabulary
 
 FOREIGN = NoScores(reason="foreign_token")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,3 +98,12 @@ def expect_places(name: str, index_N: Tensor) -> None:
         place = int(unordered[0])
         pair = f"{int(index_N[place])} before {int(index_N[place + 1])}"
         raise ValueError(f"{name} must be ascending and distinct, got {pair}")
+
+
+def common_names(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the parts know, in order. Raises ValueError where some of them know of it and others do not."""
+    names = {name: sum(name in part for part in parts) for each in parts for name in each}
+    for name, known in names.items():
+        if known < len(parts):
+            raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {known}")
+    return list(names)

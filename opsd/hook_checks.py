@@ -202,10 +202,11 @@ def check_objective(objective: Objective, selection: Selection) -> None:
                 )
 
 
-def checked_source(source: RolloutSource, where: str) -> RolloutSource:
+def checked_source(source: RolloutSource, where: str, *, with_tools: bool = False) -> RolloutSource:
     """`source` with each of its groups looked at: rollouts by their places in the batch, every place once.
 
-    Raises ConfigError where it is no source, and in a running step StageError.
+    `with_tools`: these must be trajectories. Raises ConfigError where it is no source, and in a running step
+    StageError.
     """
     if not callable(source):
         raise ConfigError(f"{where} must return a function of prompts, got {type(source).__name__}")
@@ -226,6 +227,8 @@ def checked_source(source: RolloutSource, where: str) -> RolloutSource:
                 twice = seen & group.keys()
                 if twice:
                     raise HookError(f"{where} must give every place once, got place {min(twice)} twice")
+                if with_tools and any(rollout.trajectory is None for rollout in group.values()):
+                    raise HookError(f"{where} gives answers that no tools were asked for: set tools.build=''")
                 seen |= group.keys()
                 yield group
         except (ConfigError, HookError) as error:

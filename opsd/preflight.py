@@ -10,6 +10,8 @@ from typing import Protocol, TypedDict
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from opsd.agents.check import agent_spec, checked_tools
+from opsd.agents.toolbox import AgentSpec
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
@@ -52,6 +54,7 @@ class Setup:
     support: str  # teacher | student | union: loss.support, with auto decided
     student: EngineSpec[RolloutConfig]  # of the rollout engines
     adapter: AdapterSize | None  # what trains of the student; None: all of it
+    agents: AgentSpec | None  # with what tools it answers; None: with none
     teachers: dict[str, EngineSpec[TeacherConfig]]  # by the data_source that each scores, see opsd.teacher.sources
 
 
@@ -95,7 +98,10 @@ def check(cfg: RunConfig) -> Setup:
     support = decide_support(cfg.loss.support, {name: facts.scores_candidates for name, facts in teachers.items()})
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     paths = [path for path in (cfg.data.train_path, cfg.data.eval_path) if path]
-    files = [load_prompts(path, cfg.data, tokenizer, max_prompt_tokens) for path in paths]
+    agents = agent_spec(cfg, vocabulary)
+    with checked_tools(agents, tokenizer) as tools:
+        files = [load_prompts(path, cfg.data, tokenizer, max_prompt_tokens, tools.schemas) for path in paths]
+        tools.try_rows([file.prompts[0] for file in files])
     train_prompts, eval_prompts = [*(file.prompts for file in files), []][:2]
     check_sources([*train_prompts, *eval_prompts], configs)
     check_prompts([*train_prompts, *eval_prompts], vocabulary)
@@ -117,6 +123,7 @@ def check(cfg: RunConfig) -> Setup:
         support=support,
         student=EngineSpec(path=cfg.student.path, config=cfg.rollout, trust_remote_code=trusted, **shared),
         adapter=adapter_of(cfg.student),
+        agents=agents,
         teachers={
             source: teacher_spec(each, **shared, returns_hidden=cfg.loss.payload == "hidden")
             for source, each in configs.items()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from ray import ObjectRef
 
+from opsd.agents.toolbox import AgentSpec
+from opsd.agents.trajectories import AgentWork
 from opsd.cluster.placement import Placement
 from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.engines.groups import in_order
@@ -25,12 +28,14 @@ class RolloutPool:
         seed: int,
         placement: Placement | None = None,
         max_staleness: int = 0,
+        agents: AgentSpec | None = None,
     ) -> None:
         """`spec.path` is the student's folder; the engines answer once they have had weights.
 
         `max_staleness`: of the answers that are asked for, in steps. Above 0 the engines take new weights without being
-        waited for.
+        waited for. `agents`: answers are trajectories, with tools' answers between the student's turns.
         """
+        self.wrap = None if agents is None else partial(AgentWork, agents=agents)
         self.cfg = spec.config
         self.seed = seed
         self.max_staleness = max_staleness
@@ -77,17 +82,20 @@ class RolloutPool:
             max_tokens=self.cfg.max_response_tokens,
             num_candidates=self.cfg.num_candidates,
         )
-        return self.engines.generate(requests, sampling, self.policy_version, self.cfg.group_size, apart=True)
+        return self.engines.generate(
+            requests, sampling, self.policy_version, self.cfg.group_size, apart=True, wrap=self.wrap
+        )
 
     def short_answers(self, prompt: Prompt, max_tokens: int) -> list[Rollout]:
-        """One of every engine, each of other tokens."""
+        """One of every engine, each of other tokens, without tools."""
         sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=max_tokens, num_candidates=1)
         requests = [(prompt, sample, request_seed(self.seed, sample)) for sample in range(self.cfg.num_workers)]
         return in_order(self.engines.generate(requests, sampling, self.policy_version))
 
     def greedy(self, prompts: list[Prompt]) -> list[Rollout]:
         sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=self.cfg.max_response_tokens, num_candidates=1)
-        return in_order(self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, self.policy_version))
+        requests = [(prompt, 0, 0) for prompt in prompts]
+        return in_order(self.engines.generate(requests, sampling, self.policy_version, wrap=self.wrap))
 
     def update_weights(self, weights: ObjectRef, *, policy_version: int) -> None:
         """New weights (a reference to a state dict) into every running engine, after what it was asked for before."""

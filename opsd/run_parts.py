@@ -133,7 +133,8 @@ def start_parts(cfg: RunConfig, hooks: TrainHooks, stack: ExitStack, *, began: f
         "rollout": attrgetter("tokens"),
         "learner": learner.token_stats,
     }
-    sample = checked_source(hooks.rollouts(rollout_pool, teacher_pool), name_of(hooks.rollouts))
+    source = hooks.rollouts(rollout_pool, teacher_pool)
+    sample = checked_source(source, name_of(hooks.rollouts), with_tools=setup.agents is not None)
     for name, part in {"rollout": rollout_pool, "teacher": teacher_pool, "learner": learner}.items():
         part.wait_ready()
         say(f"loaded  {name}, after {time.perf_counter() - began:.0f} s")
@@ -168,6 +169,7 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
         seed=cfg.seed,
         placement=placement,
         max_staleness=cfg.schedule.max_staleness,
+        agents=setup.agents,
     )
     placement.settle(rollout_pool)
     told = hooks.statistics if cfg.stats == "rollout" else None

@@ -8,7 +8,7 @@ been mapped so, and every log-probability beside it is that of the whole event.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsd.errors import expect_all, expect_places, expect_shape
+from opsd.errors import common_names, expect_all, expect_places, expect_shape
+from opsd.sequences import Mixture, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +61,13 @@ class Prompt:
     data_source: str = ""  # the row's field of that name, as verl's files have it; empty: none
     teacher_token_ids: np.ndarray | None = None  # int32, as the teacher sees it; None: as the student
     response_ids: np.ndarray | None = None  # int32 [T], the file's own answer with a stop token; None: it has none
+    row: dict[str, Any] | None = None  # all fields, for tools; None: the run has none
+    max_response_tokens: int | None = None  # where an answer has less room than others; None: as they have
 
     @property
     def scored_after(self) -> np.ndarray:
         """int32: what stands before the response when the teacher scores it."""
         return self.token_ids if self.teacher_token_ids is None else self.teacher_token_ids
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """A second sequence, whose input embeddings are mixed into a rollout's, position by position."""
-
-    other_ids: np.ndarray  # int32 [P + T]; where that sequence has ended, the rollout's own ids
-    own_share: float  # [0, 1], of the rollout's own embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +83,7 @@ class Rollout:
     stopped: bool  # True: ended with a stop token; False: cut at the length limit
     policy_version: int  # steps after which the weights stood, skipped ones too; -1: the student did not sample it
     mixture: Mixture | None = None  # what both models read at its place; None: the rollout itself
+    trajectory: Trajectory | None = None  # what stands between its tokens; None: it is one turn
     candidates: Any = None  # where these two are, see opsd.engines.candidates, while they have no columns; None: here
 
     def __post_init__(self) -> None:
@@ -99,9 +95,21 @@ class Rollout:
         expect_shape("candidate_ids", self.candidate_ids, (num_tokens, self.candidate_ids.shape[-1]))
         if self.mixture is not None:
             expect_shape("mixture.other_ids", self.mixture.other_ids, (len(self.prompt.token_ids) + num_tokens,))
+        if self.trajectory is not None:
+            expect_shape("trajectory.place_T", self.trajectory.place_T, (num_tokens,))
 
     def __len__(self) -> int:
         return len(self.response_ids)
+
+    @property
+    def read_ids(self) -> np.ndarray:
+        """int32 [R], R >= T: what models read behind the prompt."""
+        return self.response_ids if self.trajectory is None else self.trajectory.read_ids
+
+    @property
+    def place_T(self) -> np.ndarray:
+        """int64 [T]: where in `read_ids` the rollout's tokens stand."""
+        return np.arange(len(self)) if self.trajectory is None else self.trajectory.place_T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,12 +296,3 @@ class StepReport:
     num_trunk_tokens: int  # tokens that went through the student's trunk
     skipped: str = ""  # what was not finite, where the step changed nothing; empty: it was taken
     agreement: dict[str, float] = field(default_factory=dict)  # `agreement_sums` of the step; none: nobody asked
-
-
-def common_names(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the parts know, in order. Raises ValueError where some of them know of it and others do not."""
-    names = {name: sum(name in part for part in parts) for each in parts for name in each}
-    for name, known in names.items():
-        if known < len(parts):
-            raise ValueError(f"{name} must be known of all {len(parts)} parts or of none, got {known}")
-    return list(names)

@@ -17,11 +17,11 @@ LAYERS = [
     {"run_parts", "run_state", "run_summary", "saver"},
     {"evaluation", "plan", "report", "export", "stopping"},
     {"hooks", "hook_checks", "preflight", "weight_sync", "run_inputs"},
-    {"teacher", "rollout", "ahead"},
+    {"teacher", "rollout", "ahead", "agents"},
     {"engines", "learner"},
     {"data", "cluster", "monitor", "run_folder", "batch", "payload", "score_checks", "checkpoints", "run_lock"},
     {"ops", "config", "models"},
-    {"types", "errors", "files", "strict_json"},
+    {"types", "sequences", "errors", "files", "strict_json"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_RAY = ("report", "plan", "models", "config", "ops", "teacher.remote")

@@ -54,6 +54,8 @@ class TipRunConfig(RunConfig):
         if self.selector.score == "attention" and not self.teacher.attention:
             able = backends_that(lambda can: can.returns_attention)
             raise ConfigError(f"selector.score=attention needs teacher.attention=true and teacher.backend={able}")
+        if self.answers != "student" and self.tools.build:
+            raise ConfigError(f"tools.build needs answers=student, got {self.answers}: no other answers use tools")
         if self.answers == "mixtures" and not self.teacher.can.reads_embeddings:
             able = backends_that(lambda can: can.reads_embeddings)
             raise ConfigError(

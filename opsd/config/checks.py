@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -76,10 +76,10 @@ def seconds(name: str, value: float) -> None:
         raise ConfigError(f"{name} must be greater than 0 and at most {LONGEST_WAIT_S:g} seconds, got {value}")
 
 
-def function_named(name: str, path: str, takes: str) -> Callable[..., Any]:
+def function_named(name: str, path: str, takes: str, by_name: Iterable[str] = ()) -> Callable[..., Any]:
     """The function that the setting's `path`, package.module:function, names; its module is imported.
 
-    `takes`: what it is called with, by place: "config", or "response, reference answer".
+    `takes`: what it is called with, by place: "config", or "response, reference answer". `by_name`: beside these.
     """
     module_name, _, function_name = path.partition(":")
     if not module_name or module_name.startswith(".") or not function_name:
@@ -91,19 +91,20 @@ def function_named(name: str, path: str, takes: str) -> Callable[..., Any]:
     if not hasattr(module, function_name):
         raise ConfigError(f"{name}={path}: {module_name} has no {function_name}")
     function = getattr(module, function_name)
-    require_function(f"{name}={path}", function, takes)
+    require_function(f"{name}={path}", function, takes, by_name)
     return function
 
 
-def require_function(where: str, function: Any, takes: str) -> None:
+def require_function(where: str, function: Any, takes: str, by_name: Iterable[str] = ()) -> None:
     """Raises ConfigError where `function` is none, or cannot be called with what `takes` lists, by place."""
+    takes_all = ", ".join([*filter(None, [takes]), *(f"{name}=" for name in by_name)])
     if not callable(function):
-        raise ConfigError(f"{where} must be a function of ({takes}), got {type(function).__name__}")
+        raise ConfigError(f"{where} must be a function of ({takes_all}), got {type(function).__name__}")
     try:
         signature = inspect.signature(function)
     except ValueError:  # one written in C may not say what it takes
         return
     try:
-        signature.bind(*filter(None, takes.split(", ")))
+        signature.bind(*filter(None, takes.split(", ")), **dict.fromkeys(by_name))
     except TypeError as error:
-        raise ConfigError(f"{where} must be a function of ({takes}): {error}") from error
+        raise ConfigError(f"{where} must be a function of ({takes_all}): {error}") from error

@@ -15,6 +15,7 @@ from opsd.config.lora import LoraConfig
 from opsd.config.loss import LossConfig
 from opsd.config.placement import PlacementConfig, ScheduleConfig
 from opsd.config.secrets import refuse_secrets
+from opsd.config.tools import ToolsConfig
 from opsd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ class RunConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)

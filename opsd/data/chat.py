@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +55,22 @@ def _is_templated(row: Row, data: PromptConfig, tokenizer: Any) -> bool:
     return data.chat_template != "false"
 
 
-def render(conversation: Conversation, data: PromptConfig, tokenizer: Any) -> str:
-    """The text of a conversation, data.instruction at its end. Raises DataError where the template refuses it."""
+def render(conversation: Conversation, data: PromptConfig, tokenizer: Any, tools: Sequence[dict] = ()) -> str:
+    """The text of a conversation, data.instruction at its end. Raises DataError where the template refuses it.
+
+    `tools`: the run's, which the template shows to a model where the row has none of its own.
+    """
     *earlier, last = conversation.messages
     if data.instruction:
         last = {**last, "content": f"{last['content']}\n{data.instruction}"}
     if not conversation.is_templated:
+        if tools:
+            raise DataError(
+                f"{conversation.row.where}: tools.build needs a chat template to show tools to the student, and this "
+                "prompt is plain text: make it a list of messages, or set data.chat_template=true"
+            )
         return "\n".join(message["content"] for message in [*earlier, last])
-    options = {**_tools(conversation.row, tokenizer), **data.template_options}
+    options = {**shown_tools(conversation.row, tokenizer, tools), **data.template_options}
     where, name = conversation.row.where, tokenizer.name_or_path
     try:
         text = tokenizer.apply_chat_template([*earlier, last], tokenize=False, add_generation_prompt=True, **options)
@@ -102,14 +111,18 @@ def needed(row: Row, *keys: str) -> str:
     return str(value)
 
 
-def _tools(row: Row, tokenizer: Any) -> dict[str, Any]:
-    """The row's own tools as the template takes them: a list, or, as parquet files have it, JSON of one."""
+def shown_tools(row: Row, tokenizer: Any, others: Sequence[dict] = ()) -> dict[str, Any]:
+    """The row's own tools as the template takes them: a list, or, as parquet files have it, JSON of one.
+
+    `others`: those of a row that has none.
+    """
     tools = lookup(row, "tools")
     if isinstance(tools, str):
         try:
             tools = read_json(tools) if tools else None
         except JsonError as error:
             raise DataError(f"{row.where}: 'tools' is a string, but {error}") from error
+    tools = tools or list(others)
     if not tools:
         return {}
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from opsd.config.run import DataConfig, PromptConfig
-from opsd.data.chat import Conversation, for_teacher, needed, read_conversation, render
+from opsd.data.chat import Conversation, for_teacher, needed, read_conversation, render, shown_tools
 from opsd.data.grading import GRADERS, grader_of
 from opsd.data.rows import Row, answer_keys, lookup, read_rows, reference_answer
 from opsd.data.tokens import encode, encode_conversations, fitted
@@ -44,17 +45,25 @@ class PromptFile:
         return lines
 
 
-def load_prompts(path: str, data: DataConfig, tokenizer: Any, max_prompt_tokens: int) -> PromptFile:
+def load_prompts(
+    path: str, data: DataConfig, tokenizer: Any, max_prompt_tokens: int, tools: Sequence[dict] = ()
+) -> PromptFile:
     """The prompts of a JSONL or parquet file, with the teacher's view and the file's own answers where `data` asks.
 
+    `tools`: schemas of the run's tools; the prompts then keep their rows.
     Raises DataError that names the file and the row. The limit holds for the teacher's version of a prompt too.
     """
     rows = read_rows(path)
-    conversations, prompts = _read(path, rows, data, tokenizer, max_prompt_tokens, data.response_key)
+    conversations, prompts = _read(path, rows, data, tokenizer, max_prompt_tokens, data.response_key, tools)
+    if tools:
+        prompts = [
+            replace(prompt, row={**own.row.fields, **shown_tools(own.row, tokenizer)})
+            for prompt, own in zip(prompts, conversations, strict=True)
+        ]
     teachers = None
     if data.teacher_template:
         shown = [for_teacher(conversation, data) for conversation in conversations]
-        texts = [render(conversation, data, tokenizer) for conversation in shown]
+        texts = [render(conversation, data, tokenizer, tools) for conversation in shown]
         teachers = encode_conversations(tokenizer, shown, texts, max_prompt_tokens)
     if data.response_key:
         if tokenizer.eos_token_id is None:
@@ -100,13 +109,19 @@ class PromptSource:
 
 
 def _read(
-    path: str, rows: list[Row], data: PromptConfig, tokenizer: Any, max_prompt_tokens: int, response_key: str = ""
+    path: str,
+    rows: list[Row],
+    data: PromptConfig,
+    tokenizer: Any,
+    max_prompt_tokens: int,
+    response_key: str = "",
+    tools: Sequence[dict] = (),
 ) -> tuple[list[Conversation], list[Prompt]]:
     if data.chat_template == "true" and tokenizer.chat_template is None:
         raise ConfigError(f"data.chat_template=true, but {tokenizer.name_or_path}: its tokenizer has no chat template")
     answers = [_answer(row, data) for row in rows]
     conversations = [read_conversation(row, data, tokenizer, response_key) for row in rows]
-    texts = [render(conversation, data, tokenizer) for conversation in conversations]
+    texts = [render(conversation, data, tokenizer, tools) for conversation in conversations]
     encoded = encode_conversations(tokenizer, conversations, texts, max_prompt_tokens)
     prompts = [
         Prompt(

@@ -23,13 +23,18 @@ def after_thought(response: str) -> str | None:
 
 
 def response_text(rollout: Rollout, tokenizer: Any) -> str:
-    """The response without special tokens, but with the marks, and with the one that the prompt has given already."""
+    """The response without special tokens, but with the marks, and with the one that the prompt has given already.
+
+    Of a trajectory the last turn.
+    """
+    first = 0 if rollout.trajectory is None else rollout.trajectory.turn_starts[-1]
+    response_ids = rollout.response_ids[first:]
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     kept = {tokenizer.convert_tokens_to_ids(mark) for pair in MARKS for mark in pair} & special
     if kept:
-        ids = [index for index in rollout.response_ids.tolist() if index in kept or index not in special]
+        ids = [index for index in response_ids.tolist() if index in kept or index not in special]
         text = tokenizer.decode(ids)
     else:
-        text = tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
+        text = tokenizer.decode(response_ids, skip_special_tokens=True)
     prompt = rollout.prompt.text.rstrip()
     return next((begin for begin, _ in MARKS if prompt.endswith(begin)), "") + text

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opsd.engines.protocols import Request
-from opsd.types import Rollout
+from opsd.types import Prompt, Rollout, Trajectory
 
 Candidates = tuple[np.ndarray, np.ndarray]  # candidate_ids and candidate_logprobs of a rollout
 
@@ -31,13 +31,15 @@ class Written(NamedTuple):
     sampled_logprobs: np.ndarray
     stopped: bool
     policy_version: int
+    trajectory: Trajectory | None
 
 
 def taken_out(group: dict[int, Rollout]) -> tuple[dict[int, Written], list[Candidates]]:
     """The answers without their candidates, and these, in the same order."""
     candidates = [(rollout.candidate_ids, rollout.candidate_logprobs) for rollout in group.values()]
     written = {
-        place: Written(r.response_ids, r.sampled_logprobs, r.stopped, r.policy_version) for place, r in group.items()
+        place: Written(r.response_ids, r.sampled_logprobs, r.stopped, r.policy_version, r.trajectory)
+        for place, r in group.items()
     }
     return written, candidates
 
@@ -46,7 +48,7 @@ def away(group: dict[int, Written], requests: Sequence[Request], candidates: Any
     """The rollouts, which know where their candidates are. `candidates`: a reference to what `taken_out` gave."""
     return {
         place: Rollout(
-            prompt=requests[place][0],
+            prompt=_without_row(requests[place][0]),
             sample=requests[place][1],
             candidate_ids=np.empty((len(written.response_ids), 0), np.int32),
             candidate_logprobs=np.empty((len(written.response_ids), 0), np.float32),
@@ -55,6 +57,11 @@ def away(group: dict[int, Written], requests: Sequence[Request], candidates: Any
         )
         for number, (place, written) in enumerate(group.items())
     }
+
+
+def _without_row(prompt: Prompt) -> Prompt:
+    """The tools alone read it, and they have had it."""
+    return prompt if prompt.row is None else replace(prompt, row=None)
 
 
 def with_references(rollouts: Sequence[Rollout]) -> tuple[list[Rollout], list[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,17 +79,19 @@ class EnginePool:
         group_size: int | None = None,
         *,
         apart: bool = False,
+        wrap: Callable[[Work], Work] | None = None,
     ) -> Iterator[dict[int, Rollout]]:
         """Rollouts by their places in `requests`; a group as soon as it is there. The engines begin at once.
 
         `group_size`: rollouts that an engine hands over together, at least; None: all of its own. `apart`: their
-        candidates stay in the object store, for the engines that score them. The iterator raises StageError where a
-        log-probability is NaN.
+        candidates stay in the object store, for the engines that score them. `wrap`: what becomes of an engine's
+        work. The iterator raises StageError where a log-probability is NaN.
         """
         streams = {}
         for number, work in enumerate(self._deal(requests, sampling.max_tokens)):
             if work.more:
                 generate = self.workers[number].generate.options(num_returns="streaming")
+                work = work if wrap is None else wrap(work)
                 streams[generate.remote(work, sampling, policy_version, group_size, apart)] = number
         return self._groups(streams, requests if apart else None)
 

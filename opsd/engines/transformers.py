@@ -20,7 +20,7 @@ from opsd.engines.protocols import Request
 from opsd.engines.row_scores import score_rows, teacher_scores
 from opsd.engines.sampling import Sampling
 from opsd.engines.weights import complete_weights
-from opsd.engines.work import Work, as_work
+from opsd.engines.work import Work, as_work, room_of
 from opsd.errors import ConfigError, StageError
 from opsd.models.head import head_difference, head_form, require_head
 from opsd.ops.align import predicting_rows
@@ -98,10 +98,11 @@ class TransformersEngine:
         token_ids_BL, mask_BL = (part.to(self.device) for part in _pad_left(prompt_ids))
         uniform_BT = torch.stack([uniforms(seed, sampling.max_tokens) for _, _, seed in requests]).to(self.device)
         stop_ids = torch.tensor(self.vocabulary.stop_ids, device=self.device)
+        room_B = torch.tensor([room_of(request, sampling.max_tokens) for request in requests], device=self.device)
         done_B = torch.zeros(len(requests), dtype=torch.bool, device=self.device)
         cache = None
         steps = []  # of (tokens [B], their events' log-probabilities [B], candidate ids and log-probabilities [B, C])
-        for step in range(sampling.max_tokens):
+        for step in range(int(room_B.max())):
             position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)[:, -token_ids_BL.shape[1] :]
             output = self.model(
                 input_ids=token_ids_BL,
@@ -122,20 +123,23 @@ class TransformersEngine:
             events_BV = event_logprobs(logits_BV, self.vocabulary)
             logprob_B = events_BV.gather(1, self._events(token_B)[:, None])[:, 0]
             steps.append((token_B, logprob_B, *top_events(events_BV, sampling.num_candidates)))
-            done_B |= torch.isin(token_B, stop_ids)
+            done_B |= torch.isin(token_B, stop_ids) | (room_B == step + 1)
             if done_B.all():
                 break
             token_ids_BL = token_B[:, None]
             mask_BL = torch.cat([mask_BL, torch.ones_like(token_ids_BL)], dim=1)
         decoded = [torch.stack(part, dim=1) for part in zip(*steps, strict=True)]
-        return self._cut_at_stop(requests, decoded, policy_version)
+        return self._cut_at_stop(requests, room_B.tolist(), decoded, policy_version)
 
-    def _cut_at_stop(self, requests: list[Request], decoded: list[Tensor], policy_version: int) -> list[Rollout]:
-        """`decoded`: the steps of `_generate_batch`, [B, steps, ...]; those after a sequence's stop are not its own."""
+    def _cut_at_stop(
+        self, requests: list[Request], rooms: list[int], decoded: list[Tensor], policy_version: int
+    ) -> list[Rollout]:
+        """`decoded`: the steps of `_generate_batch`, [B, steps, ...]; what follows a sequence's stop, or the end of its
+        room, is not its own."""
         tokens, logprobs, candidate_ids, candidate_logprobs = (part.cpu().numpy() for part in decoded)
         rollouts = []
-        for row, (prompt, sample, _) in enumerate(requests):
-            is_stop_T = np.isin(tokens[row], self.vocabulary.stop_ids)
+        for row, ((prompt, sample, _), room) in enumerate(zip(requests, rooms, strict=True)):
+            is_stop_T = np.isin(tokens[row, :room], self.vocabulary.stop_ids)
             length = int(is_stop_T.argmax()) + 1 if is_stop_T.any() else len(is_stop_T)
             rollouts.append(
                 Rollout(

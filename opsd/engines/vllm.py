@@ -22,7 +22,7 @@ from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, head_settings, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
-from opsd.engines.work import Work, as_work, size_of
+from opsd.engines.work import Work, as_work, room_of, size_of
 from opsd.errors import StageError
 from opsd.models.weights import as_stored, model_without_weights, untied_settings
 from opsd.types import Rollout, TeacherScores, Vocabulary
@@ -123,7 +123,7 @@ class VllmEngine:
             new = work.take(self.max_num_seqs - len(running), tokens)
             if not new:
                 return
-            params = [self._sampling_params(sampling, seed) for _, _, seed in new.values()]
+            params = [self._sampling_params(sampling, request) for request in new.values()]
             names = self._enqueue([prompt.token_ids for prompt, _, _ in new.values()], params)
             keep_arrays(self.llm, names)
             asked.update(new)
@@ -239,22 +239,22 @@ class VllmEngine:
             for output in self.llm.llm_engine.step():
                 if output.finished:
                     outputs[running.pop(output.request_id)] = output
-            refill()
             if group_size is not None and len(outputs) >= group_size:
                 yield outputs
                 outputs = {}
+            refill()  # after what has finished was handed over: a turn may have a next one
         if outputs:
             yield outputs
 
-    def _sampling_params(self, sampling: Sampling, seed: int):
+    def _sampling_params(self, sampling: Sampling, request: Request):
         from vllm import SamplingParams
 
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            seed=seed,
+            max_tokens=room_of(request, sampling.max_tokens),
+            seed=request[2],
             ignore_eos=True,  # the shared stop ids alone end an answer
             stop_token_ids=list(self.vocabulary.stop_ids),
             logprobs=self._num_logprobs(sampling.num_candidates),

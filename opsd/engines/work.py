@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 
 from opsd.engines.groups import split_evenly
-from opsd.engines.protocols import Request
+from opsd.engines.protocols import Engine, Request
+from opsd.engines.sampling import Sampling
+from opsd.types import Rollout
 
 
 class Work:
     """One engine's requests, by their places among all; it takes them in order."""
 
+    waited_s = 0.0  # that the engine has had nothing to do, for this work alone
+
     def __init__(self, requests: Mapping[int, Request]) -> None:
         self._waiting = deque(requests.items())
+
+    def made_by(
+        self, engine: Engine, sampling: Sampling, policy_version: int, group_size: int | None
+    ) -> Iterator[dict[int, Rollout]]:
+        """The rollouts by place, as Engine.generate."""
+        return engine.generate(self, sampling, policy_version, group_size)
 
     @property
     def more(self) -> bool:
@@ -99,7 +109,13 @@ def as_work(requests: Sequence[Request] | Work) -> Work:
 
 def size_of(request: Request, max_tokens: int) -> int:
     """Tokens that a request may come to: how long its answer will be, nobody knows."""
-    return len(request[0].token_ids) + max_tokens
+    return len(request[0].token_ids) + room_of(request, max_tokens)
+
+
+def room_of(request: Request, max_tokens: int) -> int:
+    """Tokens that its answer may have."""
+    own = request[0].max_response_tokens
+    return max_tokens if own is None else min(own, max_tokens)
 
 
 def deal(sizes: Sequence[int], num_engines: int, room: int) -> tuple[list[list[int]], list[int]]:

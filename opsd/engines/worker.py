@@ -22,6 +22,7 @@ from opsd.ops.signals import Statistics
 from opsd.payload.keeper import KeptHere, ScoredPart, in_one, looked_through
 from opsd.payload.kept import KeptRows, Wanted
 from opsd.payload.scored import ScoredBatch
+from opsd.payload.whole import own_scores, wholes
 from opsd.types import Rollout
 
 
@@ -61,10 +62,10 @@ class EngineWorker:
         self, work: Work, sampling: Sampling, policy_version: int, group_size: int | None, apart: bool
     ) -> Iterator[tuple[dict[int, Rollout] | dict[int, Written], float] | list[Candidates]]:
         """Groups of rollouts. `apart`: without their candidates, which follow each group as an object of their own."""
-        began = time.perf_counter()
-        for group in self.engine.generate(work, sampling, policy_version, group_size):
-            self.busy_s += time.perf_counter() - began
-            began = time.perf_counter()
+        began, waited_s = time.perf_counter(), work.waited_s
+        for group in work.made_by(self.engine, sampling, policy_version, group_size):
+            self.busy_s += time.perf_counter() - began - (work.waited_s - waited_s)
+            began, waited_s = time.perf_counter(), work.waited_s
             if apart:
                 written, candidates = taken_out(group)
                 yield written, self.busy_s
@@ -84,7 +85,7 @@ class EngineWorker:
         name by number."""
         began = time.perf_counter()
         rollouts = put_back(rollouts, candidates)
-        scores = self.engine.score(rollouts, top_k)
+        scores = own_scores(rollouts, self.engine.score(wholes(rollouts), top_k))
         vocabulary = self.engine.vocabulary
         self._found[key] = self._looking.submit(looked_through, self.name, rollouts, scores, vocabulary, statistics)
         self.busy_s += time.perf_counter() - began

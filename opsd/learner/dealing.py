@@ -61,8 +61,8 @@ def deal(
     first = np.searchsorted(index_N, bounds)  # place in index_N of each rollout's first kept token, and N
     learnt = np.diff(first).nonzero()[0]
     last = index_N[first[1:][learnt] - 1] - bounds[learnt]
-    num_prompt = [len(rollouts[number].prompt.token_ids) for number in learnt.tolist()]
-    lengths = [int(predicting_rows(*each)) + 1 for each in zip(num_prompt, last, strict=True)]
+    own = [(rollouts[number], token) for number, token in zip(learnt.tolist(), last.tolist(), strict=True)]
+    lengths = [int(predicting_rows(len(r.prompt.token_ids), r.place_T[token])) + 1 for r, token in own]
     by_rank: list[list[int]] = [[] for _ in range(num_ranks)]
     load = [0] * num_ranks
     for sequence in sorted(range(len(lengths)), key=lambda s: -lengths[s]):

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from opsd.errors import common_names
 from opsd.ops.signals import Statistics
 from opsd.payload.kept import KeptRows, Wanted, kept_rows
 from opsd.payload.scored import ScoredBatch, agreement_sums, rollout_stats
 from opsd.score_checks import check_scores, flat_scores
-from opsd.types import NoScores, Rollout, ScoredRollout, TeacherScores, Vocabulary, common_names
+from opsd.types import NoScores, Rollout, ScoredRollout, TeacherScores, Vocabulary
 
 NAN = NoScores(reason="nan_score")
 

@@ -49,7 +49,8 @@ def kept_rows(scored: ScoredBatch, index_N: np.ndarray, wanted: Wanted, vocabula
     """Of every rollout that keeps a token. `index_N`: places in the batch's tokens, ascending; none is allowed."""
     index_N = np.asarray(index_N)
     kept = list(_kept_of_each(scored, index_N))
-    row_of_each = [predicting_rows(len(item.rollout.prompt.token_ids), own_N) for item, own_N in kept]
+    own_rollouts = [(item.rollout, own_N) for item, own_N in kept]
+    row_of_each = [predicting_rows(len(r.prompt.token_ids), r.place_T[own_N]) for r, own_N in own_rollouts]
     lengths = [int(row_N[-1]) + 1 for row_N in row_of_each]
     token_ids = [_sequence(item.rollout)[:length] for (item, _), length in zip(kept, lengths, strict=True)]
     buckets, found = [], defaultdict(list)
@@ -127,7 +128,7 @@ def _only(item: ScoredRollout, own_N: np.ndarray) -> ScoredRollout:
     own: dict[str, Any] = {name: getattr(rollout, name)[own_N] for name in columns}
     said: dict[str, Any] = {each.name: getattr(scores, each.name) for each in fields(TeacherScores)}
     said = {name: None if values is None or name == "hidden" else values[own_N] for name, values in said.items()}
-    return ScoredRollout(rollout=replace(rollout, **own, mixture=None), scores=TeacherScores(**said))
+    return ScoredRollout(rollout=replace(rollout, **own, mixture=None, trajectory=None), scores=TeacherScores(**said))
 
 
 def _hidden(scored: ScoredBatch, kept: Sequence[tuple[ScoredRollout, np.ndarray]]) -> np.ndarray:
@@ -140,7 +141,7 @@ def _hidden(scored: ScoredBatch, kept: Sequence[tuple[ScoredRollout, np.ndarray]
 
 
 def _sequence(rollout: Rollout) -> np.ndarray:
-    return np.concatenate([rollout.prompt.token_ids, rollout.response_ids])
+    return np.concatenate([rollout.prompt.token_ids, rollout.read_ids])
 
 
 def _mixed(rollouts: list[Rollout], token_ids: list[np.ndarray]) -> dict[str, Any]:

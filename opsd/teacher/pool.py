@@ -64,7 +64,7 @@ class TeacherPool:
         """
         pending = []
         for group in groups:
-            known = {place: r for place, r in group.items() if not has_foreign_ids(r.response_ids, self.vocabulary)}
+            known = {place: r for place, r in group.items() if not has_foreign_ids(r.read_ids, self.vocabulary)}
             if not self.cfg.can.reads_embeddings and any(r.mixture is not None for r in known.values()):
                 raise StageError(f"score: backend={self.cfg.backend} reads token ids, not mixed embeddings")
             parts = self.engines.score(list(known.values()), self.cfg.top_k, self.statistics)

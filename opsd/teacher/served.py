@@ -13,6 +13,7 @@ from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.ops.signals import Statistics
 from opsd.payload.keeper import KeptHere, Payload, ScoredPart, Told, looked_through
+from opsd.payload.whole import own_scores, wholes
 from opsd.teacher.remote.http import RemoteEngines
 from opsd.teacher.remote.openai import OpenAIEngines
 from opsd.types import NoScores, Rollout, TeacherScores
@@ -64,7 +65,7 @@ class ServedTeacher:
         """As EnginePool.score."""
         rollouts, candidates = with_references(rollouts)
         rollouts = put_back(rollouts, gather("rollout", candidates))
-        return [Asked(rollouts=rollouts, pending=self.client.score(rollouts, top_k), statistics=statistics)]
+        return [Asked(rollouts=rollouts, pending=self.client.score(wholes(rollouts), top_k), statistics=statistics)]
 
     def are_scored(self, parts: list[Asked]) -> bool:
         return all(self.client.are_scored(each.pending) for each in parts)
@@ -74,7 +75,7 @@ class ServedTeacher:
         return [Told([number], *self._scores(each)) for number, each in enumerate(parts)]
 
     def _scores(self, asked: Asked) -> tuple[ScoredPart, Payload | None]:
-        scores, vocabulary = self.client.scores(asked.pending), self.spec.vocabulary
+        scores, vocabulary = own_scores(asked.rollouts, self.client.scores(asked.pending)), self.spec.vocabulary
         teacher = ", ".join(self.spec.config.urls)
         part, scored = looked_through(teacher, asked.rollouts, scores, vocabulary, asked.statistics)
         return part, None if scored is None else KeptHere(scored, vocabulary)

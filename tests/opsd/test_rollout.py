@@ -13,7 +13,7 @@ from opsd.types import Prompt
 class Requests:
     """Engines that tell what they were asked for."""
 
-    def generate(self, requests, sampling, policy_version, group_size, *, apart):
+    def generate(self, requests, sampling, policy_version, group_size, *, apart, wrap):
         return [(prompt.index, sample, seed) for prompt, sample, seed in requests]
 
 
@@ -21,7 +21,7 @@ class Requests:
 def pool():
     pool = RolloutPool.__new__(RolloutPool)  # without actors
     pool.cfg, pool.seed, pool.policy_version, pool.engines = RolloutConfig(), 7, 3, Requests()
-    pool.max_staleness = 0
+    pool.max_staleness, pool.wrap = 0, None
     return pool
 
 

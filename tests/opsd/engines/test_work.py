@@ -20,7 +20,8 @@ def finished(seconds, num_engines, *, sizes=None, shared=True):
     `sizes`: of the prompts. `shared`: False deals everything at the start.
     """
     sizes = [1] * len(seconds) if sizes is None else sizes
-    requests = [(SimpleNamespace(token_ids=range(size)), 0, place) for place, size in enumerate(sizes)]
+    prompts = [SimpleNamespace(token_ids=range(size), max_response_tokens=None) for size in sizes]
+    requests = [(prompt, 0, place) for place, prompt in enumerate(prompts)]
     begun, waiting = deal([size_of(request, MAX_TOKENS) for request in requests], num_engines, ROOM)
     if shared and waiting:
         queue = WorkQueue(num_engines)

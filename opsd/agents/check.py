@@ -1,0 +1,68 @@
+"""Whether a run's tools can be used: built once, their schemas looked at, a row of each file opened, before a model is
+loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from opsd.agents.runner import ToolRunner
+from opsd.agents.toolbox import AgentSpec, tool_runner
+from opsd.agents.turn_template import TurnTemplate
+from opsd.config.run import RunConfig
+from opsd.errors import ConfigError
+from opsd.types import Prompt, Vocabulary
+
+
+def agent_spec(cfg: RunConfig, vocabulary: Vocabulary) -> AgentSpec | None:
+    """None: the run has no tools. Raises ConfigError for what cannot be with tools."""
+    if not cfg.tools.build:
+        return None
+    if cfg.eval.teacher and cfg.eval.num_problems and cfg.data.eval_path and cfg.data.grader != "none":
+        raise ConfigError("tools.build needs eval.teacher=false: the teacher is not asked for answers with tools")
+    return AgentSpec(
+        tools=cfg.tools,
+        path=cfg.student.path,
+        trust_remote_code=cfg.student.trust_remote_code,
+        stop_ids=vocabulary.stop_ids,
+        template_options=cfg.data.template_options,
+    )
+
+
+@dataclass(frozen=True)
+class TriedTools:
+    """Tools that were built for a look at them."""
+
+    build: str = ""
+    runner: ToolRunner | None = None
+
+    @property
+    def schemas(self) -> Sequence[dict[str, Any]]:
+        return () if self.runner is None else self.runner.schemas
+
+    def try_rows(self, prompts: Sequence[Prompt]) -> None:
+        """Opens their rows. Raises ConfigError where one cannot be opened."""
+        for prompt in prompts if self.runner is not None else ():
+            assert self.runner is not None and prompt.row is not None, "prompts are read with the tools' schemas"
+            wrong = self.runner.open(prompt.row)
+            if wrong:
+                where = f"{prompt.source}, row {prompt.index + 1}"
+                raise ConfigError(
+                    f"tools.build={self.build}: {where} cannot be opened: {wrong.removeprefix('error: ')}"
+                )
+
+
+@contextmanager
+def checked_tools(agents: AgentSpec | None, tokenizer: Any) -> Iterator[TriedTools]:
+    """The tools, in a process of their own, which ends with the block. Raises ConfigError."""
+    if agents is None:
+        yield TriedTools()
+        return
+    TurnTemplate(tokenizer, agents.stop_ids, agents.template_options)
+    runner = tool_runner(agents.tools, processes=1)
+    try:
+        yield TriedTools(agents.tools.build, runner)
+    finally:
+        runner.close()
