@@ -3,6 +3,7 @@
     python scripts/make_pair.py sums OUT [--seed 0]              a tiny pair that adds digits, with its prompts
     python scripts/make_pair.py sorting OUT [--seed 0]           one that sorts numbers, a task of reasoning-gym
     python scripts/make_pair.py stories OUT [--seed 0]           one that solves word problems
+    python scripts/make_pair.py lookups OUT [--seed 0]           one that looks values up with a tool, and adds them
     python scripts/make_pair.py smollm2 OUT                      SmolLM2-135M-Instruct, and 21 of its 30 layers
     python scripts/make_pair.py drop-layers SRC OUT --drop 2,5   a student out of a model of yours
 
@@ -16,7 +17,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ TINY = {  # trained here, in minutes
     "sums": "the quick start's pair (a minute or two on two cores)",
     "sorting": "sorts numbers: number_sorting of reasoning-gym",
     "stories": "word problems of two to four steps",
+    "lookups": "adds values that a tool looks up: the agents' quick start",
 }
 # Every third layer but the last: such a student starts at about 3.6 nats of reverse KL on its own answers.
 SMOLLM2_DROPPED = list(range(2, 27, 3))
@@ -78,17 +80,15 @@ def make_tiny(name: str, out: Path, seed: int, copies: bool = False) -> None:
     evaluation, probe = held_out[:NUM_EVAL], held_out[NUM_EVAL:]
     with unfinished(out) as folder:
         train = distinct(one_side(plan.draw(f"prompts {seed}"), held_out=False), NUM_TRAIN)
-        write_problems(folder / "train.jsonl", train)
-        write_problems(folder / "eval.jsonl", evaluation)
+        write_rows(folder / "train.jsonl", map(plan.row, train))
+        write_rows(folder / "eval.jsonl", map(plan.row, evaluation))
         print("training teacher and student, one to two minutes on two free cores", flush=True)
         accuracy = train_pair(folder, plan, seed, probe, evaluation)
         check_accuracies(plan.teacher_at_least, plan.student_between, **accuracy)
         write_record(folder, settings, accuracy=accuracy, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
 
 
-def write_problems(path: Path, problems) -> None:
-    """One {"prompt", "answer", "solution"} a line."""
-    rows = [{"prompt": p.prompt, "answer": p.answer, "solution": p.response} for p in problems]
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

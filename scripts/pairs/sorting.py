@@ -94,7 +94,7 @@ SORTING = PairPlan(
     word=WORD,
     max_response_tokens=48,
     teacher=ModelPlan("teacher", num_layers=3, width=96, num_heads=4, tied=False, stop_at=None, num_steps=500),
-    student=ModelPlan("student", num_layers=2, width=64, num_heads=2, tied=True, stop_at=0.3, num_steps=500),
+    student=ModelPlan("student", num_layers=2, width=64, num_heads=2, tied=True, stop_at=0.3, num_steps=600),
     student_between=(0.2, 0.5),
     teacher_at_least=0.95,
 )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-PAD, EOS = "<pad>", "<eos>"
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 PAD_ID, EOS_ID = 0, 1  # the first two words of every vocabulary
 MAX_TOKENS = 128  # of a text: as far as the models' positions go
 HELD_OUT_SHARE = 10  # one problem in so many is held out
@@ -53,10 +52,13 @@ def one_side(problems: Iterator[Problem], *, held_out: bool) -> Iterator[Problem
 
 
 def distinct(problems: Iterator[Problem], count: int) -> list[Problem]:
-    """The first `count` problems of an endless stream that differ in their prompts."""
-    seen: set[str] = set()
-    new = (seen.add(problem.prompt) or problem for problem in problems if problem.prompt not in seen)
-    return list(islice(new, count))
+    """The first `count` different problems of an endless stream."""
+    found: dict[Problem, None] = {}
+    for problem in problems:
+        found[problem] = None
+        if len(found) == count:
+            return list(found)
+    raise AssertionError("the stream is endless")
 
 
 def is_right(response: str, problem: Problem) -> bool:
@@ -65,14 +67,29 @@ def is_right(response: str, problem: Problem) -> bool:
     return bool(mark) and final == problem.answer
 
 
-def build_tokenizer(vocabulary: tuple[str, ...], word: str = ".") -> PreTrainedTokenizerFast:
-    """One token for each match of the pattern `word`. Encoding what the vocabulary does not have raises.
+def row_of(problem: Problem) -> dict[str, Any]:
+    """Its row of a prompt file."""
+    return {"prompt": problem.prompt, "answer": problem.answer, "solution": problem.response}
 
-    `vocabulary` begins with PAD and EOS; the place of a word is its id.
+
+def build_tokenizer(vocabulary: tuple[str, ...], word: str = ".", template: str = "") -> PreTrainedTokenizerFast:
+    """One token for each match of the pattern `word`.
+
+    `vocabulary` begins with PAD and EOS; the place of a word is its id. Encoding what it does not have raises, unless
+    it has UNKNOWN.
     """
-    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}))
+    unknown = {"unk_token": UNKNOWN} if UNKNOWN in vocabulary else {}
+    words = {token: index for index, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, **unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(word), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, padding_side="left", model_max_length=MAX_TOKENS
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        padding_side="left",
+        model_max_length=MAX_TOKENS,
+        **unknown,
     )
+    made.chat_template = template or None
+    return made

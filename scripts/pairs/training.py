@@ -12,6 +12,7 @@ from functools import partial
 from itertools import groupby, islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -20,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from pairs.task import EOS, EOS_ID, MAX_TOKENS, PAD_ID, Draw, Problem, build_tokenizer, is_right, one_side
+from pairs.task import EOS, EOS_ID, MAX_TOKENS, PAD_ID, Draw, Problem, build_tokenizer, is_right, one_side, row_of
 
 IGNORED = -100  # label of a position without loss
 WARMUP_STEPS = 20
@@ -46,6 +47,9 @@ class ModelPlan:
     showing: Callable[[Problem, str], str] | None = None  # the prompt with a solution, which the model can use
 
 
+Respond = Callable[[Qwen3ForCausalLM, PreTrainedTokenizerFast, Sequence[Any]], list[str]]  # of problems
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairPlan:
     """A task, and the two models for it."""
@@ -53,6 +57,9 @@ class PairPlan:
     draw: Draw
     vocabulary: tuple[str, ...]
     word: str = "."  # the pattern of a token
+    template: str = ""  # for conversations
+    row: Callable[[Any], dict[str, Any]] = row_of  # of the prompt file
+    respond: Respond | None = None  # final turns of greedy trajectories; None: the response to each prompt
     max_response_tokens: int
     teacher: ModelPlan
     student: ModelPlan
@@ -60,7 +67,7 @@ class PairPlan:
     teacher_at_least: float = 0.97
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        return build_tokenizer(self.vocabulary, self.word)
+        return build_tokenizer(self.vocabulary, self.word, self.template)
 
     def accuracy(
         self,
@@ -70,8 +77,11 @@ class PairPlan:
         showing: Callable[[Problem, str], str] | None = None,
     ) -> float:
         """Share of the problems whose greedy response is right; `showing`: to prompts with the solution."""
-        prompts = [showing(p, p.response) if showing else p.prompt for p in problems]
-        responses = greedy_responses(model, tokenizer, prompts, self.max_response_tokens)
+        if self.respond:
+            responses = self.respond(model, tokenizer, problems)
+        else:
+            prompts = [showing(p, p.response) if showing else p.prompt for p in problems]
+            responses = greedy_responses(model, tokenizer, prompts, self.max_response_tokens)
         return sum(map(is_right, responses, problems)) / len(problems)
 
 

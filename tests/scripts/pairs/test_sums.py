@@ -67,7 +67,7 @@ def test_saved_tokenizer_round_trips_one_token_a_character(tmp_path):
 def test_what_the_student_was_shown_is_what_the_method_shows_it(tmp_path):
     """The pair is trained by one script and distilled by another program: their prompts must be the same."""
     problems = distinct(draw("shown"), 50)
-    make_pair.write_problems(tmp_path / "train.jsonl", problems)
+    make_pair.write_rows(tmp_path / "train.jsonl", map(SUMS.row, problems))
     method = OmegaConf.load(str(files("tip.conf") / "method" / "opsd.yaml"))
     tokenizer = SUMS.tokenizer()
     prompts = load_prompts(
