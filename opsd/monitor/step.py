@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opsd.batch import PendingScores, StepBatch
 from opsd.monitor.collapse import repetition
+from opsd.monitor.tools import between_texts, tool_metrics
 from opsd.ops.quadrants import quadrants
 from opsd.types import BatchStats, Rollout, Selection, StepReport
 
@@ -65,6 +66,7 @@ def step_metrics(record: StepRecord, phase_s: dict[str, float], *, weight_versio
         "dropped": dropped.total(),
         **{f"dropped/{reason}": count for reason, count in dropped.items()},
         **quadrant_shares(batch, record.selection),
+        **tool_metrics(rollouts),
         "tokens_per_s": num_tokens / sum(phase_s[name] for name in ("rollout", "score", "select", "learn", "sync")),
         **{f"phase_s/{name}": seconds for name, seconds in phase_s.items()},
         **record.queue,
@@ -116,6 +118,7 @@ def token_rows(record: StepRecord, num_rollouts: int, tokenizer: Any) -> list[di
                 "reverse_kl": _rounded(batch.tokens.reverse_kl_T[own]),
                 "quadrant": quadrant_T[own].tolist(),
                 "weight": _rounded(weight_T[own]),
+                "between": between_texts(rollout, tokenizer),
             }
         )
     return rows

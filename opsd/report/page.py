@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from opsd.report.formats import NOT_MEASURED, count, duration, nats, percent
+from opsd.report.formats import NOT_MEASURED, count, decimal, duration, nats, percent
 from opsd.report.plots import CHARTS, PHASE_COLOURS, render_svg
-from opsd.report.read import RunData
+from opsd.report.read import RunData, weighted_mean
 from opsd.report.token_view import token_view
 from opsd.run_folder import flat
 
@@ -92,19 +92,30 @@ def _headline(run: RunData) -> str:
     loop_s = sum((summary.get("phase_s") or {}).values())
     speed = generated / loop_s if generated is not None and loop_s else None
     agreement = _change(percent(summary.get("top1_agreement_before")), percent(summary.get("top1_agreement_after")))
-    tiles = (
+    tiles: tuple[tuple[str, str, str], ...] = (
         ("Kept tokens", percent(summary.get("kept_ratio")), f"{count(summary.get('tokens_trained'))} trained on"),
         ("Top-1 agreement", agreement, "with the teacher"),
         ("Steps", count(summary.get("steps")), "of the optimiser"),
         ("Wall time", duration(summary.get("wall_s")), f"start-up {duration(startup_s)}"),
         ("Throughput", f"{count(speed)}<small> tok/s</small>", f"{count(generated)} tokens generated"),
     )
+    tiles += _tools_tile(run)
     cells = "".join(
         f'<div class="tile"><h3>{label}</h3><p class="value">{value}</p><p class="note">{note}</p></div>'
         for label, value, note in tiles
     )
     cards = _accuracy_card(summary) + _kl_card(summary)
     return f'<section class="headline">{cards}<div class="tiles">{cells}</div></section>'
+
+
+def _tools_tile(run: RunData) -> tuple[tuple[str, str, str], ...]:
+    """Over all steps; none for a run without tools."""
+    lines = [line for line in run.train if line.get("tools/trajectories")]
+    if not lines:
+        return ()
+    turns = weighted_mean(lines, "tools/turns", "tools/trajectories")
+    calls, failed = (sum(line.get(name) or 0 for line in lines) for name in ("tools/calls", "tools/failed"))
+    return (("Turns", decimal(turns), f"per trajectory; {count(calls)} calls of tools, {count(failed)} failed"),)
 
 
 def _accuracy_card(summary: dict[str, Any]) -> str:

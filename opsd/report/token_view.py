@@ -26,6 +26,7 @@ SPLIT = (
     "student's entropy, or of the reverse KL."
 )
 VERDICTS: dict[bool | None, tuple[str, str]] = {True: ("right", "✓ right"), False: ("wrong", "✗ wrong")}
+NEWLINE = "\n"
 VISIBLE = {" ": "·", "\n": "↵", "\t": "→"}
 
 
@@ -102,10 +103,14 @@ def _rollout_card(rollout: dict[str, Any], full_bar: float) -> str:
 def _chips(rollout: dict[str, Any], full_bar: float) -> str:
     top_weight = max((weight or 0.0 for weight in rollout["weight"]), default=0.0) or 1.0
     columns = (rollout[name][:MAX_TOKENS] for name in ("tokens", "entropy", "reverse_kl", "quadrant", "weight"))
-    return "".join(
+    chips = [
         _chip(str(token), entropy, divergence, int(quadrant), weight or 0.0, top_weight, full_bar)
         for token, entropy, divergence, quadrant, weight in zip(*columns, strict=True)
-    )
+    ]
+    for place, text in rollout.get("between") or []:  # of tools
+        if place < len(chips):
+            chips[place] = f'<span class="tool">{escape(printable(str(text), keep=NEWLINE))}</span>{chips[place]}'
+    return "".join(chips)
 
 
 def _chip(

@@ -1,0 +1,68 @@
+"""Runs with tools, from the first turn to the report: the tiny models' vocabulary has whole calls as tokens."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.integration.runs import TRANSFORMERS, finished, losses, training_lines
+from tests.opsd.agents.agent_models import BUILD, make_agent_model
+
+pytestmark = pytest.mark.usefixtures("joined")
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory):
+    root = tmp_path_factory.mktemp("agents")
+    make_agent_model(root / "student", seed=2)
+    make_agent_model(root / "teacher", seed=1, tied=False)
+    rows = [{"prompt": [{"role": "user", "content": f"{n}?"}], "answer": str(n), "start": n} for n in range(12)]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+SETTINGS = (
+    *TRANSFORMERS,
+    f"tools.build={BUILD}",
+    "tools.max_turns=3",
+    "tools.max_answer_chars=40",
+    "eval.teacher=false",
+    "rollout.max_response_tokens=300",
+    "learner.micro_batch_tokens=512",
+    "num_steps=2",
+    "log.token_view_every=1",
+)
+
+
+def test_a_run_learns_from_the_students_tokens_and_counts_the_tools(agents, tmp_path):
+    folder = finished(agents, tmp_path / "run", *SETTINGS)
+    lines = training_lines(folder)
+    assert len(lines) == 2
+    for line in lines:
+        assert np.isfinite(line["loss"]) and line["loss"] > 0
+        assert line["tools/trajectories"] == 12 and 1 < line["tools/turns"] < 3 == line["tools/turns_max"]
+        assert 0 < line["tools/token_share"] < 1 and 0 < line["tools/failed"] < line["tools/calls"]
+        assert line["tools/failed"] == sum(value for name, value in line.items() if name.startswith("tools/failed/"))
+        assert sum(value for name, value in line.items() if name.startswith("tools/ended/")) == 12
+        assert line["num_kept"] == line["num_tokens"]
+    failed = {name for line in lines for name in line if name.startswith("tools/failed/")}
+    assert {"tools/failed/malformed", "tools/failed/raised", "tools/failed/unknown_tool"} <= failed
+    report = (folder / "report.html").read_text()
+    assert 'class="tool"' in report and "[T:total" in report and "calls of tools" in report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_run_that_is_made_again_and_resumed_has_the_same_losses(agents, tmp_path, staleness):
+    settings = (*SETTINGS, "checkpoint.every=1", f"schedule.max_staleness={staleness}", "num_steps=3")
+    expected = losses(finished(agents, tmp_path / "whole", *settings))
+    finished(agents, tmp_path / "parts", *settings, "stop_at_step=2")
+    again = losses(finished(agents, tmp_path / "parts", *settings, "resume=auto"))
+    assert again == expected and len(set(expected)) == 3
+
+
+@pytest.mark.slow
+def test_a_run_with_vllm_engines(agents, tmp_path):
+    engines = ("rollout.backend=vllm", "teacher.backend=vllm", "rollout.max_num_seqs=4")
+    lines = training_lines(finished(agents, tmp_path / "run", *SETTINGS, *engines))
+    assert all(line["tools/trajectories"] == 12 and line["tools/turns"] > 1 for line in lines)
