@@ -65,9 +65,13 @@ def write_record(folder: Path, settings: dict[str, Any], **measured: Any) -> Non
     (folder / RECORD).write_text(json.dumps({"settings": settings, **measured}) + "\n")
 
 
+def tiny_settings(name: str, seed: int, copies: bool = False) -> dict[str, Any]:
+    return {"kind": name, "seed": seed, "fields": ["prompt", "answer", "solution"], "copies": copies}
+
+
 def make_tiny(name: str, out: Path, seed: int, copies: bool = False) -> None:
     """Writes teacher/, student/, train.jsonl, eval.jsonl and pair.json. Raises PairError if the accuracies are off."""
-    settings = {"kind": name, "seed": seed, "fields": ["prompt", "answer", "solution"], "copies": copies}
+    settings = tiny_settings(name, seed, copies)
     if is_finished(out, settings):
         return
     from pairs.plans import PLANS

@@ -145,7 +145,15 @@ LOOKUPS = PairPlan(
         "teacher", num_layers=3, width=96, num_heads=4, tied=False, stop_at=None, num_steps=500, texts=trajectories
     ),
     student=ModelPlan(
-        "student", num_layers=2, width=64, num_heads=2, tied=True, stop_at=0.2, num_steps=500, texts=trajectories
+        "student",
+        num_layers=2,
+        width=64,
+        num_heads=2,
+        tied=True,
+        stop_at=0.2,
+        num_steps=500,
+        probe_every=5,
+        texts=trajectories,
     ),
     student_between=(0.10, 0.40),
     teacher_at_least=0.99,
