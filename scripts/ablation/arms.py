@@ -80,22 +80,40 @@ class Task:
     eval_every: int
 
 
+def _settings(max_prompt_tokens: int, max_response_tokens: int) -> tuple[str, ...]:
+    return (
+        "teacher.top_k=8",
+        "data.grader=final_hash",
+        f"data.max_prompt_tokens={max_prompt_tokens}",
+        "data.prompts_per_step=64",
+        f"rollout.max_response_tokens={max_response_tokens}",
+        "rollout.num_candidates=8",
+        "rollout.max_num_seqs=2048",
+        "learner.learning_rate=1e-3",  # at the quick start's 2e-3 a fifth of the tokens at random unlearns
+        "learner.warmup_steps=10",
+        "learner.micro_batch_tokens=4096",
+    )
+
+
 TASKS: dict[str, Task] = {
     "sums": Task(
         what="Running totals of 3 to 6 one-digit numbers, the quick start's pair",
         make=("sums",),
-        settings=(
-            "teacher.top_k=8",
-            "data.grader=final_hash",
-            "data.max_prompt_tokens=72",
-            "data.prompts_per_step=64",
-            "rollout.max_response_tokens=48",
-            "rollout.num_candidates=8",
-            "rollout.max_num_seqs=2048",
-            "learner.learning_rate=1e-3",  # at the recipe's 2e-3 a fifth of the tokens at random unlearns
-            "learner.warmup_steps=10",
-            "learner.micro_batch_tokens=4096",
-        ),
+        settings=_settings(72, 48),
+        num_steps=100,
+        eval_every=25,
+    ),
+    "sorting": Task(
+        what="Sorting 3 to 5 numbers by insertion (number_sorting of reasoning-gym)",
+        make=("sorting",),
+        settings=_settings(24, 48),
+        num_steps=100,
+        eval_every=25,
+    ),
+    "stories": Task(
+        what="Word problems of two to four steps, from templates",
+        make=("stories",),
+        settings=_settings(72, 48),
         num_steps=100,
         eval_every=25,
     ),

@@ -186,7 +186,7 @@ def test_a_variable_that_changes_nothing_is_named(printer, places):
     ]
 
 
-@pytest.mark.parametrize("recipe", [*DISTILLING, "quickstart.sh", "smollm2.sh"])
+@pytest.mark.parametrize("recipe", [*DISTILLING, "quickstart.sh", "agent_quickstart.sh", "smollm2.sh"])
 def test_plan_only_prints_a_table_without_models_data_or_network(recipe):
     process = start_here(recipe, PLAN_ONLY=1)
     assert process.returncode == 0, process.stderr
@@ -199,7 +199,7 @@ def test_plan_only_prints_a_table_without_models_data_or_network(recipe):
         assert sum(parts) == pytest.approx(total, abs=0.05) and total > 0
 
 
-@pytest.mark.parametrize("recipe", [*DISTILLING, "quickstart.sh", "smollm2.sh"])
+@pytest.mark.parametrize("recipe", [*DISTILLING, "quickstart.sh", "agent_quickstart.sh", "smollm2.sh"])
 def test_plan_only_of_every_recipe_refuses_more_log_probabilities_than_tokens(recipe):
     process = start_here(recipe, "teacher.top_k=1000000", PLAN_ONLY=1)
     assert process.returncode == 1
