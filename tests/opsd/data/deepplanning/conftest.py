@@ -1,0 +1,20 @@
+import pytest
+
+from tests.opsd.data.deepplanning.world import publish, rows
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return publish(tmp_path_factory.mktemp("travelplanning"))
+
+
+@pytest.fixture(scope="session")
+def prepared(folder):
+    """The rows of the three tasks."""
+    return rows(folder)
+
+
+@pytest.fixture(scope="session")
+def reference(prepared):
+    """Task 0's reference answer."""
+    return prepared[0]["reward_model"]["ground_truth"]
