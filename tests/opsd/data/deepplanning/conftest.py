@@ -1,5 +1,6 @@
 import pytest
 
+from opsd.data.deepplanning.database import Database
 from tests.opsd.data.deepplanning.world import publish, rows
 
 
@@ -18,3 +19,9 @@ def prepared(folder):
 def reference(prepared):
     """Task 0's reference answer."""
     return prepared[0]["reward_model"]["ground_truth"]
+
+
+@pytest.fixture(scope="session")
+def database(folder):
+    """Task 0's."""
+    return Database(folder / "database" / "database_en" / "id_0")

@@ -7,6 +7,9 @@ import csv
 import json
 
 from opsd.data.deepplanning.folder import read_folder
+from opsd.data.deepplanning.plan import read_plan
+from opsd.data.deepplanning.scorer import DIMENSIONS
+from opsd.data.deepplanning.task import read_trip
 
 RIDE = [
     "route_index", "segment_index", "origin_city", "destination_city", "dep_date", "dep_station_code",
@@ -180,3 +183,9 @@ def publish(folder, *, language="en", tasks=TASKS):
 
 def rows(folder, language="en"):
     return [row.fields for row in read_folder(str(folder), language)]
+
+
+def broken(plan, database, **meta):
+    """The names of the rules that a plan for task 0, with another meta_info, breaks."""
+    trip, read = read_trip({**META, **meta}), read_plan(plan, database.names)
+    return {rule.__name__ for rules in DIMENSIONS.values() for rule in rules if list(rule(read, trip, database))}
