@@ -2,8 +2,9 @@
 
     GRADERS[name](response, reference answer) -> bool | Judgement | Comparison
 
-What is compared in Python says so itself: with a bool, or, where the answer's value is to count in a majority, with a
-Judgement. A Comparison leaves it to math-verify, in a process of its own: see opsd.data.math_process.
+What is compared in Python says so itself: with a bool, or, where the answer's value is to count in a majority, or it is
+worth a score between right and wrong, with a Judgement. A Comparison leaves it to math-verify, in a process of its own:
+see opsd.data.math_process.
 Whatever the kind, a thought is no answer: see opsd.data.thoughts. The response that a grader gets begins after it.
 """
 

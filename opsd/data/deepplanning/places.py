@@ -6,6 +6,7 @@ database lacks is the concern of the first four alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from opsd.data.deepplanning.database import Database, Row, number
@@ -154,5 +155,5 @@ def _in_database(plan: Plan, kind: str, rows: dict[str, Row]) -> list[tuple[Acti
 
 
 def _twice(plan: Plan, kind: str) -> Iterator[str]:
-    names = [activity.name for activity in _all(plan, kind) if activity.name]
-    yield from (f"{name}: twice" for place, name in enumerate(names) if name in names[:place])
+    times = Counter(activity.name for activity in _all(plan, kind) if activity.name)
+    yield from (f"{name}: {count} times" for name, count in times.items() if count > 1)

@@ -18,6 +18,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 
 DAY_MINUTES = 24 * 60
+LONGEST_LINE = 1000  # characters; a longer one is none of a plan, and would keep the expressions below busy
 _LINE = re.compile(
     r"(?P<start>\d{1,2}:\d{2})\s*[-–—~]\s*(?P<end>\d{1,2}:\d{2})\s*[|｜]\s*(?P<kind>\w+)\s*[|｜]\s*(?P<details>.*)"
 )
@@ -29,7 +30,6 @@ _DAY = re.compile(
 )
 _CITY = re.compile(r"current city\s*[:：]\s*(.*)", re.IGNORECASE)
 _HOTEL = re.compile(r"accommodation\s*[:：]\s*(.*)", re.IGNORECASE)
-_SUMMARY = re.compile(r"budget summary", re.IGNORECASE)  # which has lines that begin as a day's head does
 _TOTAL = re.compile(r"total estimated budget\s*[:：]\s*(.*)", re.IGNORECASE)
 _ROUTE = re.compile(r"from\s+(.+?)\s+to\s+([^,，]+)", re.IGNORECASE)
 _BRACKETS = re.compile(r"[（(].*?[)）]")
@@ -46,6 +46,7 @@ _MEASURE = re.compile(
     re.IGNORECASE,
 )
 _DASH = re.compile(r"\s+[-–—]\s+|\s*→\s*")
+_TAG = re.compile(r"</?plan>", re.IGNORECASE)
 _NONE = ("", "-", "–", "—")
 _MEALS = ("breakfast", "lunch", "dinner", "早餐", "午餐", "晚餐")
 _FINAL = "</tool_response>"  # what a template for tools puts after their last answer: what follows is the last turn
@@ -99,7 +100,7 @@ class Plan:
 
     days: list[Day] = field(default_factory=list)
     total: float | None = None  # the estimated budget; None: there is none
-    unread: list[str] = field(default_factory=list)  # lines with a time that are no activity, or of no day
+    unread: list[str] = field(default_factory=list)  # lines with a time that are no activity or of no day, or too long
 
 
 def city_name(text: str) -> str:
@@ -115,8 +116,14 @@ def plan_text(response: str) -> str | None:
     last_turn = response.rpartition(_FINAL)[2]
     if _CALL in last_turn:
         return None
-    blocks = re.findall(r"<plan>(.*?)</plan>", last_turn, flags=re.DOTALL | re.IGNORECASE)
-    return "\n\n".join(block.strip() for block in blocks if block.strip()) or None
+    blocks, begin = [], None
+    for tag in _TAG.finditer(last_turn):
+        if not tag[0].startswith("</"):
+            begin = tag.end() if begin is None else begin
+        elif begin is not None:
+            blocks.append(last_turn[begin : tag.start()].strip())
+            begin = None
+    return "\n\n".join(block for block in blocks if block) or None
 
 
 def read_plan(text: str, known: Container[str] = frozenset()) -> Plan:
@@ -124,6 +131,9 @@ def read_plan(text: str, known: Container[str] = frozenset()) -> Plan:
     plan = Plan()
     day: Day | None = None
     for line in text.splitlines():
+        if len(line) > LONGEST_LINE:
+            plan.unread.append(line)
+            continue
         line = _MONEY.sub(lambda money: _THOUSANDS.sub("", money[0]), _MARKS.sub("", line))
         if found := _LINE.match(line):
             if day is None:
@@ -135,11 +145,9 @@ def read_plan(text: str, known: Container[str] = frozenset()) -> Plan:
         elif _DAY.fullmatch(line):
             day = Day()
             plan.days.append(day)
-        elif _SUMMARY.match(line):
-            day = None
         elif found := _TOTAL.match(line):
             plan.total = _first_amount(found[1])
-        elif day is not None and not day.activities:
+        elif day is not None and not day.activities:  # the budget's summary has lines that begin as a head does
             _read_head(day, line)
     return plan
 

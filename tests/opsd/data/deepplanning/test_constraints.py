@@ -6,7 +6,7 @@ from opsd.data.deepplanning.places import within
 from opsd.data.deepplanning.plan import minute, read_plan
 from opsd.data.deepplanning.scorer import is_met
 from opsd.data.deepplanning.task import read_trip
-from opsd.data.deepplanning.times import allowed
+from opsd.data.deepplanning.times import allowed, cost
 from tests.opsd.data.deepplanning.world import META, PLAN, broken
 
 
@@ -30,11 +30,76 @@ WAY = "10:00-12:00 | travel_city | A - C, 9km, 120min, ¥1"
         ([VISIT], "enough_attractions", False),
         ([VISIT, WAY], "enough_attractions", True),  # four hours with the way
         ([VISIT, WAY.replace("12:00", "11:59")], "enough_attractions", False),
+        ([VISIT, WAY.replace("A - C", "C - A")], "enough_attractions", True),
         ([VISIT, WAY.replace("A - C", "B - C")], "enough_attractions", False),
+        ([VISIT.replace("A, ¥1", ""), WAY.replace("A - C", "around")], "enough_attractions", False),
     ],
 )
 def test_a_day_in_one_city(lines, rule, kept, database):
     assert (rule not in broken(one_day(*lines), database, days=1)) == kept
+
+
+MEALS = ("11:00-11:30 | meal | Lunch, A, ¥1", "13:30-14:00 | meal | Dinner, B, ¥1")
+
+
+@pytest.mark.parametrize(
+    ("out", "back", "meals", "kept"),
+    [
+        ("07:00-09:59", "08:00-09:00", (2, 0), True),
+        ("07:00-09:59", "08:00-09:00", (1, 0), False),
+        ("07:00-10:00", "08:00-09:00", (1, 0), True),
+        ("07:00-10:00", "08:00-09:00", (2, 0), True),
+        ("07:00-14:59", "08:00-09:00", (0, 0), False),
+        ("07:00-15:00", "08:00-09:00", (0, 0), True),
+        ("07:00-15:00", "08:00-09:00", (1, 0), True),  # home may be left before 9 with a meal
+        ("07:00-15:00", "08:00-09:00", (2, 0), False),
+        ("07:00-15:00", "08:59-09:30", (0, 1), False),
+        ("07:00-15:00", "09:00-09:30", (0, 1), True),
+        ("07:00-15:00", "09:00-09:30", (0, 0), True),
+        ("07:00-15:00", "14:59-17:00", (0, 2), False),
+        ("07:00-15:00", "15:00-17:00", (0, 2), True),  # nor does it count when home is reached
+        ("07:00-15:00", "15:00-17:00", (0, 0), False),
+    ],
+)
+def test_meals_by_the_hours_of_arrival_and_departure(out, back, meals, kept, database):
+    lines = [MEALS[:count] for count in meals]
+    assert ("enough_meals" not in broken(there_and_back(out, back, *lines), database)) == kept
+
+
+@pytest.mark.parametrize(
+    ("out", "back", "kept"),
+    [
+        ("07:00-11:59", "15:00-17:00", False),
+        ("07:00-12:00", "15:00-17:00", True),
+        ("07:00-12:00", "16:00-17:00", True),
+        ("07:00-12:00", "16:01-17:00", False),
+        ("17:00-20:00", "08:00-10:00", True),  # hours at home count for nothing
+    ],
+)
+def test_attractions_by_the_hours_of_arrival_and_departure(out, back, kept, database):
+    assert ("enough_attractions" not in broken(there_and_back(out, back, (), ()), database)) == kept
+
+
+def there_and_back(out, back, first, second):
+    lines = []
+    for number, (route, slot, more) in enumerate(
+        (("from Alpha to Beta", out, first), ("from Beta to Alpha", back, second)), start=1
+    ):
+        ride = f"{slot} | travel_intercity_public | train G1, A - B, ¥1"
+        lines += [f"Day {number}:", f"Current City: {route}", ride, *more]
+    return "\n".join(lines)
+
+
+def test_the_sum_of_a_plans_prices(database):
+    plan = read_plan(PLAN, database.names)
+    for people, rooms, expected in ((1, 1, 990), (4, 2, 2820), (5, 3, 3810)):  # 510 each, 300 a room, 180 per taxi
+        assert cost(plan, read_trip({**META, "people_number": people, "room_number": rooms})) == expected
+    leg = "07:00-09:00 | travel_intercity_public | train G1, Alpha Station - Beta Station, ¥100/person\n"
+    assert (
+        cost(read_plan(PLAN.replace(leg, 2 * leg), database.names), read_trip(META)) == 1500
+    )  # a journey has one price
+    trip = read_trip({"org": "Alpha", "days": 2})
+    assert (trip.people, trip.rooms, trip.weekday, trip.constraints) == (1, 1, None, {})
 
 
 @pytest.mark.parametrize(

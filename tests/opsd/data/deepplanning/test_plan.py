@@ -124,6 +124,7 @@ def test_what_has_a_time_and_cannot_be_read_is_counted():
     plan = read_plan("08:00-09:00 | buffer | before any day\nDay 1:\n09:00 wake up\n09:00-10:00 breakfast\nat 9:00 go")
     assert [day.activities for day in plan.days] == [[]]
     assert plan.unread == ["08:00-09:00 | buffer | before any day", "09:00 wake up", "09:00-10:00 breakfast"]
+    assert len(read_plan("Day 1:\n" + "Z" * 1001).unread) == 1
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,7 @@ def test_what_has_a_time_and_cannot_be_read_is_counted():
         ("<plan>draft</plan><tool_call>{}</tool_call><tool_response>1</tool_response>no more", None),
         ("<plan>A</plan><tool_call>{}</tool_call>", None),  # it waits for an answer
         ("<plan>A", None),
+        ("<plan>one <plan>A</plan> and</plan>", "one <plan>A"),
         ("<plan> </plan>", None),
         ("", None),
     ],

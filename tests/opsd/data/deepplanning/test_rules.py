@@ -151,6 +151,10 @@ CASES = {
     "a way that is too short": (
         {}, [(TOWER, TOWER.replace("12:00", "12:06"))], {"one_at_a_time", "ways_as_long_as_they_take"},
     ),
+    "a gap at one place": (
+        {}, [("09:20-10:00 | hotel", "09:20-09:30 | hotel | Rest, Lake Hotel - South Gate\n09:50-10:00 | hotel")],
+        set(),
+    ),
     "a way whose length is not known": (
         {}, [("train G2, Beta Station", "train G2, Gamma Station"), (WAIT, "")], set(),
     ),
@@ -190,6 +194,9 @@ CASES = {
     "a visit that is too long": ({}, [(TOWER, TOWER.replace("10:20", "08:59")), ("09:20-10:00 | h", "08:00-08:39 | h")],
         {"one_at_a_time", "open_attractions", "visits_as_long_as_advised"}),
     "a visit as long as can be": ({}, [(GARDEN, GARDEN.replace("09:20", "08:00"))], {"one_at_a_time"}),
+    "a visit as short as can be": (
+        {}, [(GARDEN, "09:20-11:20 | attraction | Grand Garden, ¥30\n11:20-12:00 | buffer | x\n")], set(),
+    ),
     "a visit that is too short": (
         {}, [(GARDEN, "09:20-11:19 | attraction | Grand Garden, ¥30\n11:19-12:00 | buffer | x\n")],
         {"visits_as_long_as_advised"},

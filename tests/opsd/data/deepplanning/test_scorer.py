@@ -1,6 +1,7 @@
 """From an answer to its score: the halves, the parts, and what the grader's entry makes of both."""
 
 import string
+import time
 
 import pytest
 from transformers import AutoTokenizer
@@ -49,6 +50,23 @@ def test_without_a_plan_every_part_is_0(response, reference):
     judged = grade(response, reference)
     assert (judged.score, judged.right) == (0.0, False)
     assert set(judged.parts.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "<plan>" * 20_000,
+        answer("Day 1:\nCurrent City: " + "from a " * 20_000),
+        answer("Day 1:\n" + "08:00-09:00 | travel_city | " + "A - " * 20_000 + "\n"),
+        answer("Day 1:\n" + "08:00-09:00 | meal | Lunch, A, ¥1\n" * 3000),
+        answer("Day 1:\n" + "08:00-09:00 | travel_city | A - B" + ", 1km1km" * 120 + "x\n"),
+        answer("Day 1:\n" * 3000),
+    ],
+)
+def test_an_answer_that_repeats_itself_holds_nothing_up(response, reference):
+    began = time.process_time()
+    grade(response, reference)
+    assert time.process_time() - began < 2
 
 
 def test_a_task_without_constraints_has_no_second_half(prepared):
