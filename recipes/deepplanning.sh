@@ -7,15 +7,16 @@
 # The paper's arms: all entropy50 q3_20 soft_or50. Its other teacher: TEACHER_MODEL_PATH=Qwen/Qwen3-32B, the same GPUs.
 # Avg@16 and Best@16: recipes/eval.sh with MAX_PROMPT_LENGTH=8192 MAX_RESPONSE_LENGTH=24576, data.grader=deepplanning and
 # the tools.* below. MAX_RESPONSE_LENGTH is of a whole trajectory, the tools' answers included. Of this recipe also:
-#   MAX_ASSISTANT_TURNS 50   MAX_TOOL_RESPONSE_LENGTH 4096 characters, of whole rows   AGENT_NUM_WORKERS 8 processes
+#   MAX_ASSISTANT_TURNS 50   MAX_TOOL_RESPONSE_LENGTH 4096 characters, of whole rows
+#   AGENT_NUM_WORKERS 4 processes of each rollout engine, in which the look-ups run
 set -euo pipefail
 : "${MODEL_PATH:=Qwen/Qwen3-1.7B}" "${TEACHER_MODEL_PATH:=Qwen/Qwen3-14B}" "${ARM:=q3_20}" "${ENABLE_THINKING:=false}"
 : "${MAX_PROMPT_LENGTH:=8192}" "${MAX_RESPONSE_LENGTH:=24576}" "${TOTAL_EPOCHS:=15}" "${TEST_FREQ:=20}"
 tools=(
     tools.build=opsd.data.deepplanning.tools:build_tools
-    "tools.options={max_answer_chars: ${MAX_TOOL_RESPONSE_LENGTH:-4096}}"
+    "++tools.options.max_answer_chars=${MAX_TOOL_RESPONSE_LENGTH:-4096}"
     "tools.max_answer_chars=${MAX_TOOL_RESPONSE_LENGTH:-4096}" "tools.max_turns=${MAX_ASSISTANT_TURNS:-50}"
-    "tools.processes=${AGENT_NUM_WORKERS:-8}"
+    "tools.processes=${AGENT_NUM_WORKERS:-4}"
 )
 unset MAX_TOOL_RESPONSE_LENGTH MAX_ASSISTANT_TURNS AGENT_NUM_WORKERS # which other recipes say that they do not follow
 # shellcheck source=recipes/environment.sh

@@ -61,7 +61,7 @@ def test_its_own_variables_become_settings_and_an_answer_is_cut_by_the_tools_tha
     variables = {"MAX_TOOL_RESPONSE_LENGTH": 1024, "MAX_ASSISTANT_TURNS": 9, "AGENT_NUM_WORKERS": 3}
     settings, said = settings_of("tools.max_turns=7", **variables)
     assert said == ""
-    assert settings["tools.options"] == "{max_answer_chars: 1024}" and settings["tools.max_answer_chars"] == "1024"
+    assert settings["++tools.options.max_answer_chars"] == settings["tools.max_answer_chars"] == "1024"
     assert (settings["tools.max_turns"], settings["tools.processes"]) == ("7", "3")
     assert build_tools(max_answer_chars=1024).max_answer_chars == 1024
 

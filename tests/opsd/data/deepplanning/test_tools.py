@@ -108,3 +108,26 @@ def test_a_row_of_another_kind_and_a_database_that_was_moved_are_one_line(tmp_pa
         build_tools().open({"prompt": "1+1="})
     with pytest.raises(DataError, match="gone: there is no such folder: the task's database was there when"):
         build_tools().open({"extra_info": {"database": str(tmp_path / "gone")}})
+
+
+def test_the_runner_of_a_run_s_tools_makes_the_calls(prepared):
+    """In a process of its own: what a student wrote, in order, and an argument that the schema lacks."""
+    runner_module = pytest.importorskip("opsd.agents.runner")
+    from opsd.agents.tools import ToolCall
+
+    calls = [
+        ToolCall("search_location", {"place_name": "Old Tower"}),
+        ToolCall("query_train_info", {"origin": "Alpha"}),
+        ToolCall("recommend_restaurants", {"latitude": "30.030000", "longitude": "120.030000"}),
+    ]
+    runner = runner_module.ToolRunner(
+        build="opsd.data.deepplanning.tools:build_tools", options={"max_answer_chars": 500}, max_answer_chars=500
+    )
+    try:
+        assert [schema["function"]["name"] for schema in runner.schemas] == list(LOOK_UPS)
+        place, refused, restaurants = runner.submit("trajectory", prepared[0], calls).result(timeout=60)
+    finally:
+        runner.close()
+    assert found(place.text) == [{"poi_name": "Old Tower", "latitude": "30.020000", "longitude": "120.020000"}]
+    assert refused.text.startswith("error: ") and "destination" in refused.text
+    assert restaurants.text.splitlines()[0] == "2 found, the first 1 are shown:"
