@@ -5,8 +5,8 @@
 #   python scripts/prepare_data.py data/travel --train deepplanning=FOLDER        the public folder, split 80/20
 #   MODEL_PATH=... TEACHER_MODEL_PATH=... DATA_DIR=data/travel ARM=q3_20 bash recipes/deepplanning.sh [overrides]
 # The paper's arms: all entropy50 q3_20 soft_or50. Its other teacher: TEACHER_MODEL_PATH=Qwen/Qwen3-32B, the same GPUs.
-# Avg@16 and Best@16: recipes/eval.sh with MAX_PROMPT_LENGTH=8192 MAX_RESPONSE_LENGTH=24576, data.grader=deepplanning and
-# the tools.* below. MAX_RESPONSE_LENGTH is of a whole trajectory, the tools' answers included. Of this recipe also:
+# MAX_RESPONSE_LENGTH is of a whole trajectory, the tools' answers included. Every TEST_FREQ steps it prints the mean score
+# of one greedy plan per held-out task; recipes/eval.sh, which prints Avg@16, does not run tools yet. Of this recipe also:
 #   MAX_ASSISTANT_TURNS 50   MAX_TOOL_RESPONSE_LENGTH 4096 characters, of whole rows
 #   AGENT_NUM_WORKERS 4 processes of each rollout engine, in which the look-ups run
 set -euo pipefail
@@ -22,5 +22,5 @@ unset MAX_TOOL_RESPONSE_LENGTH MAX_ASSISTANT_TURNS AGENT_NUM_WORKERS # which oth
 # shellcheck source=recipes/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-distil data.grader=deepplanning "${tools[@]}" learner.num_workers=4 learner.micro_batch_tokens=32768 \
+distil data.grader=deepplanning eval.teacher=false "${tools[@]}" learner.num_workers=4 learner.micro_batch_tokens=32768 \
     rollout.num_workers=2 teacher.tensor_parallel_size=2 "$@"

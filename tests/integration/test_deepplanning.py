@@ -14,7 +14,10 @@ from tests.recipes.test_deepplanning import needs_tools
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 ALPHABET = string.printable + "¥"
-TEMPLATE = "{% if tools %}{{ tools | length }} tools\n{% endif %}{% for m in messages %}{{ m.content }}\n{% endfor %}"
+TEMPLATE = (
+    "{% if tools %}{{ tools | length }} tools\n{% endif %}"
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}\n{% endfor %}"
+)
 SMALLER = [
     *TRANSFORMERS, "learner.num_workers=1", "rollout.num_workers=1", "teacher.num_workers=1",
     "teacher.tensor_parallel_size=1", "eval.num_problems=1", "eval.num_kl_prompts=1", "log.wandb=off",

@@ -42,6 +42,7 @@ def test_the_papers_setting(settings_of, tmp_path):
         "learner.learning_rate": "1e-6", "rollout.temperature": "1.0", "data.grader": "deepplanning",
         "data.eval_path": f"'{tmp_path}/data/val_deepplanning.parquet'", "selector": "q3", "selector.ratio": "0.20",
         "tools.build": "opsd.data.deepplanning.tools:build_tools", "tools.max_turns": "50",
+        "eval.teacher": "false",
     }.items():  # fmt: skip
         assert settings[name] == value
     assert int(settings["learner.micro_batch_tokens"]) >= 8192 + 24576
