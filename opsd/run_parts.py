@@ -71,14 +71,14 @@ class RunParts:
         return self.teacher_pool.begin(groups if self.grading is None else self.grading.passing(groups))
 
     def rewards(self, scored: StepBatch) -> tuple[Tensor | None, dict[str, int]]:
-        """(float32 [R]: 1 for an answer that the grader accepts, else 0; what to count of the grading).
+        """(float32 [R]: the grader's score, or 1 for an answer that it accepts, else 0; what to count of the grading).
 
         Without a grader None, and nothing to count.
         """
         if self.grading is None:
             return None, {}
         judged = self.grading.judgements(scored.rollouts)
-        reward_R = torch.tensor([float(answer.right) for answer in judged])
+        reward_R = torch.tensor([answer.reward for answer in judged])
         return reward_R, {"grader_timeouts": sum(answer.gave_up for answer in judged)}
 
     def sleep_engines(self) -> None:

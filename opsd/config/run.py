@@ -52,9 +52,10 @@ class PromptConfig:
     # What is compared with the reference: final_hash, the number or text after the last # (GSM8K) | math, the final
     # expression, boxed or not | boxed, the last \\boxed{} | answer_line, what follows the last "Answer:" | auto, by the
     # row's data_source as verl has it (openai/gsm8k: final_hash; MATH and numina: boxed; math_dapo and aime:
-    # answer_line) | none | package.module:function, one of your own: (response, reference answer) -> bool, or what else
-    # opsd.data.grading says. A thought, up to the last </think>, is never looked at. final_hash takes a percent sign as
-    # a unit like any other; for the others 50% is 0.5, and also 50, as math-verify has it.
+    # answer_line) | deepplanning, a travel plan's score in [0, 1] (docs/deepplanning.md) | none |
+    # package.module:function, one of your own: (response, reference answer) -> bool, or what else opsd.data.grading
+    # says. A thought, up to the last </think>, is never looked at. final_hash takes a percent sign as a unit like any
+    # other; for those of mathematics 50% is 0.5, and also 50, as math-verify has it.
     grader: str = "none"
     max_prompt_tokens: int = 2048  # the models' context, less a response, may allow less
     # A prompt with more tokens: refuse, at start-up | drop the row | truncate_left, cut its beginning off. One with

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from opsd.data.deepplanning.folder import read_folder
 from opsd.data.grading import last_box
 from opsd.data.rows import Row, first_of, lookup, messages, read_rows, reference_answer
 from opsd.errors import DataError
@@ -62,9 +65,33 @@ DATA_SETS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class FolderSet:
+    """A set that comes as a folder, whose reader makes rows in verl's format; no variant of a question fits it."""
+
+    read: Callable[[str], list[Row]]
+    train_ratio: float = 0.8  # of what is trained on; the rest is held out
+
+
+FOLDER_SETS = {
+    "deepplanning": FolderSet(read=partial(read_folder, language="en")),
+    "deepplanning_zh": FolderSet(read=partial(read_folder, language="zh")),
+}
+
+
 def load_rows(name: str, file: str, split: str) -> list[Row]:
     """The raw rows of the file, or, where `file` is empty, of the set `name` on the hub. `split`: train | test."""
+    if name in FOLDER_SETS:
+        if not file:
+            raise DataError(f"{name}: give the folder that it is in, {name}=FOLDER")
+        return FOLDER_SETS[name].read(file)
     return read_rows(file) if file else _hub_rows(name, split)
+
+
+def train_ratio_of(name: str) -> float:
+    """The share of a training set that is trained on, where the user says nothing."""
+    known: DataSet | FolderSet | None = DATA_SETS.get(name) or FOLDER_SETS.get(name)
+    return known.train_ratio if known else 1.0
 
 
 def verl_row(name: str, row: Row, index: int, *, split: str, variant: str, keys: tuple[str, str]) -> dict[str, Any]:
@@ -74,6 +101,8 @@ def verl_row(name: str, row: Row, index: int, *, split: str, variant: str, keys:
     """
     if name in DATA_SETS:
         return _known_row(DATA_SETS[name], row, index, split=split, variant=variant)
+    if name in FOLDER_SETS:
+        return {**row.fields, "extra_info": {"split": split, "index": index, **row.fields["extra_info"]}}
     prompt_key, answer_key = keys
     *earlier, last = messages(row, prompt_key)
     if variant != "none":

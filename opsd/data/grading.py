@@ -2,8 +2,9 @@
 
     GRADERS[name](response, reference answer) -> bool | Judgement | Comparison
 
-What is compared in Python says so itself: with a bool, or, where the answer's value is to count in a majority, with a
-Judgement. A Comparison leaves it to math-verify, in a process of its own: see opsd.data.math_process.
+What is compared in Python says so itself: with a bool, or, where the answer's value is to count in a majority, or it is
+worth a score between right and wrong, with a Judgement. A Comparison leaves it to math-verify, in a process of its own:
+see opsd.data.math_process.
 Whatever the kind, a thought is no answer: see opsd.data.thoughts. The response that a grader gets begins after it.
 """
 
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opsd.config.checks import function_named
+from opsd.data.deepplanning.scorer import grade
+from opsd.data.deepplanning.task import read_task
 from opsd.data.math_process import MATH, Judgement
 from opsd.data.numbers import in_plain_notation, number
 from opsd.data.thoughts import after_thought, response_text
@@ -48,6 +51,7 @@ VERL_GRADERS = {
     "math": "answer_line",
     "aime*": "answer_line",
     "numina_*": "boxed",
+    "deepplanning_*": "deepplanning",  # not verl's
 }
 
 
@@ -149,7 +153,10 @@ GRADERS: dict[str, Grader] = {
     "math": final_expression,
     "boxed": final_box,
     "answer_line": answer_line,
+    "deepplanning": grade,
 }
+# What a grader needs its reference answer to be: raises ValueError for another, when the prompts are read.
+REFERENCES: dict[str, Callable[[str], object]] = {"deepplanning": read_task}
 
 
 def last_box(text: str) -> str | None:

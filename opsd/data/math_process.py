@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, NamedTuple
@@ -24,6 +24,13 @@ class Judgement(NamedTuple):
     right: bool
     value: str | None  # equal values give equal text; None: the answer has none
     gave_up: bool  # it took more than math_worker.LIMIT_S or LIMIT_BYTES: wrong, without a value
+    score: float | None = None  # [0, 1], what it is worth where right and wrong are not all; None: they are
+    parts: Mapping[str, float] | None = None  # what the score is made of, by name, for an evaluation to print
+
+    @property
+    def reward(self) -> float:
+        """The score, or 1 for right and 0 for wrong."""
+        return float(self.right) if self.score is None else self.score
 
 
 class MathProcess:

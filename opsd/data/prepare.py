@@ -4,8 +4,9 @@ opsd-prepare data --variant boxed --train dapo=distinct-prompts-with-rewards.par
     --eval math500=test.jsonl --eval aime24=aime_2024_problems.parquet --eval aime25=train.jsonl
 
 writes data/train.parquet, data/val_dapo.parquet (DAPO-Math-17k is split 80/20) and data/val_NAME.parquet. Known by
-name: dapo, gsm8k, math500, aime24, aime25; without =FILE they come from the Hugging Face hub (untested). Any other NAME
-is chat data of your own, verl's rows included. Every FILE is JSONL or parquet.
+name: dapo, gsm8k, math500, aime24, aime25; without =FILE they come from the Hugging Face hub (untested). deepplanning
+(in Chinese deepplanning_zh) =FOLDER is the published folder of travel tasks, split 80/20: docs/deepplanning.md. Any
+other NAME is chat data of your own, verl's rows included. Every FILE is JSONL or parquet.
 
 Training rows whose question is repeated, or is in an evaluation set too, are reported and left out; evaluation sets
 stay as they are.
@@ -25,7 +26,7 @@ import pyarrow
 import pyarrow.parquet
 
 from opsd.config.paths import require_writable
-from opsd.data.data_sets import DATA_SETS, VARIANTS, fingerprint, load_rows, verl_row
+from opsd.data.data_sets import VARIANTS, fingerprint, load_rows, train_ratio_of, verl_row
 from opsd.errors import ConfigError, DataError
 
 NUM_EXAMPLES = 3  # duplicates that are shown
@@ -50,7 +51,8 @@ def arguments() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--train-ratio", type=float, metavar="R",
-        help="share of every training set that is trained on; the rest is val_NAME (default: 0.8 of dapo, else all)",
+        help="share of every training set that is trained on; the rest is val_NAME (default: 0.8 of dapo and "
+        "deepplanning, else all)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=42, help="of that split (default 42)")
     parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet")
@@ -110,9 +112,7 @@ def rows_of(name: str, file: str, split: str, args: argparse.Namespace) -> list[
 
 
 def train_ratio(name: str, given: float | None) -> float:
-    if given is not None:
-        return given
-    return DATA_SETS[name].train_ratio if name in DATA_SETS else 1.0
+    return train_ratio_of(name) if given is None else given
 
 
 def first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

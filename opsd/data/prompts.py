@@ -10,7 +10,7 @@ import numpy as np
 
 from opsd.config.run import DataConfig, PromptConfig
 from opsd.data.chat import Conversation, for_teacher, needed, read_conversation, render, shown_tools
-from opsd.data.grading import GRADERS, grader_of
+from opsd.data.grading import GRADERS, REFERENCES, grader_of
 from opsd.data.rows import Row, answer_keys, lookup, read_rows, reference_answer
 from opsd.data.tokens import encode, encode_conversations, fitted
 from opsd.errors import ConfigError, DataError
@@ -170,7 +170,8 @@ def _fitting(
 
 def _answer(row: Row, data: PromptConfig) -> str | None:
     answer = reference_answer(row, data.answer_key)
-    if data.grader == "auto" and grader_of("auto", source := str(lookup(row, "data_source") or "")) is None:
+    grader = grader_of(data.grader, source := str(lookup(row, "data_source") or ""))
+    if grader is None:
         raise DataError(
             f"{row.where}: data.grader=auto knows no grader for data_source {source!r}: set data.grader to one of "
             f"{', '.join([*GRADERS, 'none'])}"
@@ -178,6 +179,11 @@ def _answer(row: Row, data: PromptConfig) -> str | None:
     if answer is None and data.grader != "none":
         wanted = " or ".join(map(repr, answer_keys(data.answer_key)))
         raise DataError(f"{row.where}: data.grader={data.grader} needs {wanted}, got {row.names}")
+    if answer is not None and grader in REFERENCES:
+        try:
+            REFERENCES[grader](answer)
+        except ValueError as error:
+            raise DataError(f"{row.where}: data.grader={data.grader}: {error}") from error
     return answer
 
 

@@ -2,9 +2,9 @@
 
 opsd-compare before=outputs/eval/before.jsonl after=outputs/eval/after.jsonl
 
-Takes the per-problem files of opsd.evaluate. Every run is compared with the first: the difference in mean@k, and the
-interval that holds 95 % of its values when problems are drawn again with replacement. The interval says how much hangs
-on these problems; it says nothing of another training seed.
+Takes the per-problem files of opsd.evaluate. Every run is compared with the first: the difference in mean@k (of scores
+avg@k), and the interval that holds 95 % of its values when problems are drawn again with replacement. The interval says
+how much hangs on these problems; it says nothing of another training seed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def compare(runs: list[str], num_resamples: int, seed: int) -> str:
     for name, results in others:
         check_same_problems(baseline_name, baseline, name, results)
         for source, places in places_by_source(baseline).items():
-            before, after = (correct_share(run)[places] for run in (baseline, results))
+            before, after = (mean_scores(run)[places] for run in (baseline, results))
             low, high = paired_interval(after - before, num_resamples, seed)
             rows.append([
                 source, str(len(places)), name, f"{after.mean():.3f}", baseline_name, f"{before.mean():.3f}",
@@ -78,9 +78,9 @@ def check_same_problems(
             )
 
 
-def correct_share(results: list[ProblemResult]) -> np.ndarray:
-    """float64 [problems]: the share of each problem's answers that is right."""
-    return np.array([result.num_correct / len(result.answers) for result in results])
+def mean_scores(results: list[ProblemResult]) -> np.ndarray:
+    """float64 [problems]: the share of each problem's answers that is right, or their mean score."""
+    return np.array([np.mean(result.scores) for result in results])
 
 
 def places_by_source(results: list[ProblemResult]) -> dict[str, list[int]]:

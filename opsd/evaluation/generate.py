@@ -98,6 +98,8 @@ def _graded(rollout: Rollout, judged: Judgement, tokenizer: Any, grader: str) ->
         correct=None if grader == "none" or rollout.prompt.answer is None else judged.right,
         tokens=len(rollout),
         truncated=not rollout.stopped,
+        score=judged.score,
+        parts=None if judged.parts is None else dict(judged.parts),
     )
 
 

@@ -69,6 +69,6 @@ def evaluate(
 
 
 def accuracy(rollouts: list[Rollout], grader: str, tokenizer: Any) -> tuple[float, int]:
-    """Share of the answers that the grader accepts, and how many it gave up."""
+    """Share of the answers that the grader accepts, or their mean score, and how many it gave up."""
     judged = judge_rollouts(rollouts, grader, tokenizer)
-    return float(np.mean([answer.right for answer in judged])), sum(answer.gave_up for answer in judged)
+    return float(np.mean([answer.reward for answer in judged])), sum(answer.gave_up for answer in judged)

@@ -20,6 +20,8 @@ class Answer:
     correct: bool | None  # None: no grader
     tokens: int  # the stop token included
     truncated: bool  # it hit the length limit
+    score: float | None = None  # [0, 1]; None: right or wrong is all that the grader says
+    parts: dict[str, float] | None = None  # what the score is made of; None: as score, or there was nothing to score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,11 @@ class ProblemResult:
     @property
     def num_correct(self) -> int:
         return sum(bool(answer.correct) for answer in self.answers)
+
+    @property
+    def scores(self) -> list[float]:
+        """Of every answer: its score, or 1 for right and 0 for wrong."""
+        return [float(bool(answer.correct)) if answer.score is None else answer.score for answer in self.answers]
 
     @property
     def identity(self) -> tuple[str, int, str | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from opsd.evaluation.scores import PART
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     cells = [header, ["---"] * len(header), *rows]
@@ -12,14 +14,28 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def accuracy_table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
-    """`figures`: model -> data source -> figure; one line a model and source."""
-    [names, *_] = [list(of_source) for by_source in figures.values() for of_source in by_source.values()]
+    """`figures`: model -> data source -> figure; one line a model and source. Parts of a score are left out."""
+    every = [of_source for by_source in figures.values() for of_source in by_source.values()]
+    names = [name for name in dict.fromkeys(name for one in every for name in one) if not name.startswith(PART)]
     rows = [
-        [model, source, *(_figure(name, of_source[name]) for name in names)]
+        [model, source, *(_figure(name, of_source.get(name)) for name in names)]
         for model, by_source in figures.items()
         for source, of_source in by_source.items()
     ]
     return markdown_table(["model", "data", *(name.replace("_", " ") for name in names)], rows)
+
+
+def parts_table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
+    """What scores are made of: a line per part, a column per model and data source that has such; "": none has."""
+    columns = {
+        f"{model}, {source}": {name.removeprefix(PART): of[name] for name in of if name.startswith(PART)}
+        for model, by_source in figures.items()
+        for source, of in by_source.items()
+    }
+    columns = {name: parts for name, parts in columns.items() if parts}
+    names = dict.fromkeys(name for parts in columns.values() for name in parts)
+    rows = [[name, *(_optional(parts.get(name), "{:.3f}") for parts in columns.values())] for name in names]
+    return markdown_table(["part of the score", *columns], rows) if rows else ""
 
 
 def deployment_table(models: dict[str, dict[str, Any]]) -> str:
@@ -42,8 +58,8 @@ def deployment_table(models: dict[str, dict[str, Any]]) -> str:
     return markdown_table(header, rows)
 
 
-def _figure(name: str, value: float) -> str:
-    return {"problems": "{:.0f}", "mean_tokens": "{:.1f}"}.get(name, "{:.3f}").format(value)
+def _figure(name: str, value: float | None) -> str:
+    return _optional(value, {"problems": "{:.0f}", "mean_tokens": "{:.1f}"}.get(name, "{:.3f}"))
 
 
 def _optional(value: float | None, form: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.recipes.recipe import DISTILLING, ROOT, start
 
-RECIPES = [*DISTILLING, "quickstart.sh", "agent_quickstart.sh", "smollm2.sh", "eval.sh"]
+RECIPES = [*DISTILLING, "deepplanning.sh", "quickstart.sh", "agent_quickstart.sh", "smollm2.sh", "eval.sh"]
 
 
 @pytest.fixture

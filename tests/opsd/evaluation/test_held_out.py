@@ -75,6 +75,12 @@ def test_answers_that_the_grader_gave_up_are_wrong_and_counted(monkeypatch):
     assert accuracy([None] * 3, "math", None) == (1 / 3, 2)
 
 
+def test_a_score_counts_as_much_as_it_is(monkeypatch):
+    judged = [Judgement(True, "7", False), Judgement(False, None, False, score=0.25), Judgement(False, None, False)]
+    monkeypatch.setattr("opsd.evaluation.held_out.judge_rollouts", lambda *_: judged)
+    assert accuracy([None] * 3, "deepplanning", None) == (1.25 / 3, 0)
+
+
 def test_auto_grades_each_row_by_its_source():
     rollouts = [
         answered("#7", data_source="openai/gsm8k"),

@@ -7,6 +7,7 @@ import pytest
 from opsd.errors import DataError
 from opsd.evaluation.results import Answer, ProblemResult, read_results, write_results
 from opsd.evaluation.scores import majority, pass_at_k, summarise
+from opsd.evaluation.table import accuracy_table, parts_table
 
 
 def answers(*given):
@@ -86,8 +87,40 @@ def test_without_a_grader_there_is_no_accuracy():
     assert set(summarise([problem(0, (None, None, 3))])["a"]) == {"problems", "truncated", "mean_tokens"}
 
 
+def scored(row, *given):
+    """Each (score, part "a", part "b"), or None: a thought that did not end."""
+    return ProblemResult(data_source="plans", row=row, reference="1", prompt="?", answers=tuple(
+        Answer(text="", extracted=None, correct=bool(of) and of[0] == 1.0, tokens=1, truncated=not of,
+               score=of and of[0], parts=of and {"a": of[1], "b": of[2]})
+        for of in given
+    ))  # fmt: skip
+
+
+def test_scores_have_a_mean_a_best_and_means_of_their_parts():
+    results = [scored(0, (1.0, 1, 1), (0.5, 1, 0)), scored(1, None, (0.25, 0, 0.5))]
+    figures = summarise(results)["plans"]
+    assert figures == pytest.approx({
+        "problems": 2, "mean@2": 1 / 4, "avg@2": (1.5 / 2 + 0.25 / 2) / 2, "best@2": (1 + 0.25) / 2, "pass@1": 1 / 4,
+        "pass@2": 1 / 2, "truncated": 1 / 4, "mean_tokens": 1, "part/a": 2 / 4, "part/b": 1.5 / 4,
+    })  # fmt: skip
+
+
+def test_right_and_wrong_beside_scores():
+    """Together right counts as 1; no part of a score is of both. A figure that a source lacks is a dash."""
+    figures = summarise([problem(0, ("1", True), ("2", False)), scored(0, (1.0, 1, 1), (0.5, 1, 0))])
+    assert figures["all"]["avg@2"] == pytest.approx((0.5 + 0.75) / 2)
+    assert not any(name.startswith("part/") for name in [*figures["a"], *figures["all"]])
+    head, _, *rows = [line.strip("| ").split(" | ") for line in accuracy_table({"m": figures}).splitlines()]
+    assert [row[head.index("maj@2")] for row in rows] == ["0.500", "–", "–"]
+    assert [row[head.index("best@2")] for row in rows] == ["–", "1.000", "1.000"]
+    assert parts_table({"m": figures}).splitlines() == [
+        "| part of the score | m, plans |", "| --- | --- |", "| a | 1.000 |", "| b | 0.500 |",
+    ]  # fmt: skip
+    assert parts_table({"m": {"a": figures["a"]}}) == ""
+
+
 def test_results_read_back_as_written(tmp_path):
-    results = [problem(0, ("1", True, 5), (None, False)), problem(1, ("ä", None))]
+    results = [problem(0, ("1", True, 5), (None, False)), problem(1, ("ä", None)), scored(2, (0.5, 1, 0), None)]
     write_results(tmp_path / "a.jsonl", results)
     assert read_results(tmp_path / "a.jsonl") == results
 

@@ -10,6 +10,9 @@ from tests.tiny_models import make_tiny_qwen3
 PUBLISHED = {
     "Qwen/Qwen3-8B": 8_190_735_360,
     "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-1.7B": 2_031_739_904 - 151_936 * 2048,  # its file has the head twice, though it is tied
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264,
     "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
     "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
     "Qwen/Qwen2.5-14B-Instruct": 14_770_033_664,
