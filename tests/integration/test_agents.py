@@ -40,7 +40,7 @@ def test_a_run_learns_from_the_students_tokens_and_counts_the_tools(agents, tmp_
     assert len(lines) == 2
     for line in lines:
         assert np.isfinite(line["loss"]) and line["loss"] > 0
-        assert line["tools/trajectories"] == 12 and 1 < line["tools/turns"] < 3 == line["tools/turns_max"]
+        assert line["tools/trajectories"] == 12 and 1 < line["tools/turns"] < line["tools/turns_max"] <= 3
         assert 0 < line["tools/token_share"] < 1 and 0 < line["tools/failed"] < line["tools/calls"]
         assert line["tools/failed"] == sum(value for name, value in line.items() if name.startswith("tools/failed/"))
         assert sum(value for name, value in line.items() if name.startswith("tools/ended/")) == 12
@@ -69,6 +69,11 @@ def test_trajectories_that_are_made_ahead_are_the_same_each_time(agents, tmp_pat
 
 @pytest.mark.slow
 def test_a_run_with_vllm_engines(agents, tmp_path):
+    """With one stop token: of several, vLLM's likeliest events hold only some, and here all are as likely."""
+    for name, seed in (("student", 2), ("teacher", 1)):
+        make_agent_model(tmp_path / name, seed=seed, tied=name == "student", stops="")
+    (tmp_path / "prompts.jsonl").write_text((agents / "prompts.jsonl").read_text())
     engines = ("rollout.backend=vllm", "teacher.backend=vllm", "rollout.max_num_seqs=4")
-    lines = training_lines(finished(agents, tmp_path / "run", *SETTINGS, *engines))
+    room = ("rollout.max_response_tokens=300", "learner.micro_batch_tokens=512")
+    lines = training_lines(finished(tmp_path, tmp_path / "run", *SETTINGS, *engines, *room))
     assert all(line["tools/trajectories"] == 12 and line["tools/turns"] > 1 for line in lines)

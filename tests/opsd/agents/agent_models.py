@@ -39,12 +39,12 @@ def make_agent_tokenizer(path: Path, template: str = TEMPLATE) -> Path:
     return path
 
 
-def make_agent_model(path: Path, *, seed: int, tied: bool = True, scale: float = 1.0) -> Path:
-    """One that ends a turn with any of STOPS, so that turns are a dozen tokens long."""
+def make_agent_model(path: Path, *, seed: int, tied: bool = True, scale: float = 1.0, stops: str = STOPS) -> Path:
+    """One that ends a turn with any of `stops`, too, so that turns are a dozen tokens long."""
     make_tiny_qwen3(path, vocab_size=VOCAB_SIZE, tied=tied, seed=seed, eos_token_id=0, scale=scale)
     make_agent_tokenizer(path)
     tokenizer, settings = AutoTokenizer.from_pretrained(path), GenerationConfig.from_pretrained(path)
-    settings.eos_token_id = [0, *(tokenizer.convert_tokens_to_ids(stop) for stop in STOPS)]
+    settings.eos_token_id = [0, *(tokenizer.convert_tokens_to_ids(stop) for stop in stops)]
     settings.save_pretrained(path)
     return path
 
