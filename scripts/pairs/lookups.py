@@ -142,7 +142,7 @@ LOOKUPS = PairPlan(
     respond=last_turns,
     row=row,
     teacher=ModelPlan(
-        "teacher", num_layers=3, width=96, num_heads=4, tied=False, stop_at=None, num_steps=500, texts=trajectories
+        "teacher", num_layers=3, width=96, num_heads=4, tied=False, stop_at=None, num_steps=450, texts=trajectories
     ),
     student=ModelPlan(
         "student",

@@ -3,8 +3,7 @@
     prompt    Ann has 4 apples. Ann buys 3 more. Ann gives 2 to Bob. How many apples does Ann have?
     response  4+3=7;7-2=5#5<eos>
 
-A story starts with what someone has or with some bags of the same, and goes on with events, each in one of several
-wordings; some sentences are about somebody else and change nothing.
+A story begins with what someone has and goes on with two or three events, each in one of several wordings.
 """
 
 from __future__ import annotations
@@ -17,16 +16,14 @@ from dataclasses import dataclass
 from pairs.task import EOS, PAD, Worked
 from pairs.training import ModelPlan, PairPlan
 
-NAMES = ("Ann", "Bob", "Eve", "Tom", "Mia", "Sam")
-THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
-MORE = ("{who} buys {n} more.", "{who} finds {n} more.", "{other} gives {who} {n}.", "{who} gets {n} from {other}.")
-LESS = ("{who} gives {n} to {other}.", "{who} loses {n}.", "{who} sells {n}.", "{other} takes {n} from {who}.")
-BAGS = ("{who} buys {k} bags of {n}.", "{other} gives {who} {k} bags of {n}.")
-ASIDE = ("{other} has {n} {things}.", "{other} buys {n} more.")
+NAMES = ("Ann", "Bob", "Eve", "Tom")
+THINGS = ("apples", "books", "cards", "coins", "eggs", "pens")
+MORE = ("{who} buys {n} more.", "{who} finds {n}.", "{who} gets {n} from {other}.")
+LESS = ("{who} gives {n} to {other}.", "{who} loses {n}.", "{who} sells {n}.")
+BAGS = ("{who} buys {k} bags of {n}.", "{who} finds {k} bags of {n}.")
 START = ("{who} has {n} {things}.", "At first {who} has {n} {things}.")
 ASK = ("How many {things} does {who} have?", "How many {things} does {who} have now?")
 NUM_EVENTS = (2, 3)
-ASIDE_SHARE = 0.2  # of the stories have one
 WORD = r" ?[A-Za-z]+|."  # a word with the space before it, or a character
 
 
@@ -56,9 +53,6 @@ def story(rng: random.Random) -> Worked:
         sentences.append(event.sentence)
         steps += event.steps
         total = event.total
-    if rng.random() < ASIDE_SHARE:
-        aside = rng.choice(ASIDE).format(n=rng.randrange(2, 10), **words)
-        sentences.insert(rng.randrange(1, len(sentences) + 1), aside)
     question = rng.choice(ASK).format(**words)
     return Worked(prompt=" ".join([*sentences, question]), response=f"{';'.join(steps)}#{total}", answer=str(total))
 
@@ -77,7 +71,7 @@ def happens(rng: random.Random, total: int, kind: tuple[str, ...], words: dict[s
 
 def vocabulary() -> tuple[str, ...]:
     """Every word of the templates, with and without a space before it where it can stand first."""
-    texts = [*MORE, *LESS, *BAGS, *ASIDE, *START, *ASK]
+    texts = [*MORE, *LESS, *BAGS, *START, *ASK]
     words = {word for text in texts for word in re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", "", text))}
     spaced = sorted(f" {word}" for word in (*words, *NAMES, *THINGS))
     return (PAD, EOS, *"0123456789+-*=;#. ?", *sorted((*NAMES, "At")), *spaced)
