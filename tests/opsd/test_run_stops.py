@@ -82,7 +82,7 @@ def stand_ins(monkeypatch):
     tokenizer = SimpleNamespace(decode=lambda ids, **_: "?")
     setup = SimpleNamespace(
         tokenizer=tokenizer, vocabulary=VOCABULARY, train_prompts=prompts, eval_prompts=prompts, device="cpu",
-        support="teacher", prompt_lines=[], teachers={}, adapter=None,
+        support="teacher", prompt_lines=[], teachers={}, adapter=None, agents=None,
         student=EngineSpec(
             path="s", config=RolloutConfig(), vocabulary=VOCABULARY, device="cpu", max_model_tokens=64
         ),
