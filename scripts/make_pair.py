@@ -13,6 +13,7 @@ Each folder appears under its name only when it is complete; asking again for a 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.util
 import json
 import shutil
@@ -49,6 +50,15 @@ def is_finished(out: Path, settings: dict[str, Any]) -> bool:
     if found != settings:
         raise PairError(f"{out} holds {found or 'something else'}, not {settings}: choose another folder or delete it")
     return True
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Another process that makes the same folder is waited for: then it is there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f".{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -181,12 +191,13 @@ def layer_list(text: str) -> list[int]:
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
     try:
-        if args.command in TINY:
-            make_tiny(args.command, args.out, args.seed, args.copies)
-        elif args.command == "smollm2":
-            make_smollm2(args.out)
-        else:
-            make_dropped(args.source, args.out, args.drop)
+        with alone(args.out):
+            if args.command in TINY:
+                make_tiny(args.command, args.out, args.seed, args.copies)
+            elif args.command == "smollm2":
+                make_smollm2(args.out)
+            else:
+                make_dropped(args.source, args.out, args.drop)
     except (PairError, ImportError, ValueError) as error:
         raise SystemExit(f"make_pair: {error}") from error
     print(f"{args.out}: {(args.out / RECORD).read_text()}")

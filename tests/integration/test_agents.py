@@ -51,20 +51,20 @@ def test_a_run_learns_from_the_students_tokens_and_counts_the_tools(agents, tmp_
     assert 'class="tool">[T:' in report and "calls of tools" in report
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(agents, tmp_path):
     settings = (*SETTINGS, "checkpoint.every=1", "num_steps=3")
     expected = losses(finished(agents, tmp_path / "whole", *settings))
     finished(agents, tmp_path / "parts", *settings, "stop_at_step=2")
     again = losses(finished(agents, tmp_path / "parts", *settings, "resume=auto"))
-    assert again == expected and len(set(expected)) == 3
+    assert again == pytest.approx(expected, abs=1e-6) and len(set(expected)) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trajectories_that_are_made_ahead_are_the_same_each_time(agents, tmp_path):
     settings = (*SETTINGS, "schedule.max_staleness=1", "num_steps=3")
     first, second = (losses(finished(agents, tmp_path / name, *settings)) for name in ("first", "second"))
-    assert first == second and len(set(first)) == 3
+    assert first == pytest.approx(second, abs=1e-6) and len(set(first)) == 3
 
 
 @pytest.mark.slow

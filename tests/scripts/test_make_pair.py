@@ -1,6 +1,7 @@
 """The pairs of the recipes: their files, the dropped layers, and folders that are finished or absent."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import make_pair
 from hf_models import drop_layers, load_model, save_model
-from make_pair import PairError, check_accuracies, is_finished, make_dropped, unfinished, write_record
+from make_pair import PairError, alone, check_accuracies, is_finished, make_dropped, unfinished, write_record
 from pairs.sums import SUMS, TEACHER
 from pairs.training import build_model
 
@@ -112,3 +113,19 @@ def test_a_source_that_is_no_model_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match="make_pair: .* is no Hugging Face model folder"):
         make_pair.main(["drop-layers", str(tmp_path / "none"), str(tmp_path / "out"), "--drop", "1"])
     assert not (tmp_path / "out").exists()
+
+
+def test_two_that_make_the_same_folder_at_once_make_it_one_after_the_other(tmp_path):
+    out, order = tmp_path / "new" / "pair", []
+
+    def second():
+        with alone(out):
+            order.append("second")
+
+    with alone(out):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
