@@ -64,7 +64,8 @@ INTRODUCTION = """# Models
 each architecture, in float32 on the CPU. Differences are the largest over all steps and tokens, in nats: between an
 answer in a packed row and alone; between the engine's log-probabilities and the learner's after every weight sync;
 between the exported student, loaded by the same kind of engine, and the learner. A model is right below 1e-4, or
-refused in one line. A head may have a bias, a scale and a soft cap: cap(scale * (hidden @ lm_head + bias)).
+refused in one line; what vLLM's CPU build does not start with, its GPU build may. A head may have a bias, a scale and
+a soft cap: cap(scale * (hidden @ lm_head + bias)).
 """
 
 
