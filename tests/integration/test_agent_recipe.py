@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     pair.mkdir(parents=True)
     for number, plan in enumerate((LOOKUPS.teacher, LOOKUPS.student)):
         torch.manual_seed(number)
-        plan = replace(plan, num_steps=40, batch_texts=16, stop_at=None)
+        plan = replace(plan, num_steps=100, batch_texts=32, stop_at=None)
         model = build_model(plan, len(tokenizer))
         train(model, plan, texts_of(LOOKUPS, plan, 0), tokenizer, lambda *_: 0.0)
         model.save_pretrained(pair / plan.name)
