@@ -41,10 +41,11 @@ def draw(runs: Comparison, folder: Path) -> Path:
     forest.axvline(0.0, color="#000000", linewidth=0.6)
     forest.set_yticks(range(len(ordered)), ordered, fontsize=7)
     forest.set_xlabel("mean@8 less that of `all`, 95 % intervals; filled: 0 left out for all arms at once")
-    for ratio, (colour, marker) in GROUPS.items():
+    drawn = {ARMS[arm].ratio for arm in found}
+    for ratio, (colour, marker) in ((ratio, form) for ratio, form in GROUPS.items() if ratio in drawn):
         name = "all tokens" if ratio is None else f"ratio {ratio:g}"
         forest.plot([], [], marker, color=colour, label=name)
-    forest.legend(fontsize=7, loc="lower right")
+    forest.legend(fontsize=7, loc="upper left")
     for arm, (colour, dashes) in CURVES.items():
         if arm in runs.runs:
             evaluations = [run["evaluations"] for run in runs.runs[arm]]
