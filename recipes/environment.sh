@@ -166,6 +166,10 @@ reason() {
         MODEL_NAME) echo "set RUN_ID" ;;
         INSTRUCTION_VARIANT) echo "scripts/prepare_data.py writes it into the prompts" ;;
         REWARD_FUNCTION) echo "set data.grader" ;;
-        *) echo "there are no tools here" ;;
+        MAX_ASSISTANT_TURNS) echo "set tools.max_turns" ;;
+        MAX_TOOL_RESPONSE_LENGTH) echo "set tools.max_answer_chars" ;;
+        TOOL_FORMAT) echo "set tools.parser" ;;
+        AGENT_NUM_WORKERS) echo "set tools.processes" ;;
+        *) echo "tools are a function that tools.build names, see docs/agents.md" ;;
     esac
 }
