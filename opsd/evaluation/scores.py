@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from opsd.evaluation.results import Answer, ProblemResult
-
-PART = "part/"  # a figure that begins so is of what a score is made of
+from opsd.evaluation.table import PART
 
 
 def summarise(results: Sequence[ProblemResult]) -> dict[str, dict[str, float]]:

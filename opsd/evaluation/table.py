@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from opsd.evaluation.scores import PART
+PART = "part/"  # a figure that begins so is of what a score is made of
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-import opsd.engines.pool
+import opsd.engines.actors
 import opsd.learner.group
 from tests.integration.runs import train
 from tests.teacher_servers import teacher_server
@@ -22,7 +22,7 @@ SECRETS = {
 def told(monkeypatch):
     """What every actor is started with, as Ray shows it."""
     found = []
-    for module in (opsd.engines.pool, opsd.learner.group):
+    for module in (opsd.engines.actors, opsd.learner.group):
 
         def start(cls, name, *args, own=module.start_actor, **options):
             found.append((name, options["environment"]))

@@ -132,6 +132,7 @@ def test_the_residual_is_refused_where_answers_are_no_draws_of_the_students(over
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ("tools.build=json:loads answers=mixed stats=learner", "tools.build needs answers=student, got mixed"),
         ("loss.importance_cap=2 answers=mixed stats=learner", "loss.importance_cap needs answers=student, got mixed"),
         ("loss.importance_cap=2 method=adakd", "loss.importance_cap needs tokens at temperature 1"),
         ("loss.importance_cap=2 loss.divergence=forward_kl", "loss.divergence=forward_kl needs loss.importance_cap=0"),

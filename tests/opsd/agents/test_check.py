@@ -12,7 +12,6 @@ from opsd.data.prompts import load_prompts
 from opsd.errors import ConfigError, DataError
 from opsd.types import Prompt, Vocabulary
 from tests.opsd.agents.agent_models import BUILD, make_agent_tokenizer
-from tip.config import TipRunConfig
 
 VOCABULARY = Vocabulary(size=128, stop_ids=(0,))
 
@@ -64,21 +63,18 @@ def test_tools_that_cannot_be_built_end_the_check(tokenizer):
 
 
 def test_settings_that_do_not_go_with_tools_are_refused():
-    def config(kind=RunConfig, teacher=False, **more):
+    def config(teacher=False):
         data = DataConfig(train_path="a", eval_path="b", grader="math")
-        return kind(
+        return RunConfig(
             output_dir="x",
             student=StudentConfig(path="s"),
             data=data,
             tools=ToolsConfig(build=BUILD),
             eval=EvalConfig(teacher=teacher),
-            **more,
         )
 
     assert agent_spec(config(), VOCABULARY).stop_ids == (0,)
     with pytest.raises(ConfigError, match="eval.teacher=false"):
         agent_spec(config(teacher=True), VOCABULARY)
-    with pytest.raises(ConfigError, match="tools.build needs answers=student, got mixed"):
-        config(TipRunConfig, answers="mixed", stats="learner")
     with pytest.raises(ConfigError, match="tools.parser"):
         ToolsConfig(parser="none")

@@ -62,5 +62,7 @@ def test_every_kept_model_is_checked_here_or_a_recipe_makes_it():
         "outputs/quickstart-pair/student",
         "outputs/quickstart-pair/teacher",
         "outputs/opsd-pair/student",
+        "outputs/agent-pair/student",
+        "outputs/agent-pair/teacher",
         "outputs/smollm2-pair/student",
     }
