@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from opsd.agents.calls import hermes
 from opsd.agents.lookups import GET, Table
 from opsd.agents.tools import ToolCall
 from pairs.sums import Sum
-from pairs.task import EOS, PAD, UNKNOWN, one_side
+from pairs.task import EOS, MAX_TOKENS, PAD, UNKNOWN, one_side
 from pairs.training import ModelPlan, PairPlan, Text, greedy_responses
 
 KEYS = "abcdefghijkl"
@@ -113,8 +114,13 @@ def last_turns(
         for place, turn in zip(going, written, strict=True):
             turns[place] = turn
             texts[place] += turn + EOS + between(*answers_of(turn, problems[place]))
-        going = [place for place in going if hermes(turns[place])]
+        going = [place for place in going if hermes(turns[place]) and has_room(texts[place])]
     return turns
+
+
+def has_room(text: str) -> bool:
+    """For another turn: an untrained student calls many times in one."""
+    return len(re.findall(WORD, text)) + TURN_TOKENS <= MAX_TOKENS
 
 
 def answers_of(turn: str, problem: Lookup) -> list[str]:
