@@ -34,6 +34,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_the_students_tokens_and_counts_the_tools(agents, tmp_path):
     folder = finished(agents, tmp_path / "run", *SETTINGS)
     lines = training_lines(folder)
