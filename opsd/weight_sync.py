@@ -46,7 +46,7 @@ def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
 
 
 def weight_sync(
-    cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: RolloutPool, *, max_restarts: int
+    cfg: RolloutConfig, learner: LearnerGroup, rollout_pool: RolloutPool, *, max_restarts: int = 0
 ) -> Callable[[int], None]:
     """Connects the two. What comes back, called with a policy version, puts the newest weights into every engine.
 

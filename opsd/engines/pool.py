@@ -95,13 +95,14 @@ class EnginePool:
         group_size: int | None,
         apart: bool,
         wrap: Callable[[Work], Work] | None,
-    ) -> dict[Any, tuple[int, Work]]:
-        """Engines, by number, begin with their work: streams of groups, each with the engine and its work."""
+    ) -> dict[Any, tuple[int, int, Work]]:
+        """Engines, by number, begin with their work: streams of groups, each with the engine, its life and its work."""
         streams = {}
         for number, own in work.items():
+            life = self.actors.lives[number]
             generate = self.workers[number].generate.options(num_returns="streaming")
             made = own if wrap is None else wrap(own)
-            streams[generate.remote(made, sampling, policy_version, group_size, apart)] = number, own
+            streams[generate.remote(made, sampling, policy_version, group_size, apart)] = number, life, own
         return streams
 
     def _deal(self, requests: dict[int, Request], max_tokens: int) -> dict[int, Work]:
@@ -126,9 +127,9 @@ class EnginePool:
 
     def _groups(
         self,
-        streams: dict[Any, tuple[int, Work]],
+        streams: dict[Any, tuple[int, int, Work]],
         requests: list[Request],
-        give: Callable[[dict[int, Work]], dict[Any, tuple[int, Work]]],
+        give: Callable[[dict[int, Work]], dict[Any, tuple[int, int, Work]]],
         deal_out: Callable[[dict[int, Request]], dict[int, Work]],
         apart: bool,
     ) -> Iterator[dict[int, Rollout]]:
@@ -137,11 +138,11 @@ class EnginePool:
         An engine that was lost has its own work again, whole: so its batches, and with them the rounding of its sums,
         are those that they would have been. Work that it took from a queue is shared out anew when the others are done.
         """
-        unanswered, lives, owed = set(range(len(requests))), list(self.actors.lives), False
+        unanswered, owed = set(range(len(requests))), False
         while streams:
             ready, waiting = ray.wait(list(streams), num_returns=1, timeout=patience["answer_s"])
             [stream] = ready or waiting[:1]
-            number, work = streams[stream]
+            number, life, work = streams[stream]
             try:
                 if not ready:
                     raise no_answer(f"{self.role}: worker {number}")
@@ -151,8 +152,7 @@ class EnginePool:
                 del streams[stream]
             except WorkerLost as lost:
                 del streams[stream]
-                self._replace(number, lives[number], lost)
-                lives[number] = self.actors.lives[number]
+                self._replace(number, life, lost)
                 if isinstance(work, SharedWork):
                     owed = True
                 else:

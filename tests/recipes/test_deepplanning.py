@@ -1,16 +1,11 @@
 """recipes/deepplanning.sh: the paper's setting, its arms, and its own variables."""
 
-from dataclasses import fields
-
 import pytest
 
-from opsd.config.run import RunConfig
 from opsd.data.deepplanning.tools import build_tools
 from tests.recipes.recipe import start, start_here
 
 PRINTER = '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'
-HAS_TOOLS = "tools" in {field.name for field in fields(RunConfig)}
-needs_tools = pytest.mark.skipif(not HAS_TOOLS, reason="trajectories with tools are not there yet")
 
 
 @pytest.fixture
@@ -67,7 +62,6 @@ def test_its_own_variables_become_settings_and_an_answer_is_cut_by_the_tools_tha
     assert build_tools(max_answer_chars=1024).max_answer_chars == 1024
 
 
-@needs_tools
 @pytest.mark.parametrize("teacher", ["Qwen/Qwen3-14B", "Qwen/Qwen3-32B"])
 def test_plan_only_needs_no_models_and_no_data(teacher):
     process = start_here("deepplanning.sh", PLAN_ONLY=1, TEACHER_MODEL_PATH=teacher)

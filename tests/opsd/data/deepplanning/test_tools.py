@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from opsd.agents.runner import ToolRunner
+from opsd.agents.tools import ToolCall
 from opsd.data.deepplanning.tools import LOOK_UPS, build_tools
 from opsd.errors import ConfigError, DataError
 
@@ -112,15 +114,12 @@ def test_a_row_of_another_kind_and_a_database_that_was_moved_are_one_line(tmp_pa
 
 def test_the_runner_of_a_run_s_tools_makes_the_calls(prepared):
     """In a process of its own: what a student wrote, in order, and an argument that the schema lacks."""
-    runner_module = pytest.importorskip("opsd.agents.runner")
-    from opsd.agents.tools import ToolCall
-
     calls = [
         ToolCall("search_location", {"place_name": "Old Tower"}),
         ToolCall("query_train_info", {"origin": "Alpha"}),
         ToolCall("recommend_restaurants", {"latitude": "30.030000", "longitude": "120.030000"}),
     ]
-    runner = runner_module.ToolRunner(
+    runner = ToolRunner(
         build="opsd.data.deepplanning.tools:build_tools", options={"max_answer_chars": 500}, max_answer_chars=500
     )
     try:
