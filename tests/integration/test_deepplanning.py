@@ -10,7 +10,6 @@ from opsd.data.prepare import arguments, prepare
 from tests.integration.runs import TRANSFORMERS, training_lines
 from tests.opsd.data.deepplanning.world import publish
 from tests.recipes.recipe import start
-from tests.recipes.test_deepplanning import needs_tools
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 ALPHABET = string.printable + "¥"
@@ -30,7 +29,6 @@ VARIABLES = {
 
 
 @pytest.mark.slow
-@needs_tools
 def test_the_recipe_runs_on_the_published_folder(tmp_path):
     folder = publish(tmp_path / "travelplanning")
     options = ["--train", f"deepplanning={folder}", "--train-ratio", "0.67", "--format", "jsonl"]
