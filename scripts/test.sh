@@ -11,6 +11,14 @@ export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 WANDB_MO
 export VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind
 .venv/bin/ruff check .
 .venv/bin/ruff format --check opsd tip tests scripts setup.py # not the Markdown's code
-.venv/bin/mypy
+# Types beside the tests, which keep no core busy while they start; what is wrong is said after them.
+complaints=$(mktemp)
+trap 'rm -f "$complaints"' EXIT
+.venv/bin/mypy >"$complaints" 2>&1 &
+types=$!
+failed=0
 # Whole files, as their fixtures (trained pairs, engines) are made once; in their order, as the long ones come first.
-exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@" || failed=$?
+wait "$types" || failed=1
+cat "$complaints"
+exit "$failed"

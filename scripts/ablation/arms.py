@@ -119,6 +119,13 @@ TASKS: dict[str, Task] = {
     ),
 }
 
+# Recipes of a cluster with which `recipes/ablation_gpu.sh` runs the same arms.
+CLUSTER: dict[str, str] = {
+    "qwen3_8b_to_4b": "Qwen3-8B teaches Qwen3-4B, with the settings of recipes/qwen3_8b_to_4b.sh",
+    "qwen2_5_14b_to_1_5b": "Qwen2.5-14B teaches Qwen2.5-1.5B, with the settings of recipes/qwen2_5_14b_to_1_5b.sh",
+    "llama3_70b_to_8b": "Llama-3.3-70B teaches Llama-3.1-8B, with the settings of recipes/llama3_70b_to_8b.sh",
+}
+
 
 def chosen_arms(patterns: list[str]) -> list[Arm]:
     """Those that match one of the patterns (`*@0.2`), in the order of ARMS; no pattern: all. Raises ValueError."""

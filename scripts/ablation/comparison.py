@@ -101,10 +101,6 @@ def final(run: Record) -> Record:
     return run["evaluations"][-1]
 
 
-def greedy(run: Record) -> np.ndarray:
-    return digits(final(run)["greedy"])
-
-
 def mean_at_8(run: Record) -> np.ndarray:
     return digits(final(run)["samples"]) / NUM_SAMPLES
 

@@ -6,12 +6,14 @@ Every number of RESULTS.md is made here, so that a test can compare the page wit
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from opsd.errors import reported
 from opsd.evaluation.table import markdown_table
-from scripts.ablation.arms import ARMS, BASELINE, TASKS
-from scripts.ablation.comparison import Comparison, area, comparison, final, greedy, mean_at_8, reverse_kl
+from scripts.ablation.arms import ARMS, BASELINE, CLUSTER, TASKS
+from scripts.ablation.comparison import Comparison, area, comparison, final, mean_at_8, reverse_kl
 from scripts.ablation.intervals import Difference
 from scripts.ablation.records import Record, read
 
@@ -34,9 +36,12 @@ KEPT_NOTE = """Of the tokens that an arm trains on, by their weights: shares of 
 divergence, Q2 high and low, Q3 low and high, Q4 low), mean entropy as a share of log V, divergence in nats,
 place in the answer from 0 to 1. *cosine*: of the arm's gradient with that of the reverse KL on every token, before the
 optimiser. *learner*: median seconds of a core for an optimiser step, and by how much it raised the process's resident
-memory at most.
+memory at most. Empty: not measured.
 
 """
+
+KEPT = {**dict.fromkeys(("q1", "q2", "q3", "q4"), ".2f"), "entropy": ".3f", "divergence": ".3f", "position": ".2f"}
+WHAT = {**{name: task.what for name, task in TASKS.items()}, **CLUSTER}  # by name, in a few words
 
 
 def main() -> None:
@@ -63,7 +68,7 @@ def page(records: list[Record]) -> str:
 
 
 def tasks_of(records: list[Record]) -> list[str]:
-    return [task for task in TASKS if any(each["task"] == task for each in records)]
+    return [task for task in WHAT if any(each["task"] == task for each in records)]
 
 
 def section(runs: Comparison) -> str:
@@ -71,15 +76,14 @@ def section(runs: Comparison) -> str:
     base = runs.runs[BASELINE]
     every = [run for arm in runs.runs.values() for run in arm]
     first = base[0]["evaluations"][0]
-    before = runs.mean(BASELINE, lambda run: run["evaluations"][0]["accuracy"])
+    before = cell(runs, BASELINE, lambda run: run["evaluations"][0]["accuracy"])
     lines = [
         f"## {runs.task}",
         "",
-        f"{TASKS[runs.task].what}. Arms: {len(runs.runs)}; seeds: {len(runs.seeds)}; steps: {final(base[0])['step']}; "
-        f"{len(first['greedy'])} held-out problems per seed. Greedy accuracy of the student before: {before:.3f}. "
+        f"{WHAT[runs.task]}. Arms: {len(runs.runs)}; seeds: {len(runs.seeds)}; steps: {final(base[0])['step']}; "
+        f"{len(first['samples'])} held-out problems per seed. Greedy accuracy of the student before: {before}. "
         f"Commits: {', '.join(sorted({run['commit'][:12] for run in every}))}. "
-        f"Cost: {sum(run['run_s'] for run in every) / 3600:.2f} hours of a core, "
-        f"{sum(run['run_s'] for run in every) / len(every):.0f} s of it per run.",
+        f"Cost: {cost(every)}.",
     ]
     if runs.incomplete:
         lines += ["", f"Arms that lack some seeds, and stand in no table: {', '.join(runs.incomplete)}."]
@@ -93,6 +97,19 @@ def section(runs: Comparison) -> str:
     return "\n".join([*lines, "", f"![Differences of mean@8]({runs.task}.png)", ""])
 
 
+def cost(runs: list[Record]) -> str:
+    """Of a core, or of all machines of a run where it had some."""
+    name, of_what = ("run_s", "of a core") if "run_s" in runs[0] else ("wall_s", "of the machines of a run")
+    total = sum(run[name] for run in runs)
+    return f"{total / 3600:.2f} hours {of_what}, {total / len(runs):.0f} s of it per run"
+
+
+def cell(runs: Comparison, arm: str, value: Callable[[Record], Any], form: str = ".3f") -> str:
+    """The mean over the arm's runs; empty where it was not measured."""
+    values = [value(run) for run in runs.runs[arm]]
+    return "" if None in values else f"{sum(values) / len(values):{form}}"
+
+
 def equal_steps(runs: Comparison) -> str:
     def to_all(arm: str) -> str | None:
         return BASELINE
@@ -101,7 +118,8 @@ def equal_steps(runs: Comparison) -> str:
         return ARMS[arm].random
 
     versus_all, versus_random = runs.against(to_all, mean_at_8), runs.against(to_random, mean_at_8)
-    by_area, by_kl = runs.against(to_all, area), runs.against(to_all, reverse_kl)
+    by_area = runs.against(to_all, area)
+    by_kl = runs.against(to_all, reverse_kl) if "kl" in final(runs.runs[BASELINE][0]) else {}
     header = [
         "arm", "greedy", "mean@8", "less `all`", "less `random` at its ratio", "area", "area less `all`", "reverse KL",
         "reverse KL less `all`, mean of problems",
@@ -109,13 +127,13 @@ def equal_steps(runs: Comparison) -> str:
     rows = [
         [
             f"`{arm}`",
-            f"{runs.mean(arm, lambda run: greedy(run).mean()):.3f}",
+            cell(runs, arm, lambda run: final(run)["accuracy"]),
             f"{runs.mean(arm, lambda run: mean_at_8(run).mean()):.3f}",
             shown(versus_all.get(arm)),
             shown(versus_random.get(arm)),
             f"{runs.mean(arm, lambda run: area(run).mean()):.3f}",
             shown(by_area.get(arm)),
-            f"{runs.mean(arm, lambda run: final(run)['reverse_kl']):.3f}",
+            cell(runs, arm, lambda run: final(run)["reverse_kl"]),
             shown(by_kl.get(arm)),
         ]
         for arm in runs.runs
@@ -142,20 +160,16 @@ def equal_tokens(runs: Comparison) -> str:
 def kept_tokens(runs: Comparison) -> str:
     """By weight, over all steps: see `selection_figures`."""
     header = ["arm", "Q1", "Q2", "Q3", "Q4", "entropy", "divergence", "place", "cosine", "learner s", "learner MiB"]
-    rows = []
-    for arm in runs.runs:
-        kept = {
-            name: runs.mean(arm, lambda run, name=name: run["selection"][name])
-            for name in runs.runs[arm][0]["selection"]
-        }
-        rows.append([
+    rows = [
+        [
             f"`{arm}`",
-            *(f"{kept[name]:.2f}" for name in ("q1", "q2", "q3", "q4")),
-            f"{kept['entropy']:.3f}", f"{kept['divergence']:.3f}", f"{kept['position']:.2f}",
-            f"{runs.mean(arm, lambda run: run['cosine']):.2f}",
-            f"{runs.mean(arm, lambda run: run['learner_s']):.3f}",
-            f"{runs.mean(arm, lambda run: run['learner_peak_mib']):.0f}",
-        ])  # fmt: skip
+            *(cell(runs, arm, lambda run, name=name: run["selection"].get(name), form) for name, form in KEPT.items()),
+            cell(runs, arm, lambda run: run.get("cosine"), ".2f"),
+            cell(runs, arm, lambda run: run["learner_s"]),
+            cell(runs, arm, lambda run: run.get("learner_peak_mib"), ".0f"),
+        ]
+        for arm in runs.runs
+    ]
     return KEPT_NOTE + markdown_table(header, rows)
 
 
