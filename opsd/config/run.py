@@ -137,7 +137,7 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int = 0  # steps; 0: only at the end
+    every: int = 100  # steps; 0: only at the end
     keep: int = 2  # newest checkpoints that stay
     # The best one stays, too: by held-out accuracy, or where nothing is graded by the reverse KL, of the evaluation at
     # its step (eval.every).
