@@ -54,6 +54,8 @@ def speed_on_cuda() -> list[Part]:
     return [
         peak_part(on, peak),
         *head_parts(head, 4096, 2560),
+        *pass_checks(),
+        *pass_parts("cuda", (4096, 1024), blocks=(1024, 4096, 16_384), vocab=151_936, named=64, repeats=10),
         *head_parts(head, 16_384, 2560),
         *step_parts(step, large, 8192, checkpointing=True),
         *step_parts(step, small, 8192, checkpointing=True),
@@ -77,6 +79,7 @@ def speed_on_cpu() -> list[Part]:
     return [
         peak_part(on, peak),
         *head_parts(head, 64, 16, ("sparse", "dense")),
+        *pass_parts("cpu", (64,), vocab=500, named=8, repeats=1),
         *step_parts(step, "tiny", 128, checkpointing=True),
         *step_parts(step, "tiny", 128, checkpointing=False),
     ]
@@ -97,6 +100,36 @@ def head_parts(options: dict[str, Any], rows: int, width: int, names: tuple[str,
     ]
 
 
+def pass_checks() -> list[Part]:
+    """The candidate's; no run uses it, so they are not among the first."""
+    size = dict(rows=512, vocab=151_936, named=64, block=4096)
+    return [
+        Part(
+            name=f"head's passes in Triton, {dtype}",
+            function="gpu_passes:triton_passes",
+            options={"device": "cuda", "dtype": dtype, **size},
+            is_check=True,
+            missing=lacking("triton", "Triton"),
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+
+
+def pass_parts(device: str, num_rows: tuple[int, ...], blocks: tuple[int, ...] = (), **options: int) -> list[Part]:
+    """torch's passes, and the candidate's with so many columns at a time."""
+    on = {"device": device, "dtype": "bfloat16"}
+    return [
+        Part(
+            name=f"head's passes, {'torch' if block is None else f'Triton in blocks of {block:,}'}, N {rows:,}",
+            function="gpu_passes:passes_speed",
+            options={**on, **options, "rows": rows, "block": block},
+            missing="" if block is None else lacking("triton", "Triton"),
+        )
+        for rows in num_rows
+        for block in (None, *blocks)
+    ]
+
+
 def step_parts(options: dict[str, Any], model: str, tokens: int, *, checkpointing: bool) -> list[Part]:
     return [
         Part(
@@ -108,9 +141,12 @@ def step_parts(options: dict[str, Any], model: str, tokens: int, *, checkpointin
     ]
 
 
+def lacking(package: str, name: str) -> str:
+    return "" if find_spec(package) else f"{name} is not installed"
+
+
 def engines() -> list[Part]:
-    missing = "" if find_spec("vllm") else "vLLM is not installed"
-    no_ray = "" if find_spec("ray") else "Ray is not installed"
+    missing, no_ray = lacking("vllm", "vLLM"), lacking("ray", "Ray")
     wanted = [
         ("vLLM, tensor parallelism", "tensor_parallel", 2, missing),
         ("vLLM, sleep and wake", "sleep_and_wake", 1, missing),

@@ -19,6 +19,7 @@ def report(device: str, done: Done) -> str:
         ", ".join(f"{name} {value}" for name, value in done.get("machine", {}).get("result", {}).items()),
         checks(done),
         head_speed(done),
+        passes_speed(done),
         step_speed(done),
         not_done(done),
     ]
@@ -62,6 +63,25 @@ def head_speed(done: Done) -> str:
     )
     header = ["way to loss and gradients", "N", "D", "ms", "TFLOP/s", "of the peak", "peak GB"]
     return section("The head", header, rows, note)
+
+
+def passes_speed(done: Done) -> str:
+    outcomes = measured(done, "head's passes, ")
+    rows = []
+    for outcome in outcomes:
+        options, result = outcome["options"], outcome["result"]
+        torchs = next((o["result"] for o in outcomes if o["options"] == {**options, "block": None}), None)
+        rows.append([
+            "torch" if options["block"] is None else f"Triton, {options['block']:,} columns at a time",
+            f"{options['rows']:,}", f"{options['vocab']:,}", f"{result['forward_ms']:.2f}",
+            f"{result['backward_ms']:.2f}", f"{sum(result.values()) / sum(torchs.values()):.2f}" if torchs else "",
+        ])  # fmt: skip
+    note = (
+        "From logits in float32 to the buckets' log-probabilities, and from their gradient to dL/dlogits in bfloat16. "
+        "The passes in Triton are a candidate: runs use torch's."
+    )
+    header = ["element-wise passes", "N", "V", "forward ms", "backward ms", "both, of torch's"]
+    return section("The head's element-wise passes", header, rows, note)
 
 
 def step_speed(done: Done) -> str:

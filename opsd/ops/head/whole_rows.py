@@ -17,8 +17,8 @@ from torch import Tensor
 from opsd.ops.head.buffer import HeadBuffer
 from opsd.ops.head.chunks import Block, Chunk, named_gradient, rest_tail, stop_parts, untempered_logsumexp
 from opsd.ops.head.events import Events
-from opsd.ops.head.form import OutputHead, cap_slopes
-from opsd.ops.head.gradients import column_blocks, product, softmax_dtype
+from opsd.ops.head.form import HeadForm, OutputHead, cap_slopes
+from opsd.ops.head.gradients import column_blocks, product
 
 SUM_COLUMNS = 16384  # what is summed over the vocabulary by way of a copy, so many columns at a time
 
@@ -27,13 +27,20 @@ def whole_buckets(
     hidden_ND: Tensor, head: OutputHead, events: Events, buffer: HeadBuffer | None, *, with_entropy: bool = False
 ) -> Chunk:
     """`chunk_buckets` with one block, whose slots and places nobody needs."""
-    dtype, vocab_size = softmax_dtype(hidden_ND), events.vocab_size
-    columns, out_NV = slice(0, vocab_size), None
+    columns, out_NV = slice(0, events.vocab_size), None
     if buffer is not None:
         buffer.begin(len(hidden_ND))
         out_NV = buffer.put(columns)
     logits_NV = head.logits_(product(hidden_ND, head.weight_VD[columns].T, out=out_NV), columns)
-    stop_NE = _merge_stops(logits_NV, events.stop_ids)
+    return buckets_of_logits(logits_NV, head.form, events, buffer, with_entropy=with_entropy)
+
+
+def buckets_of_logits(
+    logits_NV: Tensor, form: HeadForm, events: Events, buffer: HeadBuffer | None, *, with_entropy: bool = False
+) -> Chunk:
+    """`whole_buckets` from the logits on, which the shares replace: in `buffer`'s memory, where there is one."""
+    dtype, vocab_size = logits_NV.dtype, events.vocab_size
+    stop_NE = merge_stops(logits_NV, events.stop_ids)
     if events.temperature_N is not None:
         logits_NV.div_(events.temperature_N[:, None])
     for foreign_id in events.foreign_ids:
@@ -54,14 +61,14 @@ def whole_buckets(
     nothing = events.support_NU.new_empty(0)
     return Chunk(
         logprobs_NB=torch.cat([named_NU.double(), rest_N1], dim=1).log_softmax(1),
-        blocks=[Block(columns, nothing, nothing)],
+        blocks=[Block(slice(0, vocab_size), nothing, nothing)],
         buffer=buffer,
         scale_NM=torch.ones_like(rest_N1, dtype=dtype).masked_fill_(rest_N1 == -math.inf, 0.0),
         rest_entropy_N=_row_sums(torch.special.entr, share_NV) if with_entropy else None,
         stop_prob_NE=None if stop_NE is None else stop_NE.softmax(1),
         rest_tail_N=rest_tail(rest_N1, untempered_N1s, events.temperature_N),
-        form=head.form,
-        slopes=None if buffer is None else cap_slopes(head.form, events, named_NU, stop_NE, rest_N1),
+        form=form,
+        slopes=None if buffer is None else cap_slopes(form, events, named_NU, stop_NE, rest_N1),
     )
 
 
@@ -85,11 +92,7 @@ def whole_gradient(
     if events.support_NU.shape[1] > 0:
         id_NU, _ = _filled(events.support_NU)
         grad_NV.scatter_add_(1, id_NU, named_gradient(chunk, grad_NB).to(dtype))  # 0 of an empty slot
-    part_NE = stop_parts(chunk)
-    if part_NE is not None:
-        stop_N = grad_NV[:, events.stop_ids[0]].clone()
-        for column, stop_id in enumerate(events.stop_ids):
-            grad_NV[:, stop_id].copy_(stop_N * part_NE[:, column])
+    divide_stops(grad_NV, events.stop_ids, stop_parts(chunk))
     yield columns, grad_NV
 
 
@@ -111,7 +114,7 @@ def _rest_gradient(chunk: Chunk, share_NV: Tensor, rest_N1: Tensor, grad_rest_en
     return rest_N1 if grad_rest_entropy_N is None else chunk.scale_NM
 
 
-def _merge_stops(logits_NV: Tensor, stop_ids: tuple[int, ...]) -> Tensor | None:
+def merge_stops(logits_NV: Tensor, stop_ids: tuple[int, ...]) -> Tensor | None:
     """Moves the stop event's logit to the first stop id's column; all stop ids' [N, E], None for fewer than two."""
     if len(stop_ids) < 2:
         return None
@@ -120,6 +123,15 @@ def _merge_stops(logits_NV: Tensor, stop_ids: tuple[int, ...]) -> Tensor | None:
         logits_NV[:, stop_id].fill_(-math.inf)
     logits_NV[:, stop_ids[0]].copy_(stop_NE.logsumexp(1))
     return stop_NE
+
+
+def divide_stops(grad_NV: Tensor, stop_ids: tuple[int, ...], part_NE: Tensor | None) -> None:
+    """Gives each stop id its part of the event's gradient, which is in the first stop id's column. None: one id."""
+    if part_NE is None:
+        return
+    stop_N = grad_NV[:, stop_ids[0]].clone()
+    for column, stop_id in enumerate(stop_ids):
+        grad_NV[:, stop_id].copy_(stop_N * part_NE[:, column])
 
 
 def _take_named(logits_NV: Tensor, support_NU: Tensor) -> Tensor:

@@ -68,6 +68,18 @@ def test_a_gpu_box_without_vllm_or_with_one_gpu_skips_the_engines_by_name(monkey
     assert {(outcome["error"], outcome["must_hold"]) for outcome in found} == {("vLLM is not installed", False)}
 
 
+def test_a_box_without_triton_skips_the_candidate_by_name_and_times_torchs_passes(monkeypatch):
+    monkeypatch.setattr("gpu_parts.find_spec", lambda name: None)
+    found = {
+        part.name: gpu_check.run(None, part, {}, time.monotonic())
+        for part in parts("cuda")
+        if part.function.startswith("gpu_passes")
+    }
+    without = {name: outcome for name, outcome in found.items() if outcome["error"] == "Triton is not installed"}
+    assert len(without) == 8 and all("Triton" in name and not o["must_hold"] for name, o in without.items())
+    assert sorted(found.keys() - without.keys()) == ["head's passes, torch, N 1,024", "head's passes, torch, N 4,096"]
+
+
 @pytest.fixture
 def worker():
     worker = gpu_worker.PartsWorker()
@@ -121,6 +133,19 @@ def test_a_step_that_does_not_learn_is_found_wrong(monkeypatch):
     with one_rank():
         checks = gpu_training.training_step(device="cpu", dtype="float32")
     assert failing(checks) == {"loss after 6 steps, share of the first"}
+
+
+def test_the_candidates_time_stands_beside_torchs_for_as_many_rows():
+    def outcome(rows, block, forward_ms, backward_ms):
+        options = {"rows": rows, "vocab": 151_936, "block": block}
+        result = {"forward_ms": forward_ms, "backward_ms": backward_ms}
+        return {"status": "measured", "must_hold": False, "options": options, "result": result}
+
+    of_parts = [outcome(4096, None, 6.0, 4.0), outcome(4096, 1024, 2.0, 3.0), outcome(1024, 1024, 0.5, 0.5)]
+    table = gpu_table.report("cuda", {f"head's passes, {number}": part for number, part in enumerate(of_parts)})
+    assert "| torch | 4,096 | 151,936 | 6.00 | 4.00 | 1.00 |" in table
+    assert "| Triton, 1,024 columns at a time | 4,096 | 151,936 | 2.00 | 3.00 | 0.50 |" in table
+    assert "| Triton, 1,024 columns at a time | 1,024 | 151,936 | 0.50 | 0.50 |  |" in table
 
 
 def test_a_check_that_fails_is_marked_in_the_table():
