@@ -90,11 +90,13 @@ def loaded():
     return dict(json.loads(line) for line in process.stdout.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", WITHOUT_RAY)
 def test_what_needs_no_cluster_loads_no_ray(loaded, package):
     assert not {"ray", "vllm", "tip"} & set(loaded[f"opsd.{package}"])
 
 
+@pytest.mark.slow
 def test_the_evaluation_does_not_load_the_training_run(loaded):
     assert not {"opsd.run", "tip"} & set(loaded["opsd.evaluation"])
     assert "opsd.run" not in ast.dump(ast.parse((ROOT / "opsd" / "evaluate.py").read_text()))
