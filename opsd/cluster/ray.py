@@ -8,12 +8,13 @@ import signal
 import threading
 import uuid
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
 from ray._private import ray_constants
 
+from opsd.cluster.node_end import ended_with_driver
 from opsd.cluster.reach import require_answer
 from opsd.cluster.token_file import private_token_file
 from opsd.cluster.warm import actor_search_path, warm_executable
@@ -51,8 +52,10 @@ def ray_cluster(*, dashboard: bool, answer_s: float | None = None):
     if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     patience["answer_s"] = answer_s
+    session = os.path.basename(context.address_info["session_dir"])
     try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
+        with ended_with_driver(session) if local else nullcontext():
+            yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         patience["answer_s"] = None
         ray.shutdown()
