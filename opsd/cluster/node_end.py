@@ -11,20 +11,30 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MARK = "OPSD_NODE"  # in the environment of a node's processes; their command lines become titles
 GRACE_S = 5.0  # in which Ray's processes end by themselves
 
 
 @contextmanager
-def ended_with_driver(session: str, grace_s: float = GRACE_S) -> Iterator[None]:
-    """If this process ends within the block, so does, `grace_s` later, every process of this user that has `session` in
-    its command line: the name of a Ray session that this process has started, which is no other's.
-    """
+def marked() -> Iterator[str]:
+    """Processes that are started within the block have the mark that it yields, which no others have."""
+    mark = os.environ[MARK] = uuid.uuid4().hex
+    try:
+        yield mark
+    finally:
+        os.environ.pop(MARK, None)
+
+
+@contextmanager
+def ended_with_driver(mark: str, grace_s: float = GRACE_S) -> Iterator[None]:
+    """If this process ends within the block, so does, `grace_s` later, every process of this user that has the mark."""
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, session, str(grace_s)],
+        [sys.executable, "-I", "-S", __file__, mark, str(grace_s)],
         stdin=subprocess.PIPE,  # its end is this process's
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -37,10 +47,11 @@ def ended_with_driver(session: str, grace_s: float = GRACE_S) -> Iterator[None]:
         process.communicate()
 
 
-def end_all(session: str) -> None:
+def end_all(mark: str) -> None:
+    wanted = f"{MARK}={mark}".encode()
     for each in Path("/proc").glob("[0-9]*"):
         try:
-            if int(each.name) != os.getpid() and session.encode() in (each / "cmdline").read_bytes():
+            if wanted in (each / "environ").read_bytes().split(b"\0"):
                 os.kill(int(each.name), signal.SIGKILL)
         except OSError:  # it has ended meanwhile, or is another user's
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,20 @@ def tokenizer_facts(setting: str, cfg: StudentConfig | TeacherConfig) -> ModelFa
 
 def kept_configs() -> dict[str, dict[str, Any]]:
     """What opsd/conf/model holds: a model's name on the hub, or the folder that a recipe makes -> its config."""
-    kept = (OmegaConf.create(file.read_text()) for file in (files("opsd.conf") / "model").iterdir())
-    configs: dict[str, Any] = {path: OmegaConf.to_container(entry.config) for entry in kept for path in entry.paths}
-    return configs
+    return {path: entry["config"] for entry in _kept_entries() for path in entry["paths"]}
+
+
+def kept_tokenizer(path: str) -> str | None:
+    """The name of a kept model's tokenizer: models share ids where it is one name. None: it is not known."""
+    return next((entry.get("tokenizer") for entry in _kept_entries() if path in entry["paths"]), None)
+
+
+@cache
+def _kept_entries() -> list[dict[str, Any]]:
+    entries: list[Any] = [
+        OmegaConf.to_container(OmegaConf.create(file.read_text())) for file in (files("opsd.conf") / "model").iterdir()
+    ]
+    return entries
 
 
 def _folder_config(setting: str, path: str, trust_remote_code: bool) -> PreTrainedConfig | None:

@@ -12,7 +12,7 @@ from opsd.config.support import decide_support
 from opsd.errors import ConfigError
 from opsd.models.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 from opsd.plan.memory import GIB, Memory
-from opsd.plan.models import ModelSizes, tokenizer_facts
+from opsd.plan.models import ModelSizes, kept_tokenizer, tokenizer_facts
 from opsd.plan.roles import Engine, Job, engine_role, learner_role, plan_roles
 from opsd.plan.traffic import candidates_scored
 from opsd.preflight import check_counts, prompt_limit, shared_vocabulary
@@ -49,7 +49,15 @@ def _refused(check: Callable[[], object]) -> list[str]:
 
 
 def _tokenizers(job: Job) -> list[str]:
-    """As the run's own check, where the tokenizers are there."""
+    """As the run's own check, where the tokenizers are there; of kept models, where they are known to differ."""
+    own = kept_tokenizer(job.cfg.student.path)
+    for section, cfg in job.teacher_configs.items():
+        other = kept_tokenizer(cfg.path)
+        if own is not None and other is not None and other != own:
+            return [
+                f"{section}.path: its tokenizer does not share the student's ids: {cfg.path} has {other}'s, "
+                f"{job.cfg.student.path} {own}'s"
+            ]
     student = tokenizer_facts("student", job.cfg.student)
     found = {section: tokenizer_facts(section, cfg) for section, cfg in job.teacher_configs.items()}
     teachers = {section: facts for section, facts in found.items() if facts is not None}

@@ -40,7 +40,7 @@ def test_a_node_of_ray_that_misses_its_time_is_started_once_more(num_failures, m
         calls.append(1)
         if len(calls) <= num_failures:
             raise Exception("\nThe current node timed out during startup.\nA second line.")
-        return SimpleNamespace(dashboard_url="127.0.0.1:1", address_info={"session_dir": "/tmp/ray/session_none"})
+        return SimpleNamespace(dashboard_url="127.0.0.1:1")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)

@@ -137,10 +137,34 @@ def test_a_pair_of_two_tokenizer_families_is_refused_where_both_tokenizers_are_t
     assert not any("tokenizer" in problem for problem in refusals(different))
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher", "families"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B", ("Qwen", "Llama 3")),
+        ("Qwen/Qwen2.5-1.5B", "meta-llama/Llama-3.1-8B-Instruct", ("Llama 3", "Qwen")),
+        ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-14B-Instruct", None),  # of two sizes, padded
+        ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", None),
+    ],
+)
+def test_kept_models_of_two_tokenizer_families_are_refused_without_their_folders(student, teacher, families):
+    found = [
+        each for each in refusals(gpu_job(student={"path": student}, teacher={"path": teacher})) if "token" in each
+    ]
+    assert found == (
+        []
+        if families is None
+        else [
+            f"teacher.path: its tokenizer does not share the student's ids: {teacher} has {families[0]}'s, {student} "
+            f"{families[1]}'s"
+        ]
+    )
+
+
 def test_a_teacher_too_large_for_a_gpu_is_told_its_tensor_parallel_size():
     def seventy(**settings):
         path = {"path": "meta-llama/Llama-3.3-70B-Instruct", "num_workers": 1, **settings}
-        return refusals(gpu_job(teacher=path, cluster=ClusterConfig(nodes=2)))
+        student = {"path": "meta-llama/Llama-3.1-8B-Instruct"}
+        return refusals(gpu_job(student=student, teacher=path, cluster=ClusterConfig(nodes=4)))
 
     [problem] = seventy()
     assert problem.startswith("teacher.gpu_memory_utilization=0.9 of 80 GiB leaves 0.0 GiB for keys and values")
