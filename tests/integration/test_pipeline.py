@@ -76,11 +76,11 @@ def hooks_of_a_run_that_is_ended(cfg):
 def test_ended_and_resumed_equals_unbroken(pair, unbroken, tmp_path):
     """Losses and weights, bit for bit; the first part is also the same run again with the same seed.
 
-    It is a process with a Ray of its own, as a user starts it. checkpoint.every is 0, as by default: what there is to
+    It is a process with a Ray of its own, as a user starts it. With checkpoint.every=0 what there is to
     go on from was saved when the run was told to stop.
     """
     folder = tmp_path / "stopped"
-    again = [TEACHER, "hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended"]
+    again = [TEACHER, "checkpoint.every=0", "hooks=tests.integration.test_pipeline:hooks_of_a_run_that_is_ended"]
     with pytest.MonkeyPatch.context() as alone:
         alone.delenv("RAY_ADDRESS")
         process = train_as_a_user(pair, folder, *again)

@@ -9,6 +9,7 @@ import pytest
 from tests.recipes.recipe import DISTILLING, ROOT, start
 
 RECIPES = [*DISTILLING, "deepplanning.sh", "quickstart.sh", "agent_quickstart.sh", "smollm2.sh", "eval.sh"]
+SETS = ["ablation.sh", "ablation_gpu.sh"]  # of runs: they take options, not settings
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def in_bare(bare, recipe, *arguments):
     return process
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, *SETS])
 @pytest.mark.parametrize("argument", ["--help", "-h"])
 def test_help_is_text_where_nothing_is_installed(bare, recipe, argument):
     process = in_bare(bare, recipe, argument)

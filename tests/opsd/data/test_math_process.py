@@ -49,6 +49,16 @@ def test_an_odd_answer_is_wrong(process, odd):
     assert not judged.right and right.right
 
 
+def test_what_the_libraries_say_of_an_answer_is_not_on_the_terminal(capfd):
+    """math-verify's "Timeout during comparison" names neither the answer nor itself."""
+    process = MathProcess(limit_s=0.5)
+    try:
+        process.judge([("\\boxed{1}", r"$9^{9^{9^9}}$"), ("\\boxed{1}", r"$(10^{9})!$"), ("\\boxed{1}", r"\boxed{x+}")])
+    finally:
+        process.stop()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_worker_that_is_killed_starts_again(process):
     process.start()
     os.kill(process._worker.pid, signal.SIGKILL)
