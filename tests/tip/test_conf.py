@@ -152,3 +152,8 @@ def test_answers_of_older_weights_are_refused_where_they_would_be_wrong(override
 def test_plain_distillation_knows_no_selector():
     with pytest.raises(ConfigError, match="selector"):
         compose_config(OmegaConf.create({"selector": {"ratio": 0.5}}), RunConfig)
+
+
+def test_sinkds_weight_takes_the_sum_over_rows_that_its_authors_take():
+    """Their loss is 8e-4 times a sum over rows, and so is the mean over rows of the term."""
+    assert compose_tip("method=sinkd").loss.terms == {"sinkhorn": {"weight": 8.0e-4}}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, Qwen3ForCausalLM
 
 from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.engines.groups import in_order
@@ -206,6 +206,19 @@ def test_a_cap_on_attention_scores_is_kept(tmp_path):
     wanted = expected[torch.arange(len(events)), events].numpy()
     np.testing.assert_allclose(rollout.sampled_logprobs, wanted, atol=1e-4)
     np.testing.assert_allclose(engine.score([rollout], 4)[0].sampled_logprobs, wanted, atol=1e-4)
+
+
+def test_a_model_whose_logits_its_head_does_not_make_is_refused_by_name(model_path, monkeypatch):
+    forward = Qwen3ForCausalLM.forward
+
+    def cubed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits**3
+        return output
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "forward", cubed)
+    with pytest.raises(ConfigError, match=rf"teacher.backend=transformers, path.*{model_path}.*Qwen3ForCausalLM"):
+        make_engine(model_path)
 
 
 def test_a_model_without_a_cache_is_refused_by_name(tmp_path):
