@@ -1,10 +1,13 @@
 """Three real steps of many architectures, right to 1e-4. docs/models.md is the whole table."""
 
+from pathlib import Path
+
 import pytest
 
 import architectures
 from tiny_architectures import ARCHITECTURES
 
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 # What the pinned vLLM's CPU build does not run, and by which words that is known: the run's one line has them.
 NOT_IN_VLLM = {
     "Gemma 3 with vision": "failed to be inspected",
@@ -17,6 +20,15 @@ NOT_IN_VLLM = {
 
 def check(trial):
     assert trial.refusal is None and trial.passed, trial
+
+
+def test_the_committed_table_has_every_architecture_with_both_engines_and_nothing_wrong():
+    rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")][2:]
+    found = {(row[0].removeprefix("| "), row[1]): row[-1].removesuffix(" |") for row in rows}
+    assert list(found) == [(name, backend) for name in ARCHITECTURES for backend in ("transformers", "vllm")]
+    for (name, backend), result in found.items():
+        refused = backend == "vllm" and name in NOT_IN_VLLM
+        assert NOT_IN_VLLM[name] in result if refused else result.startswith("trained"), (name, backend, result)
 
 
 @pytest.mark.parametrize("name", ["GLM-4-MoE", "Gemma 3 with vision", "GPT-OSS", "Phi", "Gemma 2", "Cohere"])
