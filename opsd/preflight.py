@@ -10,7 +10,7 @@ from typing import Protocol, TypedDict
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from opsd.agents.check import agent_spec, checked_tools
+from opsd.agents.check import agent_spec, check_template, checked_tools
 from opsd.agents.toolbox import AgentSpec
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
@@ -99,7 +99,8 @@ def check(cfg: RunConfig) -> Setup:
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     paths = [path for path in (cfg.data.train_path, cfg.data.eval_path) if path]
     agents = agent_spec(cfg, vocabulary)
-    with checked_tools(agents, tokenizer) as tools:
+    check_template(agents, tokenizer)
+    with checked_tools(cfg.tools) as tools:
         files = [load_prompts(path, cfg.data, tokenizer, max_prompt_tokens, tools.schemas) for path in paths]
         tools.try_rows([file.prompts[0] for file in files])
     train_prompts, eval_prompts = [*(file.prompts for file in files), []][:2]

@@ -12,6 +12,7 @@ from opsd.agents.runner import ToolRunner
 from opsd.agents.toolbox import AgentSpec, tool_runner
 from opsd.agents.turn_template import TurnTemplate
 from opsd.config.run import RunConfig
+from opsd.config.tools import ToolsConfig
 from opsd.errors import ConfigError
 from opsd.types import Prompt, Vocabulary
 
@@ -55,14 +56,19 @@ class TriedTools:
 
 
 @contextmanager
-def checked_tools(agents: AgentSpec | None, tokenizer: Any) -> Iterator[TriedTools]:
+def checked_tools(tools: ToolsConfig) -> Iterator[TriedTools]:
     """The tools, in a process of their own, which ends with the block. Raises ConfigError."""
-    if agents is None:
+    if not tools.build:
         yield TriedTools()
         return
-    TurnTemplate(tokenizer, agents.stop_ids, agents.template_options)
-    runner = tool_runner(agents.tools, processes=1)
+    runner = tool_runner(tools, processes=1)
     try:
-        yield TriedTools(agents.tools.build, runner)
+        yield TriedTools(tools.build, runner)
     finally:
         runner.close()
+
+
+def check_template(agents: AgentSpec | None, tokenizer: Any) -> None:
+    """Raises ConfigError where the chat template does not show what tools answer."""
+    if agents is not None:
+        TurnTemplate(tokenizer, agents.stop_ids, agents.template_options)

@@ -11,9 +11,10 @@ import itertools
 import queue
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class AgentWork(Work):
         self, engine: Engine, sampling: Sampling, policy_version: int, group_size: int | None
     ) -> Iterator[dict[int, Rollout]]:
         """As Work.made_by: a group is of trajectories that were begun one after another, whichever ends first."""
-        self._begin(self.toolbox(), sampling.max_tokens)
+        self._begin(toolbox_of(self._agents), sampling.max_tokens)
         try:
             for turns in engine.generate(self, sampling, policy_version, group_size=1):
                 for place, turn in turns.items():
@@ -96,9 +97,6 @@ class AgentWork(Work):
         finally:
             for place in list(self._open):
                 self._tools.runner.close_trajectory(self._open.pop(place).key)
-
-    def toolbox(self) -> Toolbox:
-        return toolbox_of(self._agents)
 
     def _begin(self, tools: Toolbox, room: int) -> None:
         self._tools, self._room = tools, room
@@ -175,3 +173,8 @@ class AgentWork(Work):
     def _group(self, size: int) -> dict[int, Rollout]:
         places, self._order = self._order[:size], self._order[size:]
         return {place: self._ended.pop(place) for place in places}
+
+
+def trajectories_of(agents: AgentSpec | None) -> Callable[[Work], Work] | None:
+    """What makes an engine's work one of trajectories; None: answers are single turns."""
+    return None if agents is None else partial(AgentWork, agents=agents)

@@ -21,7 +21,7 @@ class ToolsConfig:
     max_turns: int = 8
     call_timeout_s: float = 30.0  # for one call; the first one opens the trajectory's session, too
     max_answer_chars: int = 4096  # of one answer of a tool; what is longer is cut
-    processes: int = 1  # of each rollout engine, in which tools run
+    processes: int = 1  # of each engine that answers, in which tools run
 
     def __post_init__(self) -> None:
         one_of("tools.parser", self.parser, TOOL_PARSERS)

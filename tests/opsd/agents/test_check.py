@@ -34,7 +34,7 @@ def test_a_prompt_shows_the_tools_and_keeps_its_row(tokenizer, tmp_path):
         '{"prompt": [{"role": "user", "content": "a"}], "start": 3}\n'
         f'{{"prompt": [{{"role": "user", "content": "b"}}], "tools": {str(own).replace(chr(39), chr(34))}}}\n'
     )
-    with checked_tools(spec_of(tokenizer), tokenizer) as tools:
+    with checked_tools(spec_of(tokenizer).tools) as tools:
         prompts = load_prompts(str(path), DataConfig(train_path=""), tokenizer, 200, tools.schemas).prompts
         tools.try_rows(prompts)
     assert prompts[0].text.startswith("(add)(later)") and prompts[0].text.endswith("(sleep)[u:a<end>[a:")
@@ -49,7 +49,7 @@ def test_a_row_that_cannot_be_opened_is_named(tokenizer):
     row = Prompt(index=4, token_ids=np.ones(1, np.int32), text="", answer=None, source="file", row={"unopenable": True})
     with (
         pytest.raises(ConfigError, match="file, row 5 cannot be opened: .*no such world"),
-        checked_tools(spec_of(tokenizer), tokenizer) as tools,
+        checked_tools(spec_of(tokenizer).tools) as tools,
     ):
         tools.try_rows([row])
 
@@ -57,7 +57,7 @@ def test_a_row_that_cannot_be_opened_is_named(tokenizer):
 def test_tools_that_cannot_be_built_end_the_check(tokenizer):
     with (
         pytest.raises(ConfigError, match="the service is down"),
-        checked_tools(spec_of(tokenizer, "tests.opsd.agents.some_tools:build_nothing"), tokenizer),
+        checked_tools(ToolsConfig(build="tests.opsd.agents.some_tools:build_nothing")),
     ):
         pass
 
