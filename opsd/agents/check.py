@@ -3,7 +3,7 @@ loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +11,24 @@ from typing import Any
 from opsd.agents.runner import ToolRunner
 from opsd.agents.toolbox import AgentSpec, tool_runner
 from opsd.agents.turn_template import TurnTemplate
+from opsd.config.engine import TeacherConfig
 from opsd.config.run import RunConfig
 from opsd.config.tools import ToolsConfig
 from opsd.errors import ConfigError
 from opsd.types import Prompt, Vocabulary
 
 
-def agent_spec(cfg: RunConfig, vocabulary: Vocabulary) -> AgentSpec | None:
-    """None: the run has no tools. Raises ConfigError for what cannot be with tools."""
+def agent_spec(cfg: RunConfig, vocabulary: Vocabulary, teachers: Mapping[str, TeacherConfig]) -> AgentSpec | None:
+    """None: the run has no tools. `teachers`: by their sections. Raises ConfigError for what cannot be with tools."""
     if not cfg.tools.build:
         return None
     if cfg.eval.teacher and cfg.eval.num_problems and cfg.data.eval_path and cfg.data.grader != "none":
-        raise ConfigError("tools.build needs eval.teacher=false: the teacher is not asked for answers with tools")
+        for section, teacher in teachers.items():
+            if teacher.remote:
+                raise ConfigError(
+                    f"tools.build with {section}.backend={teacher.backend} needs eval.teacher=false: the teacher's own "
+                    "accuracy is that of trajectories, and a server answers without tools"
+                )
     return AgentSpec(
         tools=cfg.tools,
         path=cfg.student.path,

@@ -60,3 +60,10 @@ def toolbox_of(spec: AgentSpec) -> Toolbox:
             return toolbox
     _made.append((spec, Toolbox(spec)))
     return _made[-1][1]
+
+
+def end_toolbox(spec: AgentSpec) -> None:
+    """Ends its processes; the next `toolbox_of` starts others."""
+    for made in [made for made in _made if made[0] == spec]:
+        _made.remove(made)
+        made[1].runner.close()

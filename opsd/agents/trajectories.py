@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from opsd.agents.calls import Malformed
-from opsd.agents.toolbox import AgentSpec, Toolbox, toolbox_of
+from opsd.agents.toolbox import AgentSpec, Toolbox, end_toolbox, toolbox_of
 from opsd.agents.tools import Answered, ToolCall
 from opsd.engines.pool import request_seed
 from opsd.engines.protocols import Engine, Request
@@ -76,8 +76,9 @@ class _Open:
 class AgentWork(Work):
     """Around an engine's work, whose requests become trajectories. It travels to the engine before it begins."""
 
-    def __init__(self, work: Work, agents: AgentSpec) -> None:
-        self._work, self._agents = work, agents
+    def __init__(self, work: Work, agents: AgentSpec, *, keeps_tools: bool = True) -> None:
+        """`keeps_tools`: their processes stay for the engine's next work."""
+        self._work, self._agents, self._keeps_tools = work, agents, keeps_tools
 
     def made_by(
         self, engine: Engine, sampling: Sampling, policy_version: int, group_size: int | None
@@ -97,6 +98,8 @@ class AgentWork(Work):
         finally:
             for place in list(self._open):
                 self._tools.runner.close_trajectory(self._open.pop(place).key)
+            if not self._keeps_tools:
+                end_toolbox(self._agents)
 
     def _begin(self, tools: Toolbox, room: int) -> None:
         self._tools, self._room = tools, room
@@ -175,6 +178,6 @@ class AgentWork(Work):
         return {place: self._ended.pop(place) for place in places}
 
 
-def trajectories_of(agents: AgentSpec | None) -> Callable[[Work], Work] | None:
+def trajectories_of(agents: AgentSpec | None, *, keeps_tools: bool = True) -> Callable[[Work], Work] | None:
     """What makes an engine's work one of trajectories; None: answers are single turns."""
-    return None if agents is None else partial(AgentWork, agents=agents)
+    return None if agents is None else partial(AgentWork, agents=agents, keeps_tools=keeps_tools)

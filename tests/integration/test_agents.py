@@ -5,8 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from opsd.config.tools import ToolsConfig
+from opsd.data.thoughts import response_text
 from tests.integration.runs import TRANSFORMERS, finished, losses, training_lines
 from tests.opsd.agents.agent_models import BUILD, make_agent_model
+from tests.opsd.agents.in_process import trajectories_of
+from tests.opsd.agents.some_tools import NAMES
 
 pytestmark = pytest.mark.usefixtures("joined")
 
@@ -26,7 +30,6 @@ SETTINGS = (
     f"tools.build={BUILD}",
     "tools.max_turns=3",
     "tools.max_answer_chars=40",
-    "eval.teacher=false",
     "rollout.max_response_tokens=160",
     "learner.micro_batch_tokens=256",
     "num_steps=2",
@@ -34,9 +37,15 @@ SETTINGS = (
 )
 
 
+def is_even(response, answer):
+    """Whether the last turn of a trajectory has so many characters."""
+    return len(response) % 2 == 0
+
+
 @pytest.mark.slow
 def test_a_run_learns_from_the_students_tokens_and_counts_the_tools(agents, tmp_path):
-    folder = finished(agents, tmp_path / "run", *SETTINGS)
+    asked = ("eval.num_problems=12", f"data.grader={__name__}:is_even")
+    folder = finished(agents, tmp_path / "run", *SETTINGS, *asked)
     lines = training_lines(folder)
     assert len(lines) == 2
     for line in lines:
@@ -50,6 +59,13 @@ def test_a_run_learns_from_the_students_tokens_and_counts_the_tools(agents, tmp_
     assert {"tools/failed/malformed", "tools/failed/raised", "tools/failed/unknown_tool"} <= failed
     report = (folder / "report.html").read_text()
     assert 'class="tool">[T:' in report and "calls of tools" in report
+    shown = "".join(f"({name})" for name in NAMES)
+    requests = [({"start": n}, f"{shown}[u:{n}?<end>[a:", 0) for n in range(12)]
+    tools = ToolsConfig(build=BUILD, max_turns=3, max_answer_chars=40)
+    tokenizer, answers = trajectories_of(agents / "teacher", requests, tools=tools, max_tokens=160, temperature=0.0)
+    assert len({answer.trajectory.num_turns for answer in answers}) > 1
+    right = [is_even(response_text(answer, tokenizer), "") for answer in answers]
+    assert json.loads((folder / "summary.json").read_text())["teacher_accuracy"] == pytest.approx(np.mean(right))
 
 
 @pytest.mark.long

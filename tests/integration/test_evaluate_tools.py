@@ -4,23 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
-from opsd.agents.toolbox import AgentSpec, toolbox_of
-from opsd.agents.trajectories import AgentWork
-from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.config.tools import ToolsConfig
 from opsd.data.math_process import Judgement
 from opsd.engines.pool import request_seed
-from opsd.engines.sampling import Sampling
-from opsd.engines.transformers import TransformersEngine
-from opsd.engines.work import Work
 from opsd.evaluation.compare import compare, mean_scores
 from opsd.evaluation.results import read_results
-from opsd.models.folder import model_config, stop_ids
-from opsd.types import Prompt, Vocabulary
 from tests.command_line import command_line
-from tests.opsd.agents.agent_models import BUILD, VOCAB_SIZE, make_agent_model
+from tests.opsd.agents.agent_models import BUILD, make_agent_model
+from tests.opsd.agents.in_process import trajectories_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 SAMPLES, SEED, MAX_TOKENS = 4, 3, 160
@@ -56,40 +48,15 @@ def evaluation(folder):
     return json.loads((folder / "out" / "summary.json").read_text()), process.stdout
 
 
-def trajectories(folder, prompts):
-    """Made here, without Ray, of the same requests."""
-    path = folder / "first"
-    tokenizer, vocabulary = AutoTokenizer.from_pretrained(path), stops_of(path)
-    spec = AgentSpec(tools=ToolsConfig(**TOOLS), path=str(path), trust_remote_code=False, stop_ids=vocabulary.stop_ids)
-    engine = TransformersEngine(
-        teacher_spec(
-            TeacherConfig(path=str(path), backend="transformers"),
-            vocabulary=vocabulary,
-            device="cpu",
-            max_model_tokens=400,
-        )
-    )
-    requests = {}
-    for place, text in enumerate(prompts):
-        ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-        prompt = Prompt(index=place, token_ids=ids, text=text, answer="", source="", row={"start": place})
-        for sample in range(SAMPLES):
-            requests[len(requests)] = prompt, sample, request_seed(SEED, place, sample)
-    sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=MAX_TOKENS, num_candidates=1)
-    [group] = AgentWork(Work(requests), spec).made_by(engine, sampling, 0, None)
-    toolbox_of(spec).runner.close()
-    return tokenizer, [group[place] for place in range(len(requests))]
-
-
-def stops_of(path):
-    config, tokenizer = model_config("model", str(path), False), AutoTokenizer.from_pretrained(path)
-    return Vocabulary(size=VOCAB_SIZE, stop_ids=tuple(sorted(stop_ids(str(path), config, tokenizer))))
-
-
 def test_an_evaluations_trajectories_are_those_of_a_training_and_can_be_read(folder, evaluation):
     results = read_results(folder / "out" / "first.jsonl")
     assert [result.prompt for result in results][0].endswith("[u:0?<end>[a:") and len(results) == 5
-    tokenizer, expected = trajectories(folder, [result.prompt for result in results])
+    requests = [
+        ({"start": result.row}, result.prompt, request_seed(SEED, result.row, sample))
+        for result in results
+        for sample in range(SAMPLES)
+    ]
+    tokenizer, expected = trajectories_of(folder / "first", requests, tools=ToolsConfig(**TOOLS), max_tokens=MAX_TOKENS)
     answers = [answer for result in results for answer in result.answers]
     assert len({len(answer.tool_use.turns) for answer in answers}) == 3
     for answer, rollout in zip(answers, expected, strict=True):

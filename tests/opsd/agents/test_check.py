@@ -6,6 +6,7 @@ from transformers import AutoTokenizer
 
 from opsd.agents.check import agent_spec, checked_tools
 from opsd.agents.toolbox import AgentSpec
+from opsd.config.engine import TeacherConfig
 from opsd.config.run import DataConfig, EvalConfig, RunConfig, StudentConfig
 from opsd.config.tools import ToolsConfig
 from opsd.data.prompts import load_prompts
@@ -63,7 +64,7 @@ def test_tools_that_cannot_be_built_end_the_check(tokenizer):
 
 
 def test_settings_that_do_not_go_with_tools_are_refused():
-    def config(teacher=False):
+    def config(teacher=True):
         data = DataConfig(train_path="a", eval_path="b", grader="math")
         return RunConfig(
             output_dir="x",
@@ -73,8 +74,11 @@ def test_settings_that_do_not_go_with_tools_are_refused():
             eval=EvalConfig(teacher=teacher),
         )
 
-    assert agent_spec(config(), VOCABULARY).stop_ids == (0,)
-    with pytest.raises(ConfigError, match="eval.teacher=false"):
-        agent_spec(config(teacher=True), VOCABULARY)
+    local = {"teacher": TeacherConfig(path="t")}
+    served = {**local, "teacher.by_source.b": TeacherConfig(backend="http", urls=["http://127.0.0.1:1"])}
+    assert agent_spec(config(), VOCABULARY, local).stop_ids == (0,)
+    assert agent_spec(config(teacher=False), VOCABULARY, served)
+    with pytest.raises(ConfigError, match="tools.build with teacher.by_source.b.backend=http needs eval.teacher=false"):
+        agent_spec(config(), VOCABULARY, served)
     with pytest.raises(ConfigError, match="tools.parser"):
         ToolsConfig(parser="none")
