@@ -7,10 +7,11 @@ import pytest
 
 from opsd.config.tools import ToolsConfig
 from opsd.data.thoughts import response_text
-from tests.integration.runs import TRANSFORMERS, finished, losses, training_lines
+from tests.integration.runs import TRANSFORMERS, finished, losses, train, training_lines
 from tests.opsd.agents.agent_models import BUILD, make_agent_model
 from tests.opsd.agents.in_process import trajectories_of
 from tests.opsd.agents.some_tools import NAMES
+from tests.teacher_servers import TOKEN, client_token, teacher_server
 
 pytestmark = pytest.mark.usefixtures("joined")
 
@@ -35,6 +36,9 @@ SETTINGS = (
     "num_steps=2",
     "log.token_view_rollouts=12",
 )
+
+
+EVERY_EVENT = ("teacher.top_k=128", "loss.support=union", "teacher.score_candidates=true")
 
 
 def is_even(response, answer):
@@ -82,6 +86,36 @@ def test_trajectories_that_are_made_ahead_are_the_same_each_time(agents, tmp_pat
     settings = (*SETTINGS, "schedule.max_staleness=1", "num_steps=3")
     first, second = (losses(finished(agents, tmp_path / name, *settings)) for name in ("first", "second"))
     assert first == pytest.approx(second, abs=1e-6) and len(set(first)) == 3
+
+
+@pytest.fixture(scope="module")
+def plain(agents, tmp_path_factory):
+    """The losses with one engine, one rank, the teacher in the run; every event has a bucket of its own."""
+    return losses(finished(agents, tmp_path_factory.mktemp("plain") / "run", *SETTINGS, *EVERY_EVENT))
+
+
+# Each of these has a sibling without a run in tests/opsd/agents/test_trajectories_elsewhere.py.
+@pytest.mark.long
+def test_two_engines_and_two_ranks_give_the_losses_of_one(agents, plain, tmp_path):
+    more = ("rollout.num_workers=2", "rollout.max_num_seqs=2", "teacher.num_workers=2", "learner.num_workers=2")
+    assert losses(finished(agents, tmp_path / "run", *SETTINGS, *EVERY_EVENT, *more)) == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.long
+def test_the_loss_of_hidden_states_is_the_dense_one(agents, plain, tmp_path):
+    folder = finished(agents, tmp_path / "run", *SETTINGS, *EVERY_EVENT, "loss.payload=hidden")
+    assert losses(folder) == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.long
+def test_a_teacher_behind_a_server_gives_the_losses_of_the_one_in_the_run(agents, plain, tmp_path):
+    with client_token(), teacher_server(agents / "teacher", "teacher.top_k=128", token=TOKEN) as server:
+        served = ("teacher.backend=http", "teacher.path=''", f"teacher.urls=[{server.url}]")
+        folder = finished(agents, tmp_path / "run", *SETTINGS, *EVERY_EVENT, *served)
+    assert losses(folder) == pytest.approx(plain, rel=1e-4)
+    asked = ("eval.num_problems=4", f"data.grader={__name__}:is_even")
+    refused = train(agents, tmp_path / "refused", *SETTINGS, *served, *asked)
+    assert refused.returncode == 2 and "needs eval.teacher=false" in refused.stderr
 
 
 @pytest.mark.slow
