@@ -32,7 +32,7 @@ class Toolbox:
         self.tokenizer = model_tokenizer("student.path", spec.path, spec.trust_remote_code)
         self.template = TurnTemplate(self.tokenizer, spec.stop_ids, spec.template_options)
         self.parser = PARSERS[spec.tools.parser]
-        self.max_turns = spec.tools.max_turns
+        self.max_turns, self.max_open = spec.tools.max_turns, spec.tools.max_open
         self.runner = tool_runner(spec.tools)
 
     def calls(self, turn: Rollout) -> Parsed:

@@ -27,6 +27,8 @@ from opsd.engines.sampling import Sampling
 from opsd.engines.work import Work
 from opsd.types import Rollout, Trajectory
 
+OPEN_PER_SLOT = 2  # trajectories for each sequence that an engine runs at once, where tools.max_open says nothing
+
 _numbers = itertools.count()  # of the trajectories of this process: their keys
 
 
@@ -84,7 +86,8 @@ class AgentWork(Work):
         self, engine: Engine, sampling: Sampling, policy_version: int, group_size: int | None
     ) -> Iterator[dict[int, Rollout]]:
         """As Work.made_by: a group is of trajectories that were begun one after another, whichever ends first."""
-        self._begin(toolbox_of(self._agents), sampling.max_tokens)
+        self._begin(self.toolbox(), sampling.max_tokens)
+        self._max_open = self._tools.max_open or OPEN_PER_SLOT * engine.max_num_seqs
         try:
             for turns in engine.generate(self, sampling, policy_version, group_size=1):
                 for place, turn in turns.items():
@@ -101,6 +104,9 @@ class AgentWork(Work):
             if not self._keeps_tools:
                 end_toolbox(self._agents)
 
+    def toolbox(self) -> Toolbox:
+        return toolbox_of(self._agents)
+
     def _begin(self, tools: Toolbox, room: int) -> None:
         self._tools, self._room = tools, room
         self._open: dict[int, _Open] = {}
@@ -115,15 +121,17 @@ class AgentWork(Work):
         return bool(self._ready) or bool(self._calling) or self._work.more
 
     def take(self, room: int, tokens_in_flight: int) -> dict[int, Request]:
-        """As Work.take: next turns first. Waits for a tool only where the engine has nothing else."""
+        """As Work.take: next turns first, then new trajectories, as many as may be open. Waits for a tool only where
+        the engine has nothing else."""
         while True:
             self._listen()
             places = [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
             given = {place: self._open[place].next_turn(self._room) for place in places}
-            if len(given) < room and self._work.more:
+            begin = min(room - len(given), self._max_open - len(self._open))
+            if begin > 0 and self._work.more:
                 # Where tools are at work, too, it is not waited for requests that other engines may take.
                 in_flight = tokens_in_flight + len(self._calling) + sum(len(r[0].token_ids) for r in given.values())
-                new = self._work.take(room - len(given), in_flight)
+                new = self._work.take(begin, in_flight)
                 for place, request in new.items():
                     self._open[place] = _Open(request, next(_numbers))
                     self._order.append(place)

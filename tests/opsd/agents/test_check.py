@@ -80,5 +80,7 @@ def test_settings_that_do_not_go_with_tools_are_refused():
     assert agent_spec(config(teacher=False), VOCABULARY, served)
     with pytest.raises(ConfigError, match="tools.build with teacher.by_source.b.backend=http needs eval.teacher=false"):
         agent_spec(config(), VOCABULARY, served)
+    with pytest.raises(ConfigError, match="tools.max_open must be at least 1, got 0"):
+        ToolsConfig(max_open=0)
     with pytest.raises(ConfigError, match="tools.parser"):
         ToolsConfig(parser="none")

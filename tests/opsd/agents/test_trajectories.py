@@ -39,12 +39,16 @@ class ScriptedEngine:
     """Answers the turns of each prompt with texts, a few requests at a time."""
 
     def __init__(self, tokenizer, script, room=2):
-        self.tokenizer, self.script, self.room = tokenizer, script, room
+        self.tokenizer, self.script, self.max_num_seqs = tokenizer, script, room
         self.prompts = {index: [] for index in range(len(script))}  # what each turn was asked with
         self.seeds, self.most_open = [], 0
 
     def generate(self, work, sampling, policy_version, group_size=None):
-        while work.more and (batch := work.take(self.room, 0)):
+        while work.more and (batch := work.take(self.max_num_seqs, 0)):
+            begun = {index for index, prompts in self.prompts.items() if prompts}
+            begun |= {prompt.index for prompt, _, _ in batch.values()}
+            is_open = [index for index in begun if len(self.prompts[index]) < len(self.script[index])]
+            self.most_open = max(self.most_open, len(is_open))
             yield {place: self.turn(request, policy_version) for place, request in batch.items()}
 
     def turn(self, request, policy_version):
@@ -148,6 +152,17 @@ def test_order_and_seeds_do_not_depend_on_which_tool_is_first(monkeypatch, toolb
     assert orders == [[[0, 1], [2, 3], [4, 5]]] * 2
     first, second = (sorted(engine.seeds) for engine in engines)
     assert first == second and len({seed for _, _, seed in first}) == 12
+
+
+@pytest.mark.parametrize(("max_open", "slots", "expected"), [(3, 4, 3), (None, 2, 4), (1, 2, 1), (5, 2, 5)])
+def test_an_engine_begins_no_more_trajectories_than_may_be_open(monkeypatch, toolbox, spec, max_open, slots, expected):
+    """The tools of all are slow: without a bound it would begin each of them before the first is answered."""
+    monkeypatch.setattr(toolbox, "max_open", max_open)
+    script = [[f"{call('sleep', 250)}<end>", f"{n}<end>"] for n in range(8)]
+    engine, groups = played(monkeypatch, toolbox, spec, script, slots=slots)
+    assert engine.most_open == expected
+    made = {place: rollout for group in groups for place, rollout in group.items()}
+    assert list(made) == list(range(8)) and {own.trajectory.num_turns for own in made.values()} == {2}
 
 
 def test_a_template_shows_answers_and_no_answer_ends_a_turn(toolbox):
