@@ -10,7 +10,7 @@ from typing import Protocol, TypedDict
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from opsd.agents.check import agent_spec, check_template, checked_tools
+from opsd.agents.check import agent_spec, check_teachers, check_template, checked_tools
 from opsd.agents.toolbox import AgentSpec
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
@@ -75,6 +75,7 @@ def check(cfg: RunConfig) -> Setup:
     check_payload(cfg)
     check_lora(cfg)
     sections = {section_of(source): each for source, each in configs.items()}
+    check_teachers(cfg, sections)
     engines = {"rollout": cfg.rollout, **sections}
     if not joins_cluster():  # whose nodes may have what this one lacks
         require_ray_token()
@@ -99,7 +100,7 @@ def check(cfg: RunConfig) -> Setup:
     support = decide_support(cfg.loss.support, {name: facts.scores_candidates for name, facts in teachers.items()})
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     paths = [path for path in (cfg.data.train_path, cfg.data.eval_path) if path]
-    agents = agent_spec(cfg, vocabulary, sections)
+    agents = agent_spec(cfg, vocabulary)
     check_template(agents, tokenizer)
     with checked_tools(cfg.tools) as tools:
         files = [load_prompts(path, cfg.data, tokenizer, max_prompt_tokens, tools.schemas) for path in paths]

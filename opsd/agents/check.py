@@ -18,17 +18,21 @@ from opsd.errors import ConfigError
 from opsd.types import Prompt, Vocabulary
 
 
-def agent_spec(cfg: RunConfig, vocabulary: Vocabulary, teachers: Mapping[str, TeacherConfig]) -> AgentSpec | None:
-    """None: the run has no tools. `teachers`: by their sections. Raises ConfigError for what cannot be with tools."""
+def check_teachers(cfg: RunConfig, teachers: Mapping[str, TeacherConfig]) -> None:
+    """Raises ConfigError for one that is to answer with tools and cannot. `teachers`: by their sections."""
+    asked = cfg.eval.teacher and cfg.eval.num_problems and cfg.data.eval_path and cfg.data.grader != "none"
+    for section, teacher in teachers.items():
+        if cfg.tools.build and asked and teacher.remote:
+            raise ConfigError(
+                f"tools.build with {section}.backend={teacher.backend} needs eval.teacher=false: the teacher's own "
+                "accuracy is that of trajectories, and a server answers without tools"
+            )
+
+
+def agent_spec(cfg: RunConfig, vocabulary: Vocabulary) -> AgentSpec | None:
+    """None: the run has no tools."""
     if not cfg.tools.build:
         return None
-    if cfg.eval.teacher and cfg.eval.num_problems and cfg.data.eval_path and cfg.data.grader != "none":
-        for section, teacher in teachers.items():
-            if teacher.remote:
-                raise ConfigError(
-                    f"tools.build with {section}.backend={teacher.backend} needs eval.teacher=false: the teacher's own "
-                    "accuracy is that of trajectories, and a server answers without tools"
-                )
     return AgentSpec(
         tools=cfg.tools,
         path=cfg.student.path,

@@ -7,7 +7,7 @@ import pytest
 
 from opsd.config.tools import ToolsConfig
 from opsd.data.thoughts import response_text
-from tests.integration.runs import TRANSFORMERS, finished, losses, train, training_lines
+from tests.integration.runs import TRANSFORMERS, finished, losses, training_lines
 from tests.opsd.agents.agent_models import BUILD, make_agent_model
 from tests.opsd.agents.in_process import trajectories_of
 from tests.opsd.agents.some_tools import NAMES
@@ -113,9 +113,6 @@ def test_a_teacher_behind_a_server_gives_the_losses_of_the_one_in_the_run(agents
         served = ("teacher.backend=http", "teacher.path=''", f"teacher.urls=[{server.url}]")
         folder = finished(agents, tmp_path / "run", *SETTINGS, *EVERY_EVENT, *served)
     assert losses(folder) == pytest.approx(plain, rel=1e-4)
-    asked = ("eval.num_problems=4", f"data.grader={__name__}:is_even")
-    refused = train(agents, tmp_path / "refused", *SETTINGS, *served, *asked)
-    assert refused.returncode == 2 and "needs eval.teacher=false" in refused.stderr
 
 
 @pytest.mark.slow

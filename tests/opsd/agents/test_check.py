@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from opsd.agents.check import agent_spec, checked_tools
+from opsd.agents.check import agent_spec, check_teachers, checked_tools
 from opsd.agents.toolbox import AgentSpec
 from opsd.config.engine import TeacherConfig
 from opsd.config.run import DataConfig, EvalConfig, RunConfig, StudentConfig
@@ -76,10 +76,11 @@ def test_settings_that_do_not_go_with_tools_are_refused():
 
     local = {"teacher": TeacherConfig(path="t")}
     served = {**local, "teacher.by_source.b": TeacherConfig(backend="http", urls=["http://127.0.0.1:1"])}
-    assert agent_spec(config(), VOCABULARY, local).stop_ids == (0,)
-    assert agent_spec(config(teacher=False), VOCABULARY, served)
+    assert agent_spec(config(), VOCABULARY).stop_ids == (0,)
+    check_teachers(config(), local)
+    check_teachers(config(teacher=False), served)
     with pytest.raises(ConfigError, match="tools.build with teacher.by_source.b.backend=http needs eval.teacher=false"):
-        agent_spec(config(), VOCABULARY, served)
+        check_teachers(config(), served)
     with pytest.raises(ConfigError, match="tools.max_open must be at least 1, got 0"):
         ToolsConfig(max_open=0)
     with pytest.raises(ConfigError, match="tools.parser"):
