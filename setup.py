@@ -66,6 +66,8 @@ setup(
         "gpu": ["vllm==0.32.0", "torch==2.13.0"],
         # Source only: needs nvcc and a CUDA torch that is there already: pip install --no-build-isolation .[flash-attn]
         "flash-attn": ["flash-attn==2.8.3.post2"],
+        # For tools of MCP servers, opsd.agents.mcp; vllm needs it, too.
+        "mcp": ["mcp>=2,<3"],
         # For recipes/examples/trl_trainer.py; the version that it is tested with.
         "trl": ["trl>=1.16,<1.17"],
         "dev": (HERE / "requirements" / "dev.txt").read_text().split(),

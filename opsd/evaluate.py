@@ -33,7 +33,7 @@ from opsd.evaluation.models import EvaluatedModel, check
 from opsd.evaluation.plan import plan
 from opsd.evaluation.results import write_results
 from opsd.evaluation.scores import summarise
-from opsd.evaluation.table import accuracy_table, deployment_table, parts_table
+from opsd.evaluation.table import accuracy_table, deployment_table, parts_table, tools_table
 from opsd.monitor.versions import git_commit, installed_versions
 
 
@@ -101,6 +101,7 @@ def evaluate_model(model: EvaluatedModel, cfg: EvaluateConfig, device: str, fold
             latency_problems=cfg.latency_problems,
             seed=cfg.seed,
             label=model.name,
+            agents=model.agents,
         )
     finally:
         engines.close()
@@ -122,7 +123,7 @@ def report(summary: dict[str, Any]) -> str:
     """The tables of a summary."""
     models = summary["models"]
     figures = {name: model["figures"] for name, model in models.items()}
-    tables = [accuracy_table(figures), parts_table(figures), deployment_table(models)]
+    tables = [accuracy_table(figures), parts_table(figures), tools_table(figures), deployment_table(models)]
     return "\n\n".join(table for table in tables if table)
 
 

@@ -10,7 +10,7 @@ from typing import Protocol, TypedDict
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from opsd.agents.check import agent_spec, checked_tools
+from opsd.agents.check import agent_spec, check_teachers, check_template, checked_tools
 from opsd.agents.toolbox import AgentSpec
 from opsd.config.auto import joins_cluster, resolve_device
 from opsd.config.backends import backends_that
@@ -74,7 +74,9 @@ def check(cfg: RunConfig) -> Setup:
     configs = teachers_by_source(cfg.teacher)
     check_payload(cfg)
     check_lora(cfg)
-    engines = {"rollout": cfg.rollout, **{section_of(source): each for source, each in configs.items()}}
+    sections = {section_of(source): each for source, each in configs.items()}
+    check_teachers(cfg, sections)
+    engines = {"rollout": cfg.rollout, **sections}
     if not joins_cluster():  # whose nodes may have what this one lacks
         require_ray_token()
         require_vllm({section: engine.backend for section, engine in engines.items()})
@@ -84,22 +86,23 @@ def check(cfg: RunConfig) -> Setup:
     tokenizer = model_tokenizer("student.path", cfg.student.path, cfg.student.trust_remote_code)
     student = facts_of(cfg.student.path, student_config, tokenizer)
     check_engine_heads("rollout", cfg.rollout, cfg.student.path, student_config)
-    teachers = {section_of(source): teacher_facts(each, section_of(source)) for source, each in configs.items()}
-    _check_teacher_heads(configs)
-    for section, teacher in ((section_of(source), each) for source, each in configs.items()):
+    teachers = {section: teacher_facts(each, section) for section, each in sections.items()}
+    _check_teacher_heads(sections)
+    for section, teacher in sections.items():
         if not teacher.remote and teacher.path != cfg.student.path:
             check_weights(f"{section}.path", teacher.path, teacher.trust_remote_code)
     vocabulary = shared_vocabulary(
         student,
         {section: facts.model for section, facts in teachers.items()},
-        {section_of(source): each.ignore_tokens for source, each in configs.items()},
+        {section: each.ignore_tokens for section, each in sections.items()},
     )
     check_counts(cfg, vocabulary.size, device)
     support = decide_support(cfg.loss.support, {name: facts.scores_candidates for name, facts in teachers.items()})
     max_prompt_tokens = prompt_limit(cfg, student, *(facts.model for facts in teachers.values()))
     paths = [path for path in (cfg.data.train_path, cfg.data.eval_path) if path]
     agents = agent_spec(cfg, vocabulary)
-    with checked_tools(agents, tokenizer) as tools:
+    check_template(agents, tokenizer)
+    with checked_tools(cfg.tools) as tools:
         files = [load_prompts(path, cfg.data, tokenizer, max_prompt_tokens, tools.schemas) for path in paths]
         tools.try_rows([file.prompts[0] for file in files])
     train_prompts, eval_prompts = [*(file.prompts for file in files), []][:2]
@@ -131,10 +134,9 @@ def check(cfg: RunConfig) -> Setup:
     )
 
 
-def _check_teacher_heads(configs: dict[str, TeacherConfig]) -> None:
-    for source, each in configs.items():
+def _check_teacher_heads(sections: dict[str, TeacherConfig]) -> None:
+    for section, each in sections.items():
         if each.tensor_parallel_size > 1 and not each.remote:
-            section = section_of(source)
             config = model_config(f"{section}.path", each.path, each.trust_remote_code)
             check_engine_heads(section, each, each.path, config)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from ray import ObjectRef
 
 from opsd.agents.toolbox import AgentSpec
-from opsd.agents.trajectories import AgentWork
+from opsd.agents.trajectories import trajectories_of
 from opsd.cluster.placement import Placement
 from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.engines.groups import in_order
@@ -35,7 +34,7 @@ class RolloutPool:
         `max_staleness`: of the answers that are asked for, in steps. Above 0 the engines take new weights without being
         waited for. `agents`: answers are trajectories, with tools' answers between the student's turns.
         """
-        self.wrap = None if agents is None else partial(AgentWork, agents=agents)
+        self.wrap = trajectories_of(agents)
         self.cfg = spec.config
         self.seed = seed
         self.max_staleness = max_staleness

@@ -173,7 +173,7 @@ def _start_actors(cfg: RunConfig, hooks: TrainHooks, setup: Setup) -> tuple[Roll
     )
     placement.settle(rollout_pool)
     told = hooks.statistics if cfg.stats == "rollout" else None
-    teacher_pool = start_teachers(setup.teachers, placement, told, max_restarts=cfg.max_restarts)
+    teacher_pool = start_teachers(setup.teachers, placement, told, max_restarts=cfg.max_restarts, agents=setup.agents)
     placement.settle(teacher_pool)
     learner = LearnerGroup(
         cfg.student,

@@ -14,7 +14,7 @@ start \
     student.path="$pair/student" \
     teacher.path="$pair/teacher" teacher.top_k=8 \
     data.train_path="$pair/train.jsonl" data.eval_path="$pair/eval.jsonl" data.grader=final_hash \
-    data.max_prompt_tokens=24 data.prompts_per_step=64 eval.teacher=false \
+    data.max_prompt_tokens=24 data.prompts_per_step=64 \
     rollout.max_response_tokens=96 rollout.num_candidates=8 \
     learner.learning_rate=1e-3 learner.warmup_steps=10 learner.micro_batch_tokens=4096 \
     "$@"

@@ -6,7 +6,7 @@
 #   MODEL_PATH=... TEACHER_MODEL_PATH=... DATA_DIR=data/travel ARM=q3_20 bash recipes/deepplanning.sh [overrides]
 # The paper's arms: all entropy50 q3_20 soft_or50. Its other teacher: TEACHER_MODEL_PATH=Qwen/Qwen3-32B, the same GPUs.
 # MAX_RESPONSE_LENGTH is of a whole trajectory, the tools' answers included. Every TEST_FREQ steps it prints the mean score
-# of one greedy plan per held-out task; recipes/eval.sh, which prints Avg@16, does not run tools yet. Of this recipe also:
+# of one greedy plan per held-out task; docs/deepplanning.md has the command for Avg@16. Of this recipe also:
 #   MAX_ASSISTANT_TURNS 50   MAX_TOOL_RESPONSE_LENGTH 4096 characters, of whole rows
 #   AGENT_NUM_WORKERS 4 processes of each rollout engine, in which the look-ups run
 set -euo pipefail

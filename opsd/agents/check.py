@@ -3,7 +3,7 @@ loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +11,28 @@ from typing import Any
 from opsd.agents.runner import ToolRunner
 from opsd.agents.toolbox import AgentSpec, tool_runner
 from opsd.agents.turn_template import TurnTemplate
+from opsd.config.engine import TeacherConfig
 from opsd.config.run import RunConfig
+from opsd.config.tools import ToolsConfig
 from opsd.errors import ConfigError
 from opsd.types import Prompt, Vocabulary
 
 
+def check_teachers(cfg: RunConfig, teachers: Mapping[str, TeacherConfig]) -> None:
+    """Raises ConfigError for one that is to answer with tools and cannot. `teachers`: by their sections."""
+    asked = cfg.eval.teacher and cfg.eval.num_problems and cfg.data.eval_path and cfg.data.grader != "none"
+    for section, teacher in teachers.items():
+        if cfg.tools.build and asked and teacher.remote:
+            raise ConfigError(
+                f"tools.build with {section}.backend={teacher.backend} needs eval.teacher=false: the teacher's own "
+                "accuracy is that of trajectories, and a server answers without tools"
+            )
+
+
 def agent_spec(cfg: RunConfig, vocabulary: Vocabulary) -> AgentSpec | None:
-    """None: the run has no tools. Raises ConfigError for what cannot be with tools."""
+    """None: the run has no tools."""
     if not cfg.tools.build:
         return None
-    if cfg.eval.teacher and cfg.eval.num_problems and cfg.data.eval_path and cfg.data.grader != "none":
-        raise ConfigError("tools.build needs eval.teacher=false: the teacher is not asked for answers with tools")
     return AgentSpec(
         tools=cfg.tools,
         path=cfg.student.path,
@@ -55,14 +66,19 @@ class TriedTools:
 
 
 @contextmanager
-def checked_tools(agents: AgentSpec | None, tokenizer: Any) -> Iterator[TriedTools]:
+def checked_tools(tools: ToolsConfig) -> Iterator[TriedTools]:
     """The tools, in a process of their own, which ends with the block. Raises ConfigError."""
-    if agents is None:
+    if not tools.build:
         yield TriedTools()
         return
-    TurnTemplate(tokenizer, agents.stop_ids, agents.template_options)
-    runner = tool_runner(agents.tools, processes=1)
+    runner = tool_runner(tools, processes=1)
     try:
-        yield TriedTools(agents.tools.build, runner)
+        yield TriedTools(tools.build, runner)
     finally:
         runner.close()
+
+
+def check_template(agents: AgentSpec | None, tokenizer: Any) -> None:
+    """Raises ConfigError where the chat template does not show what tools answer."""
+    if agents is not None:
+        TurnTemplate(tokenizer, agents.stop_ids, agents.template_options)

@@ -32,7 +32,7 @@ class Toolbox:
         self.tokenizer = model_tokenizer("student.path", spec.path, spec.trust_remote_code)
         self.template = TurnTemplate(self.tokenizer, spec.stop_ids, spec.template_options)
         self.parser = PARSERS[spec.tools.parser]
-        self.max_turns = spec.tools.max_turns
+        self.max_turns, self.max_open = spec.tools.max_turns, spec.tools.max_open
         self.runner = tool_runner(spec.tools)
 
     def calls(self, turn: Rollout) -> Parsed:
@@ -60,3 +60,10 @@ def toolbox_of(spec: AgentSpec) -> Toolbox:
             return toolbox
     _made.append((spec, Toolbox(spec)))
     return _made[-1][1]
+
+
+def end_toolbox(spec: AgentSpec) -> None:
+    """Ends its processes; the next `toolbox_of` starts others."""
+    for made in [made for made in _made if made[0] == spec]:
+        _made.remove(made)
+        made[1].runner.close()

@@ -11,20 +11,23 @@ import itertools
 import queue
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from opsd.agents.calls import Malformed
-from opsd.agents.toolbox import AgentSpec, Toolbox, toolbox_of
+from opsd.agents.toolbox import AgentSpec, Toolbox, end_toolbox, toolbox_of
 from opsd.agents.tools import Answered, ToolCall
 from opsd.engines.pool import request_seed
 from opsd.engines.protocols import Engine, Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.work import Work
 from opsd.types import Rollout, Trajectory
+
+OPEN_PER_SLOT = 2  # trajectories for each sequence that an engine runs at once, where tools.max_open says nothing
 
 _numbers = itertools.count()  # of the trajectories of this process: their keys
 
@@ -75,14 +78,16 @@ class _Open:
 class AgentWork(Work):
     """Around an engine's work, whose requests become trajectories. It travels to the engine before it begins."""
 
-    def __init__(self, work: Work, agents: AgentSpec) -> None:
-        self._work, self._agents = work, agents
+    def __init__(self, work: Work, agents: AgentSpec, *, keeps_tools: bool = True) -> None:
+        """`keeps_tools`: their processes stay for the engine's next work."""
+        self._work, self._agents, self._keeps_tools = work, agents, keeps_tools
 
     def made_by(
         self, engine: Engine, sampling: Sampling, policy_version: int, group_size: int | None
     ) -> Iterator[dict[int, Rollout]]:
         """As Work.made_by: a group is of trajectories that were begun one after another, whichever ends first."""
         self._begin(self.toolbox(), sampling.max_tokens)
+        self._max_open = self._tools.max_open or OPEN_PER_SLOT * engine.max_num_seqs
         try:
             for turns in engine.generate(self, sampling, policy_version, group_size=1):
                 for place, turn in turns.items():
@@ -96,6 +101,8 @@ class AgentWork(Work):
         finally:
             for place in list(self._open):
                 self._tools.runner.close_trajectory(self._open.pop(place).key)
+            if not self._keeps_tools:
+                end_toolbox(self._agents)
 
     def toolbox(self) -> Toolbox:
         return toolbox_of(self._agents)
@@ -114,15 +121,17 @@ class AgentWork(Work):
         return bool(self._ready) or bool(self._calling) or self._work.more
 
     def take(self, room: int, tokens_in_flight: int) -> dict[int, Request]:
-        """As Work.take: next turns first. Waits for a tool only where the engine has nothing else."""
+        """As Work.take: next turns first, then new trajectories, as many as may be open. Waits for a tool only where
+        the engine has nothing else."""
         while True:
             self._listen()
             places = [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
             given = {place: self._open[place].next_turn(self._room) for place in places}
-            if len(given) < room and self._work.more:
+            begin = min(room - len(given), self._max_open - len(self._open))
+            if begin > 0 and self._work.more:
                 # Where tools are at work, too, it is not waited for requests that other engines may take.
                 in_flight = tokens_in_flight + len(self._calling) + sum(len(r[0].token_ids) for r in given.values())
-                new = self._work.take(room - len(given), in_flight)
+                new = self._work.take(begin, in_flight)
                 for place, request in new.items():
                     self._open[place] = _Open(request, next(_numbers))
                     self._order.append(place)
@@ -175,3 +184,8 @@ class AgentWork(Work):
     def _group(self, size: int) -> dict[int, Rollout]:
         places, self._order = self._order[:size], self._order[size:]
         return {place: self._ended.pop(place) for place in places}
+
+
+def trajectories_of(agents: AgentSpec | None, *, keeps_tools: bool = True) -> Callable[[Work], Work] | None:
+    """What makes an engine's work one of trajectories; None: answers are single turns."""
+    return None if agents is None else partial(AgentWork, agents=agents, keeps_tools=keeps_tools)

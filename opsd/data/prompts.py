@@ -55,11 +55,6 @@ def load_prompts(
     """
     rows = read_rows(path)
     conversations, prompts = _read(path, rows, data, tokenizer, max_prompt_tokens, data.response_key, tools)
-    if tools:
-        prompts = [
-            replace(prompt, row={**own.row.fields, **shown_tools(own.row, tokenizer)})
-            for prompt, own in zip(prompts, conversations, strict=True)
-        ]
     teachers = None
     if data.teacher_template:
         shown = [for_teacher(conversation, data) for conversation in conversations]
@@ -76,10 +71,18 @@ def load_prompts(
 
 
 def student_prompts(
-    path: str, rows: list[Row], data: PromptConfig, tokenizer: Any, max_prompt_tokens: int
+    path: str,
+    rows: list[Row],
+    data: PromptConfig,
+    tokenizer: Any,
+    max_prompt_tokens: int,
+    tools: Sequence[dict] = (),
 ) -> PromptFile:
-    """The rows of the file at `path` as the student sees them. Raises DataError that names the row."""
-    conversations, prompts = _read(path, rows, data, tokenizer, max_prompt_tokens)
+    """The rows of the file at `path` as the student sees them. Raises DataError that names the row.
+
+    `tools`: as in `load_prompts`.
+    """
+    conversations, prompts = _read(path, rows, data, tokenizer, max_prompt_tokens, tools=tools)
     return _fitting(path, conversations, prompts, None, data, tokenizer, max_prompt_tokens)
 
 
@@ -131,6 +134,7 @@ def _read(
             answer=answer,
             source=str(path),
             data_source=str(lookup(row, "data_source") or ""),
+            row={**row.fields, **shown_tools(row, tokenizer)} if tools else None,
         )
         for index, (row, text, answer, ids) in enumerate(zip(rows, texts, answers, encoded, strict=True))
     ]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:  # it loads torch, which those who only read answers do without
     from opsd.types import Rollout
 
@@ -22,13 +24,17 @@ def after_thought(response: str) -> str | None:
     return response
 
 
+def last_turn_ids(rollout: Rollout) -> np.ndarray:
+    """int32: the tokens that are the answer: of a trajectory those of its last turn, else all."""
+    return rollout.response_ids[0 if rollout.trajectory is None else rollout.trajectory.turn_starts[-1] :]
+
+
 def response_text(rollout: Rollout, tokenizer: Any) -> str:
     """The response without special tokens, but with the marks, and with the one that the prompt has given already.
 
     Of a trajectory the last turn.
     """
-    first = 0 if rollout.trajectory is None else rollout.trajectory.turn_starts[-1]
-    response_ids = rollout.response_ids[first:]
+    response_ids = last_turn_ids(rollout)
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     kept = {tokenizer.convert_tokens_to_ids(mark) for pair in MARKS for mark in pair} & special
     if kept:

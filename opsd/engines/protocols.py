@@ -23,6 +23,7 @@ class Engine(Protocol):
 
     vocabulary: Vocabulary  # may be replaced between two calls, by one with other shared ids
     returns_hidden: bool  # likewise: whether the scores have the hidden states
+    max_num_seqs: int  # that it generates at once, at most
 
     def generate(
         self,

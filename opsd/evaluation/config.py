@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from opsd.config.checks import at_least, check_values, one_of, share_above_0
 from opsd.config.engine import EngineConfig
 from opsd.config.run import PromptConfig
+from opsd.config.tools import ToolsConfig
 from opsd.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ class EvaluateConfig:
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0  # answers are drawn from the likeliest tokens that have this probability together
     top_k: int = 0  # 0: every token
-    max_response_tokens: int = 512  # a longer answer is cut, and counted as truncated
+    max_response_tokens: int = 512  # a longer answer is cut, and counted as truncated; with tools: of all turns
     latency_problems: int = 8  # problems answered one at a time to measure the latency; 0: it is not measured
     seed: int = 0  # of the answers
     device: str = "auto"  # auto | cpu | cuda
@@ -43,6 +44,7 @@ class EvaluateConfig:
     plan_only: bool = False  # print what would be done and load nothing
     data: EvaluationData = field(default_factory=EvaluationData)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
 
     def __post_init__(self) -> None:
         check_values(self)

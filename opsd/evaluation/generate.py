@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
 
 from tqdm import tqdm
 
+from opsd.agents.toolbox import AgentSpec
+from opsd.agents.trajectories import trajectories_of
 from opsd.data.grading import NOTHING, judge_rollouts
 from opsd.data.math_process import Judgement
+from opsd.data.thoughts import last_turn_ids
 from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool, request_seed
+from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
-from opsd.evaluation.results import Answer, ProblemResult
+from opsd.evaluation.results import Answer, ProblemResult, ToolUse, Turn
+from opsd.monitor.tools import between_texts
+from opsd.sequences import Trajectory
 from opsd.types import Prompt, Rollout
 
 GROUP_SIZE = 16  # answers that an engine reports together: how fine the progress is
@@ -29,7 +36,8 @@ class Speed:
 
     One at a time: an engine has one problem only, after one answer to warm up; the median over problems. All together:
     every answer of the evaluation, as many in flight as the engines take. The last tokens of the last answers are drawn
-    with few in flight, so a short evaluation shows less than an engine can do.
+    with few in flight, so a short evaluation shows less than an engine can do. Tokens are the model's own; where it has
+    tools, the seconds are theirs, too.
     """
 
     answer_s: float | None  # seconds of an answer, one at a time; None: not measured
@@ -47,20 +55,23 @@ def answer_problems(
     latency_problems: int,
     seed: int,
     label: str,
+    agents: AgentSpec | None = None,
 ) -> tuple[list[list[Rollout]], Speed]:
     """`samples_per_problem` answers to every prompt, in the order given, and how fast they came.
 
-    The first `latency_problems` are answered one at a time before. `label` stands beside the progress.
+    The first `latency_problems` are answered one at a time before. `label` stands beside the progress. `agents`: with
+    what tools; None: with none.
     """
+    generate = partial(engines.generate, sampling=sampling, policy_version=0, wrap=trajectories_of(agents))
     measured = prompts[:latency_problems]
-    alone = [_timed_answer(engines, prompt, sampling, seed) for prompt in [*measured[:1], *measured]][1:]
+    alone = [_timed_answer(generate, prompt, seed) for prompt in [*measured[:1], *measured]][1:]
     requests = [
         (prompt, sample, request_seed(seed, place, sample))
         for place, prompt in enumerate(prompts)
         for sample in range(samples_per_problem)
     ]
     began = time.perf_counter()
-    groups = engines.generate(requests, sampling, policy_version=0, group_size=GROUP_SIZE)
+    groups = generate(requests, group_size=GROUP_SIZE)
     rollouts = in_order(_with_progress(groups, len(requests), label))
     total_s = time.perf_counter() - began
     speed = Speed(
@@ -93,20 +104,38 @@ def grade_problems(answers: list[list[Rollout]], tokenizer: Any, grader: str) ->
 
 def _graded(rollout: Rollout, judged: Judgement, tokenizer: Any, grader: str) -> Answer:
     return Answer(
-        text=tokenizer.decode(rollout.response_ids, skip_special_tokens=True),
+        text=tokenizer.decode(last_turn_ids(rollout), skip_special_tokens=True),
         extracted=judged.value,
         correct=None if grader == "none" or rollout.prompt.answer is None else judged.right,
         tokens=len(rollout),
         truncated=not rollout.stopped,
         score=judged.score,
         parts=None if judged.parts is None else dict(judged.parts),
+        tool_use=None if rollout.trajectory is None else _tool_use(rollout, rollout.trajectory, tokenizer),
     )
 
 
-def _timed_answer(engines: EnginePool, prompt: Prompt, sampling: Sampling, seed: int) -> tuple[float, int]:
+def _tool_use(rollout: Rollout, trajectory: Trajectory, tokenizer: Any) -> ToolUse:
+    between = [*between_texts(rollout, tokenizer), (len(rollout), "")]
+    starts = trajectory.turn_starts
+    return ToolUse(
+        turns=tuple(
+            Turn(wrote=tokenizer.decode(rollout.response_ids[start:end]), read=text)
+            for start, (end, text) in zip(starts, between, strict=True)
+        ),
+        end=trajectory.end,
+        num_calls=trajectory.num_calls,
+        failures=dict(trajectory.failures),
+        num_read=len(trajectory.read_ids),
+    )
+
+
+def _timed_answer(
+    generate: Callable[[list[Request]], Iterable[dict[int, Rollout]]], prompt: Prompt, seed: int
+) -> tuple[float, int]:
     """(seconds, tokens)"""
     began = time.perf_counter()
-    [rollout] = in_order(engines.generate([(prompt, 0, request_seed(seed, prompt.index))], sampling, policy_version=0))
+    [rollout] = in_order(generate([(prompt, 0, request_seed(seed, prompt.index))]))
     return time.perf_counter() - began, len(rollout)
 
 

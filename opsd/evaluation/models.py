@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from opsd.agents.check import TriedTools, check_template, checked_tools
+from opsd.agents.toolbox import AgentSpec
 from opsd.data.grading import check_grader
 from opsd.data.prompts import student_prompts
 from opsd.data.rows import Row, read_rows
@@ -33,6 +35,7 @@ class EvaluatedModel:
     max_model_tokens: int  # the longest prompt with the longest answer
     num_parameters: int  # a matrix that is tied to another counts once
     num_bytes: int  # of its weight files
+    agents: AgentSpec | None  # with what tools it answers; None: with none
 
 
 def check(cfg: EvaluateConfig) -> list[EvaluatedModel]:
@@ -41,7 +44,8 @@ def check(cfg: EvaluateConfig) -> list[EvaluatedModel]:
     if not cfg.data.paths:
         raise ConfigError("data.paths is empty: it must name at least one file of problems")
     rows = {path: read_rows(path)[: cfg.data.num_problems or None] for path in cfg.data.paths}
-    return [_check_model(name, path, rows, cfg) for name, path in named_paths(cfg).items()]
+    with checked_tools(cfg.tools) as tools:
+        return [_check_model(name, path, rows, cfg, tools) for name, path in named_paths(cfg).items()]
 
 
 def named_paths(cfg: EvaluateConfig) -> dict[str, str]:
@@ -70,7 +74,9 @@ def _student_of(run: str) -> str:
     return str(student)
 
 
-def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: EvaluateConfig) -> EvaluatedModel:
+def _check_model(
+    name: str, path: str, rows: dict[str, list[Row]], cfg: EvaluateConfig, tools: TriedTools
+) -> EvaluatedModel:
     setting = f"models.{name}"
     config = model_config(setting, path, cfg.trust_remote_code)
     tokenizer = model_tokenizer(setting, path, cfg.trust_remote_code)
@@ -83,23 +89,39 @@ def _check_model(name: str, path: str, rows: dict[str, list[Row]], cfg: Evaluate
             f"{context} tokens"
         )
     limit = min(room, cfg.data.max_prompt_tokens)
-    files = [student_prompts(file, file_rows, cfg.data, tokenizer, limit) for file, file_rows in rows.items()]
+    size = min(len(tokenizer), text_setting(path, config, "vocab_size"))
+    ends = tuple(sorted({index for index in stop_ids(path, config, tokenizer) if index < size}))
+    agents = _agents(path, ends, cfg)
+    check_template(agents, tokenizer)
+    files = [student_prompts(file, own, cfg.data, tokenizer, limit, tools.schemas) for file, own in rows.items()]
+    tools.try_rows([file.prompts[0] for file in files])
     prompts = [
         replace(prompt, data_source=prompt.data_source or Path(file.path).stem)
         for file in files
         for prompt in file.prompts
     ]
-    size = min(len(tokenizer), text_setting(path, config, "vocab_size"))
-    ends = sorted({index for index in stop_ids(path, config, tokenizer) if index < size})
     skeleton = model_without_weights(path, trust_remote_code=cfg.trust_remote_code)
     return EvaluatedModel(
         name=name,
         path=path,
         tokenizer=tokenizer,
-        vocabulary=Vocabulary(size=size, stop_ids=tuple(ends)),
+        vocabulary=Vocabulary(size=size, stop_ids=ends),
         prompts=prompts,
         prompt_lines=[line for file in files for line in file.described(tokenizer)],
         max_model_tokens=max(len(prompt.token_ids) for prompt in prompts) + cfg.max_response_tokens,
         num_parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
         num_bytes=weight_bytes(setting, path),
+        agents=agents,
+    )
+
+
+def _agents(path: str, ends: tuple[int, ...], cfg: EvaluateConfig) -> AgentSpec | None:
+    if not cfg.tools.build:
+        return None
+    return AgentSpec(
+        tools=cfg.tools,
+        path=path,
+        trust_remote_code=cfg.trust_remote_code,
+        stop_ids=ends,
+        template_options=cfg.data.template_options,
     )

@@ -6,22 +6,43 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from opsd.data.rows import read_rows
 from opsd.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn of a trajectory, with special tokens."""
+
+    wrote: str  # the model
+    read: str  # what tools and the chat template put behind it; empty: it was the last turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """How an answer with tools came about; see opsd.sequences.Trajectory."""
+
+    turns: tuple[Turn, ...]
+    end: str
+    num_calls: int
+    failures: dict[str, int]
+    num_read: int  # tokens behind the prompt, those of tools and template between the turns among them
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """One answer to a problem."""
 
-    text: str  # without special tokens
+    text: str  # without special tokens; with tools of the last turn, which is graded
     extracted: str | None  # the final answer, normalised; None: none found, or no grader
     correct: bool | None  # None: no grader
-    tokens: int  # the stop token included
+    tokens: int  # the model's own, stop tokens included
     truncated: bool  # it hit the length limit
     score: float | None = None  # [0, 1]; None: right or wrong is all that the grader says
     parts: dict[str, float] | None = None  # what the score is made of; None: as score, or there was nothing to score
+    tool_use: ToolUse | None = None  # None: it had no tools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +83,15 @@ def read_results(path: str | Path) -> list[ProblemResult]:
     results = []
     for row in read_rows(path):
         try:
-            answers = tuple(Answer(**answer) for answer in row.fields["answers"])
+            answers = tuple(map(_answer, row.fields["answers"]))
             results.append(ProblemResult(**{**row.fields, "answers": answers}))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{row.where}: not a problem's result as opsd.evaluate writes it ({error})") from error
     return results
+
+
+def _answer(fields: dict[str, Any]) -> Answer:
+    used = dict(fields).get("tool_use")
+    if used is not None:
+        used = ToolUse(**{**used, "turns": tuple(Turn(**turn) for turn in used["turns"])})
+    return Answer(**{**fields, "tool_use": used})

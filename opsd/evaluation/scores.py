@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from opsd.evaluation.results import Answer, ProblemResult
+from opsd.evaluation.results import Answer, ProblemResult, ToolUse
 from opsd.evaluation.table import PART
+from opsd.monitor.tools import TrajectoryCounts, trajectory_metrics
 
 
 def summarise(results: Sequence[ProblemResult]) -> dict[str, dict[str, float]]:
@@ -17,7 +18,8 @@ def summarise(results: Sequence[ProblemResult]) -> dict[str, dict[str, float]]:
     `problems`; with a grader mean@k, maj@k and pass@1, 2, 4, ... k, each a mean over problems of k answers;
     `truncated`: share of the answers that hit the length limit; `mean_tokens` of an answer. Where the grader gives
     scores, avg@k, the mean over problems of the mean of k, and best@k, of the largest, stand in the place of maj@k, and
-    `part/NAME` is the mean of a part over all answers, 0 of an answer in which there was nothing to score.
+    `part/NAME` is the mean of a part over all answers, 0 of an answer in which there was nothing to score. Answers with
+    tools have `tools/NAME`, as a step of a training has them (docs/agents.md), over all of them.
     """
     by_source: dict[str, list[ProblemResult]] = {}
     for result in results:
@@ -58,7 +60,19 @@ def _figures(results: Sequence[ProblemResult]) -> dict[str, float]:
         "truncated": fmean(answer.truncated for answer in answers),
         "mean_tokens": fmean(answer.tokens for answer in answers),
         **{f"{PART}{name}": sum(part[name] for part in parts) / len(answers) for name in (parts[0] if parts else ())},
+        **trajectory_metrics([_counts(answer.tool_use, answer) for answer in answers if answer.tool_use is not None]),
     }
+
+
+def _counts(used: ToolUse, answer: Answer) -> TrajectoryCounts:
+    return TrajectoryCounts(
+        num_turns=len(used.turns),
+        num_calls=used.num_calls,
+        failures=used.failures,
+        end=used.end,
+        num_tokens=answer.tokens,
+        num_read=used.num_read,
+    )
 
 
 def _accuracy(results: Sequence[ProblemResult]) -> dict[str, float]:

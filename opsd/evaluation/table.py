@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 PART = "part/"  # a figure that begins so is of what a score is made of
+TOOLS = "tools/"  # and so, of how tools were used
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -14,9 +15,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def accuracy_table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
-    """`figures`: model -> data source -> figure; one line a model and source. Parts of a score are left out."""
+    """`figures`: model -> data source -> figure; one line a model and source. Without what other tables show."""
     every = [of_source for by_source in figures.values() for of_source in by_source.values()]
-    names = [name for name in dict.fromkeys(name for one in every for name in one) if not name.startswith(PART)]
+    names = dict.fromkeys(name for one in every for name in one if not name.startswith((PART, TOOLS)))
     rows = [
         [model, source, *(_figure(name, of_source.get(name)) for name in names)]
         for model, by_source in figures.items()
@@ -26,16 +27,31 @@ def accuracy_table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def parts_table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
-    """What scores are made of: a line per part, a column per model and data source that has such; "": none has."""
+    """What scores are made of; "": no model has such."""
+    return _table_of(PART, "part of the score", figures)
+
+
+def tools_table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
+    """How tools were used; "": there were none."""
+    return _table_of(TOOLS, "tools", figures)
+
+
+def _table_of(prefix: str, title: str, figures: dict[str, dict[str, dict[str, float]]]) -> str:
+    """A line per figure that begins so, a column per model and data source that has such."""
     columns = {
-        f"{model}, {source}": {name.removeprefix(PART): of[name] for name in of if name.startswith(PART)}
+        f"{model}, {source}": {name.removeprefix(prefix): of[name] for name in of if name.startswith(prefix)}
         for model, by_source in figures.items()
         for source, of in by_source.items()
     }
     columns = {name: parts for name, parts in columns.items() if parts}
     names = dict.fromkeys(name for parts in columns.values() for name in parts)
-    rows = [[name, *(_optional(parts.get(name), "{:.3f}") for parts in columns.values())] for name in names]
-    return markdown_table(["part of the score", *columns], rows) if rows else ""
+    rows = [[name, *(_number(parts.get(name)) for parts in columns.values())] for name in names]
+    return markdown_table([title, *columns], rows) if rows else ""
+
+
+def _number(value: float | None) -> str:
+    """Counts are whole numbers."""
+    return _optional(value, "{:,}" if isinstance(value, int) else "{:.3f}")
 
 
 def deployment_table(models: dict[str, dict[str, Any]]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,17 +12,47 @@ from opsd.sequences import ENDS
 from opsd.types import Rollout
 
 
+class TrajectoryCounts(NamedTuple):
+    """What a trajectory was, in numbers; see opsd.sequences.Trajectory."""
+
+    num_turns: int
+    num_calls: int
+    failures: Mapping[str, int]
+    end: str
+    num_tokens: int  # that the student wrote
+    num_read: int  # that models read behind the prompt
+
+
 def tool_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """Of one step; nothing where the run has no tools.
+    """Those of one step."""
+    trajectories = [rollout.trajectory for rollout in rollouts if rollout.trajectory is not None]
+    return {
+        **trajectory_metrics(
+            [
+                TrajectoryCounts(
+                    num_turns=each.num_turns,
+                    num_calls=each.num_calls,
+                    failures=each.failures,
+                    end=each.end,
+                    num_tokens=len(each.place_T),
+                    num_read=len(each.read_ids),
+                )
+                for each in trajectories
+            ]
+        )
+    }
+
+
+def trajectory_metrics(trajectories: Sequence[TrajectoryCounts]) -> dict[str, float]:
+    """Of all of these together; nothing where there are none, as without tools.
 
     `tools/token_share`: of all tokens that models read behind the prompts, those that the student did not write.
     `tools/failed/*`: calls by what went wrong (opsd.agents.tools.FAILURES), those that occurred alone.
     """
-    trajectories = [rollout.trajectory for rollout in rollouts if rollout.trajectory is not None]
     if not trajectories:
         return {}
     turns = [each.num_turns for each in trajectories]
-    num_read = sum(len(each.read_ids) for each in trajectories)
+    num_read = sum(each.num_read for each in trajectories)
     failures: Counter[str] = Counter()
     for each in trajectories:
         failures.update(each.failures)
@@ -31,7 +61,7 @@ def tool_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
         "tools/trajectories": len(trajectories),
         "tools/turns": float(np.mean(turns)),
         "tools/turns_max": max(turns),
-        "tools/token_share": 1 - sum(len(each.place_T) for each in trajectories) / num_read,
+        "tools/token_share": 1 - sum(each.num_tokens for each in trajectories) / num_read,
         "tools/calls": sum(each.num_calls for each in trajectories),
         "tools/failed": failures.total(),
         **{f"tools/failed/{kind}": count for kind, count in sorted(failures.items())},

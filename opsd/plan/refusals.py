@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from opsd.agents.check import check_teachers
 from opsd.config.lora import check_lora
 from opsd.config.payload import check_payload
 from opsd.config.support import decide_support
@@ -16,18 +17,21 @@ from opsd.plan.models import ModelSizes, kept_tokenizer, tokenizer_facts
 from opsd.plan.roles import Engine, Job, engine_role, learner_role, plan_roles
 from opsd.plan.traffic import candidates_scored
 from opsd.preflight import check_counts, prompt_limit, shared_vocabulary
+from opsd.teacher.sources import section_of, teachers_by_source
 
 MOST_RANKS = 512  # where the search for a number of learners that fits ends
 
 
 def refusals(job: Job) -> list[str]:
     """Empty where the run can start and fit. The first ones are the run's own preflight's."""
+    sections = {section_of(source): each for source, each in teachers_by_source(job.cfg.teacher).items()}
     models = [job.student, *(engine.model for engine in job.teachers)]
     found = [
         *_refused(lambda: check_counts(job.cfg, min(model.vocab_size for model in models), job.device)),
         *_refused(lambda: prompt_limit(job.cfg, *models)),
         *_refused(lambda: check_payload(job.cfg)),
         *_refused(lambda: check_lora(job.cfg)),
+        *_refused(lambda: check_teachers(job.cfg, sections)),
         *_refused(lambda: decide_support(job.cfg.loss.support, candidates_scored(job.cfg))),
         *_tokenizers(job),
     ]

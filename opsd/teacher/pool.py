@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from ray import ObjectRef
 
+from opsd.agents.toolbox import AgentSpec
+from opsd.agents.trajectories import trajectories_of
 from opsd.batch import PendingScores
 from opsd.cluster.placement import Placement
 from opsd.config.engine import EngineSpec, TeacherConfig
@@ -34,10 +36,13 @@ class TeacherPool:
         placement: Placement | None = None,
         statistics: Statistics | None = None,
         max_restarts: int = 0,
+        agents: AgentSpec | None = None,
     ) -> None:
         """`role` names the actors. `statistics`: of each token that is scored, see `rollout_stats`. `max_restarts`: how
         often engines that are lost are started again; not where they follow the student, whose older weights are gone.
+        `agents`: with what tools it answers for its accuracy, as the student does.
         """
+        self.agents = agents
         self.cfg = spec.config
         self.vocabulary = spec.vocabulary
         self.statistics = statistics
@@ -103,4 +108,9 @@ class TeacherPool:
     def greedy(self, prompts: list[Prompt], max_tokens: int) -> list[Rollout]:
         """The teacher's own answers, for its accuracy."""
         sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=max_tokens, num_candidates=1)
-        return in_order(self.engines.generate([(prompt, 0, 0) for prompt in prompts], sampling, 0))
+        requests = [(prompt, 0, 0) for prompt in prompts]
+        if self.agents is None:
+            return in_order(self.engines.generate(requests, sampling, 0))
+        assert isinstance(self.engines, EnginePool), "tools and a server: opsd.agents.check refuses it"
+        wrap = trajectories_of(self.agents, keeps_tools=False)  # a run asks once
+        return in_order(self.engines.generate(requests, sampling, 0, wrap=wrap))

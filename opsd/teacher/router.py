@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from opsd.agents.toolbox import AgentSpec
 from opsd.cluster.placement import Placement
 from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.engines.groups import in_order
@@ -20,10 +21,12 @@ def start_teachers(
     statistics: Statistics | None = None,
     *,
     max_restarts: int = 0,
+    agents: AgentSpec | None = None,
 ) -> Teacher:
     """The teacher of a run, or its teachers behind one object that is used alike.
 
-    `specs`: by data_source. `max_restarts`: how often engines of each that are lost are started again.
+    `specs`: by data_source. `max_restarts`: how often engines of each that are lost are started again. `agents`: see
+    TeacherPool.
     """
     pools = {
         source: TeacherPool(
@@ -32,6 +35,7 @@ def start_teachers(
             placement=placement,
             statistics=statistics,
             max_restarts=max_restarts,
+            agents=agents,
         )
         for source, spec in specs.items()
     }

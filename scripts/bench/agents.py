@@ -56,7 +56,7 @@ class SleepEngine:
     """Decodes a token of all its turns at once, as continuous batching does."""
 
     def __init__(self, slots: int, step_s: float, num_calls: int) -> None:
-        self.slots, self.step_s, self.num_calls = slots, step_s, num_calls
+        self.max_num_seqs, self.step_s, self.num_calls = slots, step_s, num_calls
 
     def generate(
         self, work: Work, sampling: Sampling, policy_version: int, group_size: int | None = None
@@ -64,7 +64,7 @@ class SleepEngine:
         running: dict[int, tuple[Request, int]] = {}  # by place, with the tokens to come
         turns: dict[int, int] = {}
         while running or work.more:
-            new = work.take(self.slots - len(running), sum(left for _, left in running.values()))
+            new = work.take(self.max_num_seqs - len(running), sum(left for _, left in running.values()))
             for place, request in new.items():
                 length = int(np.random.default_rng(request[2]).integers(*TURN_TOKENS))
                 running[place] = request, min(length, room_of(request, sampling.max_tokens))
@@ -99,6 +99,7 @@ class Overlapped(AgentWork):
         self.tools = SimpleNamespace(
             runner=runner,
             max_turns=num_calls + 1,
+            max_open=None,
             template=SimpleNamespace(between=lambda answers: np.full(8, CALLS, np.int32)),
             calls=lambda turn: (ToolCall("sleep", {}),) if turn.response_ids[0] == CALLS else (),
         )

@@ -1,5 +1,6 @@
 """Two real steps of recipes/agent_quickstart.sh, on models that have only just learnt to call."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import islice
@@ -48,3 +49,5 @@ def test_the_student_calls_the_tool_and_learns_from_its_own_tokens(folder):
         assert math.isfinite(line["loss"]) and line["tools/trajectories"] == 8
         assert line["tools/turns"] > 1 and line["tools/calls"] > line["tools/failed"]  # the table has answered
     assert (folder / "outputs" / "agent_quickstart" / "report.html").is_file()
+    summary = json.loads((folder / "outputs" / "agent_quickstart" / "summary.json").read_text())
+    assert 0 <= summary["teacher_accuracy"] <= 1  # over trajectories of its own

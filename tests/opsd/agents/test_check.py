@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from opsd.agents.check import agent_spec, checked_tools
+from opsd.agents.check import agent_spec, check_teachers, checked_tools
 from opsd.agents.toolbox import AgentSpec
+from opsd.config.engine import TeacherConfig
 from opsd.config.run import DataConfig, EvalConfig, RunConfig, StudentConfig
 from opsd.config.tools import ToolsConfig
 from opsd.data.prompts import load_prompts
@@ -34,7 +35,7 @@ def test_a_prompt_shows_the_tools_and_keeps_its_row(tokenizer, tmp_path):
         '{"prompt": [{"role": "user", "content": "a"}], "start": 3}\n'
         f'{{"prompt": [{{"role": "user", "content": "b"}}], "tools": {str(own).replace(chr(39), chr(34))}}}\n'
     )
-    with checked_tools(spec_of(tokenizer), tokenizer) as tools:
+    with checked_tools(spec_of(tokenizer).tools) as tools:
         prompts = load_prompts(str(path), DataConfig(train_path=""), tokenizer, 200, tools.schemas).prompts
         tools.try_rows(prompts)
     assert prompts[0].text.startswith("(add)(later)") and prompts[0].text.endswith("(sleep)[u:a<end>[a:")
@@ -49,7 +50,7 @@ def test_a_row_that_cannot_be_opened_is_named(tokenizer):
     row = Prompt(index=4, token_ids=np.ones(1, np.int32), text="", answer=None, source="file", row={"unopenable": True})
     with (
         pytest.raises(ConfigError, match="file, row 5 cannot be opened: .*no such world"),
-        checked_tools(spec_of(tokenizer), tokenizer) as tools,
+        checked_tools(spec_of(tokenizer).tools) as tools,
     ):
         tools.try_rows([row])
 
@@ -57,13 +58,13 @@ def test_a_row_that_cannot_be_opened_is_named(tokenizer):
 def test_tools_that_cannot_be_built_end_the_check(tokenizer):
     with (
         pytest.raises(ConfigError, match="the service is down"),
-        checked_tools(spec_of(tokenizer, "tests.opsd.agents.some_tools:build_nothing"), tokenizer),
+        checked_tools(ToolsConfig(build="tests.opsd.agents.some_tools:build_nothing")),
     ):
         pass
 
 
 def test_settings_that_do_not_go_with_tools_are_refused():
-    def config(teacher=False):
+    def config(teacher=True):
         data = DataConfig(train_path="a", eval_path="b", grader="math")
         return RunConfig(
             output_dir="x",
@@ -73,8 +74,14 @@ def test_settings_that_do_not_go_with_tools_are_refused():
             eval=EvalConfig(teacher=teacher),
         )
 
+    local = {"teacher": TeacherConfig(path="t")}
+    served = {**local, "teacher.by_source.b": TeacherConfig(backend="http", urls=["http://127.0.0.1:1"])}
     assert agent_spec(config(), VOCABULARY).stop_ids == (0,)
-    with pytest.raises(ConfigError, match="eval.teacher=false"):
-        agent_spec(config(teacher=True), VOCABULARY)
+    check_teachers(config(), local)
+    check_teachers(config(teacher=False), served)
+    with pytest.raises(ConfigError, match="tools.build with teacher.by_source.b.backend=http needs eval.teacher=false"):
+        check_teachers(config(), served)
+    with pytest.raises(ConfigError, match="tools.max_open must be at least 1, got 0"):
+        ToolsConfig(max_open=0)
     with pytest.raises(ConfigError, match="tools.parser"):
         ToolsConfig(parser="none")

@@ -2,56 +2,10 @@
 # R tokens of a whole response, T the student's of them, V vocabulary
 
 import numpy as np
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from opsd.agents.toolbox import AgentSpec, toolbox_of
-from opsd.agents.trajectories import AgentWork
-from opsd.config.engine import TeacherConfig, teacher_spec
-from opsd.config.tools import ToolsConfig
-from opsd.engines.sampling import Sampling
-from opsd.engines.transformers import TransformersEngine
-from opsd.engines.work import Work
-from opsd.engines.worker import EngineWorker
-from opsd.payload.kept import Wanted
-from opsd.types import Prompt, Vocabulary
-from tests.opsd.agents.agent_models import BUILD, ids_of, make_agent_model
-
-VOCABULARY = Vocabulary(size=128, stop_ids=(0, *range(50, 58)))  # letters, and 0, the template's
-SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=150, num_candidates=4)
-TOP_K = 6
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return [make_agent_model(root / name, seed=seed) for name, seed in (("student", 2), ("teacher", 1))]
-
-
-def make_engine(path):
-    config = TeacherConfig(path=str(path), backend="transformers")
-    return TransformersEngine(teacher_spec(config, vocabulary=VOCABULARY, device="cpu", max_model_tokens=400))
-
-
-@pytest.fixture(scope="module")
-def sampled(paths):
-    """Trajectories of the student, made twice: with few requests at a time and with many."""
-    tools = ToolsConfig(build=BUILD, max_turns=4, max_answer_chars=30)
-    spec = AgentSpec(tools=tools, path=str(paths[0]), trust_remote_code=False, stop_ids=VOCABULARY.stop_ids)
-    toolbox, engine = toolbox_of(spec), make_engine(paths[0])
-    ids = [np.array(ids_of(toolbox.tokenizer, f"[u:{n}<end>[a:"), np.int32) for n in range(16)]
-    prompts = [
-        Prompt(index=n, token_ids=own, text="", answer=None, source="test", row={"start": n})
-        for n, own in enumerate(ids)
-    ]
-    made = []
-    for engine.max_num_seqs in (3, 16):
-        work = AgentWork(Work({place: (prompt, 0, 50 + place) for place, prompt in enumerate(prompts)}), spec)
-        groups = list(work.made_by(engine, SAMPLING, 0, 4))
-        made.append({place: rollout for group in groups for place, rollout in group.items()})
-    toolbox.runner.close()
-    return made
+from tests.opsd.agents.sampled import VOCABULARY, make_engine, scored_by
 
 
 def event_logprobs(path, rollout):
@@ -88,17 +42,6 @@ def test_what_the_student_wrote_has_the_log_probabilities_of_a_plain_forward_pas
         expected_TV = event_logprobs(paths[0], rollout)[place_T]
         expected_T = expected_TV[np.arange(len(rollout)), events(rollout.response_ids)]
         np.testing.assert_allclose(rollout.sampled_logprobs, expected_T, atol=1e-4)
-
-
-def scored_by(engine, rollouts):
-    """What an engine's actor tells of them, and the rows that it gives a learner's rank."""
-    worker = EngineWorker()
-    worker.engine, worker.name = engine, "teacher"
-    worker.score(0, rollouts, TOP_K, None)
-    told = worker.told([0])
-    num_tokens = len(told.stats["entropy_T"])
-    wanted = Wanted(support="union", num_candidates=4, asked=frozenset({"rollout_logprob"}))
-    return told, worker.rows(0, [np.arange(num_tokens)], wanted)
 
 
 def test_the_teacher_scores_the_students_tokens_after_all_that_stands_before_them(sampled, paths):

@@ -39,12 +39,16 @@ class ScriptedEngine:
     """Answers the turns of each prompt with texts, a few requests at a time."""
 
     def __init__(self, tokenizer, script, room=2):
-        self.tokenizer, self.script, self.room = tokenizer, script, room
+        self.tokenizer, self.script, self.max_num_seqs = tokenizer, script, room
         self.prompts = {index: [] for index in range(len(script))}  # what each turn was asked with
         self.seeds, self.most_open = [], 0
 
     def generate(self, work, sampling, policy_version, group_size=None):
-        while work.more and (batch := work.take(self.room, 0)):
+        while work.more and (batch := work.take(self.max_num_seqs, 0)):
+            begun = {index for index, prompts in self.prompts.items() if prompts}
+            begun |= {prompt.index for prompt, _, _ in batch.values()}
+            is_open = [index for index in begun if len(self.prompts[index]) < len(self.script[index])]
+            self.most_open = max(self.most_open, len(is_open))
             yield {place: self.turn(request, policy_version) for place, request in batch.items()}
 
     def turn(self, request, policy_version):
@@ -66,22 +70,17 @@ class ScriptedEngine:
         )
 
 
+def request_of(toolbox, index, row=None):
+    ids = np.array(ids_of(toolbox.tokenizer, f"[u:{index}<end>[a:"), np.int32)
+    return Prompt(index=index, token_ids=ids, text="", answer=None, source="test", row=row or {}), 0, 7 + index
+
+
 def played(monkeypatch, toolbox, spec, script, *, room=400, rows=None, group_size=1, slots=2):
     """(engine, rollouts by place) of a script: for each prompt the texts of its turns."""
     monkeypatch.setattr("opsd.agents.trajectories.toolbox_of", lambda _: toolbox)
     engine = ScriptedEngine(toolbox.tokenizer, script, slots)
-    prompts = [
-        Prompt(
-            index=i,
-            token_ids=np.array(ids_of(toolbox.tokenizer, f"[u:{i}<end>[a:"), np.int32),
-            text="",
-            answer=None,
-            source="test",
-            row=(rows or {}).get(i, {}),
-        )
-        for i in range(len(script))
-    ]
-    work = AgentWork(Work({i: (prompt, 0, 7 + i) for i, prompt in enumerate(prompts)}), spec)
+    requests = {i: request_of(toolbox, i, (rows or {}).get(i)) for i in range(len(script))}
+    work = AgentWork(Work(requests), spec)
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=room, num_candidates=1)
     groups = list(work.made_by(engine, sampling, 5, group_size))
     return engine, groups
@@ -155,9 +154,34 @@ def test_order_and_seeds_do_not_depend_on_which_tool_is_first(monkeypatch, toolb
     assert first == second and len({seed for _, _, seed in first}) == 12
 
 
+@pytest.mark.parametrize(("max_open", "slots", "expected"), [(3, 4, 3), (None, 2, 4), (1, 2, 1), (5, 2, 5)])
+def test_an_engine_begins_no_more_trajectories_than_may_be_open(monkeypatch, toolbox, spec, max_open, slots, expected):
+    """The tools of all are slow: without a bound it would begin each of them before the first is answered."""
+    monkeypatch.setattr(toolbox, "max_open", max_open)
+    script = [[f"{call('sleep', 250)}<end>", f"{n}<end>"] for n in range(8)]
+    engine, groups = played(monkeypatch, toolbox, spec, script, slots=slots)
+    assert engine.most_open == expected
+    made = {place: rollout for group in groups for place, rollout in group.items()}
+    assert list(made) == list(range(8)) and {own.trajectory.num_turns for own in made.values()} == {2}
+
+
 def test_a_template_shows_answers_and_no_answer_ends_a_turn(toolbox):
     between = toolbox.template.between(["a<end>b", "c"])
     assert text_of(toolbox, between) == "[T:a< end>b][T:c][a:" and 0 not in between
+
+
+def test_tools_that_are_not_kept_end_with_the_work(toolbox, spec):
+    """And the next work starts others: a teacher is asked for its own answers once in a run."""
+    made = []
+    for _ in range(2):
+        work = AgentWork(Work({0: request_of(toolbox, 0)}), spec, keeps_tools=False)
+        engine = ScriptedEngine(toolbox.tokenizer, [[f"{call('add')}<end>", "1<end>"]])
+        [group] = work.made_by(engine, Sampling(temperature=1.0, top_p=1.0, max_tokens=99, num_candidates=1), 0, None)
+        assert group[0].trajectory.num_calls == 1
+        made.append(work._tools.runner)
+        [process] = made[-1]._processes
+        process._process.wait(timeout=20)
+    assert made[0] is not made[1]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from opsd.evaluate import evaluate
 from opsd.evaluation.config import EvaluateConfig
 from opsd.evaluation.models import check, named_paths
 from opsd.evaluation.plan import plan
+from tests.opsd.agents.agent_models import BUILD, make_agent_model
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
 
@@ -50,6 +51,44 @@ def test_the_first_problems_of_every_file_are_taken_and_named_by_their_file(fold
         ("sums", 0, "1"), ("sums", 1, "2"), ("mine", 0, "2"),
     ]  # fmt: skip
     assert model.max_model_tokens == 4 + 512
+
+
+@pytest.fixture(scope="module")
+def with_tools(folder):
+    """A model whose template shows tools, and rows of which the second file's cannot be opened."""
+    make_agent_model(folder / "agent", seed=0)
+    for name, more in (("good", {"start": 7}), ("bad", {"unopenable": True})):
+        row = {"prompt": [{"role": "user", "content": "?"}], "answer": "1", **more}
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def ask_with_tools(folder, *, model="agent", files=("good",), **tools):
+    data = {"paths": [str(folder / f"{name}.jsonl") for name in files]}
+    return configure(folder, models={"a": str(folder / model)}, data=data, tools={"build": BUILD, **tools})
+
+
+def test_a_model_with_tools_sees_them_in_its_prompts_and_keeps_the_rows(with_tools):
+    [model] = check(ask_with_tools(with_tools, max_turns=2))
+    [prompt] = model.prompts
+    assert prompt.text.startswith("(add)(later)") and prompt.row["start"] == 7
+    assert (model.agents.path, model.agents.tools.max_turns) == (str(with_tools / "agent"), 2)
+    assert model.agents.stop_ids == model.vocabulary.stop_ids and len(model.agents.stop_ids) == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"files": ("good", "bad")}, "bad.jsonl, row 1 cannot be opened: open raised RuntimeError: no such world"),
+        ({"files": ("sums",)}, "sums.jsonl, line 1: tools.build needs a chat template to show tools"),
+        ({"model": "model"}, "tools.build: the chat template of"),
+        ({"build": "tests.opsd.agents.some_tools:build_nothing"}, "RuntimeError: the service is down"),
+    ],
+)
+def test_what_is_wrong_with_tools_is_one_line_before_anything_starts(with_tools, settings, said):
+    with pytest.raises((ConfigError, DataError)) as caught:
+        check(ask_with_tools(with_tools, **settings))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_heads_that_an_engines_processes_cannot_share_are_refused_and_planned_for(folder):

@@ -5,9 +5,9 @@ from itertools import combinations
 import pytest
 
 from opsd.errors import DataError
-from opsd.evaluation.results import Answer, ProblemResult, read_results, write_results
+from opsd.evaluation.results import Answer, ProblemResult, ToolUse, Turn, read_results, write_results
 from opsd.evaluation.scores import majority, pass_at_k, summarise
-from opsd.evaluation.table import accuracy_table, parts_table
+from opsd.evaluation.table import accuracy_table, parts_table, tools_table
 
 
 def answers(*given):
@@ -119,13 +119,49 @@ def test_right_and_wrong_beside_scores():
     assert parts_table({"m": {"a": figures["a"]}}) == ""
 
 
+def with_tools(row, *given, source="a"):
+    """Each (tokens of the model, tokens behind the prompt, turns, end, calls, failures)."""
+    return ProblemResult(data_source=source, row=row, reference="1", prompt="?", answers=tuple(
+        Answer(text="", extracted=None, correct=False, tokens=tokens, truncated=False, tool_use=ToolUse(
+            turns=tuple(Turn(wrote="a", read="" if last else "b") for last in (*[False] * (turns - 1), True)),
+            end=end, num_calls=calls, failures=failures, num_read=read,
+        ))
+        for tokens, read, turns, end, calls, failures in given
+    ))  # fmt: skip
+
+
+def test_how_tools_were_used_by_hand():
+    """Counts are sums over answers, turns a mean over them, the share of tokens one of all tokens."""
+    results = [
+        with_tools(0, (10, 30, 3, "answered", 4, {"raised": 1}), (5, 5, 1, "tool", 1, {})),
+        with_tools(1, (5, 5, 1, "answered", 0, {}), (20, 40, 3, "max_turns", 2, {"raised": 1, "malformed": 1})),
+    ]
+    figures = summarise(results)["a"]
+    assert {name.removeprefix("tools/"): value for name, value in figures.items() if name.startswith("tools/")} == {
+        "trajectories": 4, "turns": 2.0, "turns_max": 3, "token_share": 0.5, "calls": 7, "failed": 3,
+        "failed/malformed": 1, "failed/raised": 2, "ended/answered": 2, "ended/max_turns": 1, "ended/cut": 0,
+        "ended/no_room": 0, "ended/tool": 1,
+    }  # fmt: skip
+    plain = summarise([problem(0, ("1", True))])["a"]
+    table = tools_table({"m": {"a": figures}, "n": {"a": plain}}).splitlines()
+    assert table[0] == "| tools | m, a |" and "| turns | 2.000 |" in table and "| failed/raised | 2 |" in table
+    assert tools_table({"n": {"a": plain}}) == "" and "turns" not in accuracy_table({"m": {"a": figures}})
+
+
 def test_results_read_back_as_written(tmp_path):
     results = [problem(0, ("1", True, 5), (None, False)), problem(1, ("ä", None)), scored(2, (0.5, 1, 0), None)]
+    results.append(with_tools(3, (10, 30, 3, "answered", 4, {"raised": 1})))
     write_results(tmp_path / "a.jsonl", results)
     assert read_results(tmp_path / "a.jsonl") == results
 
 
-@pytest.mark.parametrize("line", ['{"step": 1}', '{"answers": [{"text": 1}]}', '{"answers": []}', '{"answers": 5}'])
+OTHER_LINES = (
+    '{"step": 1}', '{"answers": [{"text": 1}]}', '{"answers": []}', '{"answers": 5}', '{"answers": [1]}',
+    '{"answers": [{"tool_use": 1}]}', '{"answers": [{"tool_use": {"turns": [1]}}]}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", OTHER_LINES)
 def test_another_jsonl_file_is_refused(tmp_path, line):
     (tmp_path / "a.jsonl").write_text(line)
     with pytest.raises(DataError, match="a.jsonl, line 1: not a problem's result as opsd.evaluate writes it"):

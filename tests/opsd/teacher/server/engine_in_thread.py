@@ -20,15 +20,23 @@ LIMITS = Limits(
 
 @contextmanager
 def serving_engine(folder, **settings):
-    """Yields (its address, the engine's score function: (ScoreRequest) -> list[TeacherScores])."""
+    """Yields as `serving` does."""
     make_tiny_qwen3(folder, tied=False, width=WIDTH, vocab_size=VOCAB_SIZE, seed=1, eos_token_id=0, scale=2.0)
     config = TeacherConfig(path=str(folder), backend="transformers", top_k=TOP_K)
     own = Vocabulary(size=VOCAB_SIZE, stop_ids=(0,))
-    process = EngineProcess(teacher_spec(config, vocabulary=own, device="cpu", max_model_tokens=LIMITS.model_tokens))
+    spec = teacher_spec(config, vocabulary=own, device="cpu", max_model_tokens=LIMITS.model_tokens)
+    with serving(spec, LIMITS, **settings) as found:
+        yield found
+
+
+@contextmanager
+def serving(spec, limits, **settings):
+    """Yields (its address, the engine's score function: (ScoreRequest) -> list[TeacherScores])."""
+    process = EngineProcess(spec)
     with ThreadPoolExecutor(max_workers=1) as executor:
         process._executor = executor
         executor.submit(engine_process._worker.start, process.spec).result()
         bounds = {"max_merged_tokens": 0, "max_queued": 256, "max_held_bytes": 1 << 30, **settings}
-        service = service_of(process.score, process.generate, limits=LIMITS, **bounds)
+        service = service_of(process.score, process.generate, limits=limits, **bounds)
         with listening(service, connections=256) as (url, _):
             yield url, lambda request: executor.submit(engine_process._score, request).result()
