@@ -162,6 +162,11 @@ class TeacherConfig(EngineConfig):
         return self.can.remote
 
     @property
+    def where(self) -> str:
+        """Its folder or its addresses: a teacher is known by them."""
+        return ", ".join(self.urls) if self.remote else self.path
+
+    @property
     def given(self) -> bool:
         """Whether there is a teacher here besides those of by_source."""
         return bool(self.path or self.urls)

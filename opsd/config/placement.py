@@ -14,7 +14,7 @@ class PlacementConfig:
 
     mode: str = "separate"  # separate: each role has GPUs of its own | colocated: they share GPUs and take turns
     rollout_nodes: str = ""  # label of the nodes that the rollout engines run on; empty: any node
-    teacher_nodes: str = ""  # the same for the teacher's engines
+    teacher_nodes: str = ""  # the same for the teacher's engines, or the client of its servers
     learner_nodes: str = ""  # the same for the learner's ranks
     # A worker that gives no answer for so long counts as lost (see max_restarts): more than the longest start or stage.
     answer_s: float = 3600.0

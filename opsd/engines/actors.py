@@ -14,8 +14,9 @@ from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, start_actor
 from opsd.config.engine import EngineSpec
 from opsd.engines.vllm import engine_environment
-from opsd.engines.worker import PAYLOAD_CALLS, EngineWorker
+from opsd.engines.worker import PAYLOAD_CALLS
 from opsd.errors import WorkerLost, say
+from opsd.payload.keeper import Keeper
 
 
 class EngineActors:
@@ -31,7 +32,7 @@ class EngineActors:
         placement: Placement | None,
         *,
         keeps_payload: bool,
-        worker_class: type[EngineWorker],
+        worker_class: type[Keeper],
     ) -> None:
         config = spec.config
         self.role = role

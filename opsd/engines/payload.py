@@ -21,7 +21,7 @@ from opsd.types import Rollout
 
 @dataclass(frozen=True, kw_only=True)
 class KeptByWorker:
-    """A Payload in the process of an EngineWorker."""
+    """A Payload in the process of a worker."""
 
     worker: ActorHandle
     key: int

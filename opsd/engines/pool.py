@@ -26,14 +26,14 @@ from opsd.engines.work_queue import WorkQueue
 from opsd.engines.worker import PAYLOAD_CALLS, EngineWorker
 from opsd.errors import StageError, WorkerLost
 from opsd.ops.signals import Statistics
-from opsd.payload.keeper import Told
+from opsd.payload.keeper import Keeper, Told
 from opsd.types import Prompt, Rollout
 
 
 class EnginePool:
     """Ray actors that hold the same model. `role` names them on the dashboard and in errors."""
 
-    worker_class: type[EngineWorker] = EngineWorker  # a benchmark puts one with a stand-in for the model here
+    worker_class: type[Keeper] = EngineWorker  # a benchmark puts one with a stand-in for the model here
 
     def __init__(
         self, role: str, spec: EngineSpec, placement: Placement | None = None, *, keeps_payload: bool = False

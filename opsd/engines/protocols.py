@@ -1,15 +1,13 @@
-"""What an engine is, and what a teacher's engines are together, whoever made them: nothing here loads vLLM or Ray."""
+"""What an engine is, whoever made it: nothing here loads vLLM or Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from torch import Tensor
 
 from opsd.engines.sampling import Sampling
-from opsd.ops.signals import Statistics
-from opsd.payload.keeper import Told
 from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
 if TYPE_CHECKING:  # it loads Ray
@@ -45,33 +43,4 @@ class Engine(Protocol):
 
     def update_weights(self, named: dict[str, Tensor], policy_version: int) -> None:
         """A full Hugging Face state dict into the running model. Raises StageError where its names are others."""
-        ...
-
-
-class TeacherEngines(Protocol):
-    """All engines of one teacher, which a TeacherPool asks: an EnginePool, or the client of servers elsewhere."""
-
-    def wait_ready(self) -> None:
-        """Raises ConfigError or StageError where they do not start."""
-        ...
-
-    def generate(
-        self, requests: list[Request], sampling: Sampling, policy_version: int
-    ) -> Iterator[dict[int, Rollout]]:
-        """A rollout for each request, by its place, as they finish."""
-        ...
-
-    def score(self, rollouts: list[Rollout], top_k: int, statistics: Statistics | None = None) -> list[Any]:
-        """Parts of the work, each with its `num_rollouts`, for the next two calls. Does not wait.
-
-        `statistics`: see `rollout_stats`.
-        """
-        ...
-
-    def are_scored(self, parts: list[Any]) -> bool:
-        """Whether all of these are done, or have failed. Does not wait."""
-        ...
-
-    def scores(self, parts: list[Any]) -> Sequence[Told]:
-        """What is known of them. Waits; raises StageError."""
         ...

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -135,3 +136,56 @@ class KeptHere:
 
     def drop(self) -> None:
         """Whoever holds this holds the payload."""
+
+
+class Keeper:
+    """What an actor keeps of what it has scored, by the keys under which its driver knows it.
+
+    What was scored is looked through in a thread of its own, while the actor goes on. The calls from `told` to `drop`
+    may be made in another thread than `keep`.
+    """
+
+    def __init__(self) -> None:
+        self._looking = ThreadPoolExecutor(1, "payload")
+        # What nobody has asked for yet, and the vocabulary that it is about.
+        self._found: dict[int, tuple[Future[tuple[ScoredPart, ScoredBatch | None]], Vocabulary]] = {}
+        self._kept: dict[int, KeptHere] = {}
+
+    def keep(
+        self,
+        key: int,
+        teacher: str,
+        rollouts: Sequence[Rollout],
+        scores: Sequence[TeacherScores | NoScores],
+        vocabulary: Vocabulary,
+        statistics: Statistics | None,
+    ) -> None:
+        """Arguments as of `looked_through`. Does not wait."""
+        found = self._looking.submit(looked_through, teacher, rollouts, scores, vocabulary, statistics)
+        self._found[key] = found, vocabulary
+
+    def told(self, keys: list[int]) -> ScoredPart:
+        """What the driver is told of these scores; what can be learnt from is kept by the first key until `drop`."""
+        found = [self._found.pop(key) for key in keys]
+        part, scored = in_one([looked.result() for looked, _ in found])
+        if scored is not None:
+            self._kept[keys[0]] = KeptHere(scored, found[0][1])
+        return part
+
+    def rows(self, key: int, places: Sequence[np.ndarray], wanted: Wanted) -> list[KeptRows] | KeptRows:
+        """As Ray wants them: an object for each of the places, and one by itself is no list."""
+        found = self._kept[key].rows(places, wanted)
+        return found if len(found) > 1 else found[0]
+
+    def close(self, key: int, index_N: np.ndarray) -> dict[str, float]:
+        return self._kept.pop(key).close(index_N)()
+
+    def whole(self, key: int) -> ScoredBatch:
+        return self._kept[key].whole()
+
+    def drop(self, key: int) -> None:
+        self._kept.pop(key, None)
+
+    def num_kept(self) -> int:
+        """Parts whose payload is here."""
+        return len(self._found) + len(self._kept)

@@ -11,7 +11,7 @@ from opsd.config.backends import ENGINES
 from opsd.config.engine import TeacherConfig, scores_candidates
 from opsd.errors import ConfigError
 from opsd.models.facts import ModelFacts, read_facts
-from opsd.teacher.remote.client import client_settings, describe, get_when_ready, sentence
+from opsd.teacher.remote.client import client_settings, describe, get_when_ready, sentence, token_of
 from opsd.teacher.remote.http import served_info
 from opsd.teacher.remote.openai import PATH, served_model
 
@@ -87,7 +87,7 @@ def _check_num_logprobs(cfg: TeacherConfig, name: str, model: ModelFacts) -> Non
     num_logprobs = min(cfg.top_k + len(model.stop_ids) - 1, model.vocab_size)
     body = {"model": name, "prompt": [0, 0], "max_tokens": 1, "prompt_logprobs": num_logprobs}
     try:
-        with httpx.Client(**client_settings(cfg.http)) as client:
+        with httpx.Client(**client_settings(cfg.http, token_of(cfg.http))) as client:
             response = client.post(cfg.urls[0].rstrip("/") + PATH, json=body)
     except httpx.RequestError as error:
         raise ConfigError(f"teacher.urls: {cfg.urls[0]}{PATH} has not answered: {describe(error)}") from error

@@ -14,7 +14,6 @@ from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.engines.events import has_foreign_ids
 from opsd.engines.groups import in_order
 from opsd.engines.pool import EnginePool
-from opsd.engines.protocols import TeacherEngines
 from opsd.engines.sampling import Sampling
 from opsd.errors import StageError
 from opsd.ops.signals import Statistics
@@ -25,7 +24,7 @@ from opsd.types import Prompt, Rollout
 class TeacherPool:
     """Scores rollouts, with the weights that it was started with until it gets others.
 
-    Its engines are Ray actors of this run or servers elsewhere (teacher.backend).
+    Its engines are Ray actors of this run, or servers elsewhere, which an actor of this run asks (teacher.backend).
     """
 
     def __init__(
@@ -46,31 +45,28 @@ class TeacherPool:
         self.cfg = spec.config
         self.vocabulary = spec.vocabulary
         self.statistics = statistics
-        self.engines: TeacherEngines
-        if spec.config.remote:
-            self.engines = ServedTeacher(spec)
-        else:
-            self.engines = EnginePool(role, spec, placement, keeps_payload=True)
-            if spec.config.follow_decay is None:
-                self.engines.actors.restart_lost(max_restarts, None)
+        made = ServedTeacher if spec.config.remote else EnginePool
+        self.engines: EnginePool = made(role, spec, placement, keeps_payload=True)
+        if spec.config.follow_decay is None:
+            self.engines.actors.restart_lost(max_restarts, None)
 
     def wait_ready(self) -> None:
         self.engines.wait_ready()
 
     def sleep(self) -> None:
         """The GPUs are the learner's until the next call; see placement.mode=colocated. Servers have their own."""
-        if isinstance(self.engines, EnginePool):
+        if not self.cfg.remote:
             self.engines.sleep()
 
     @property
     def busy_s(self) -> dict[str, list[float]]:
         """As RolloutPool.busy_s; nothing of servers elsewhere, which may work for others."""
-        return {self.engines.role: self.engines.busy_s} if isinstance(self.engines, EnginePool) else {}
+        return {} if self.cfg.remote else {self.engines.role: self.engines.busy_s}
 
     @property
     def num_restarts(self) -> int:
-        """Engines that were lost and are there again; servers elsewhere look after themselves."""
-        return self.engines.actors.num_restarts if isinstance(self.engines, EnginePool) else 0
+        """Actors that were lost and are there again; servers elsewhere look after themselves."""
+        return self.engines.actors.num_restarts
 
     def begin(self, groups: Iterable[dict[int, Rollout]]) -> list[PendingScores]:
         """Hands each group of rollouts (by place) to the engines as it comes; does not wait for their scores.
@@ -89,14 +85,14 @@ class TeacherPool:
                     scored_places=tuple(known),
                     parts=parts,
                     engines=self.engines,
-                    teacher=", ".join(self.cfg.urls) if self.cfg.remote else self.cfg.path,
+                    teacher=self.cfg.where,
                 )
             )
         return pending
 
     def update_weights(self, weights: ObjectRef) -> None:
         """New weights (a reference to a state dict) into every running engine; servers take none."""
-        assert isinstance(self.engines, EnginePool), "teacher.follow_decay and a server: the config refuses it"
+        assert not self.cfg.remote, "teacher.follow_decay and a server: the config refuses it"
         self.engines.update_weights(weights, policy_version=0)
 
     def sample(self, prompts: list[Prompt], seeds: list[int], max_tokens: int) -> Iterator[dict[int, Rollout]]:

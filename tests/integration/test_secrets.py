@@ -46,7 +46,7 @@ def test_no_secret_of_the_environment_is_left_printed_or_told(tmp_path, monkeypa
         printed = run.stdout + run.stderr + "".join(server.output)
     assert run.returncode == 0, run.stderr[-4000:]
     assert "HTTP Request" not in printed
-    assert {name for name, _ in told} == {"rollout-0", "learner-0"}
+    assert {name for name, _ in told} == {"rollout-0", "teacher-0", "learner-0"}
     files = [path for path in output_dir.rglob("*") if path.is_file()]
     names = {path.name for path in files}
     assert {"config.yaml", "metrics.jsonl", "report.html", "summary.json"} <= names

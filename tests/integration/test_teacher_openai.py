@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opsd.cluster.ray import ray_cluster
 from opsd.config.engine import RolloutConfig, TeacherConfig, teacher_spec
 from opsd.config.http import HttpConfig
 from opsd.config.run import DataConfig, RunConfig, StudentConfig
@@ -23,7 +24,7 @@ from tests.opsd.builders import answered, scored_rollouts
 from tests.teacher_servers import TOKEN, client_token, running
 from tests.tiny_models import make_char_tokenizer, make_tiny_qwen3
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("joined")]
 
 NUM_IDS = 64
 VOCABULARY = Vocabulary(size=NUM_IDS, stop_ids=(0, 3))
@@ -64,11 +65,12 @@ def vllm_server(model):
 
 
 @pytest.fixture(scope="module")
-def pool(vllm_server, model):
+def pool(joined, vllm_server, model):
     cfg = TeacherConfig(backend="openai", urls=[vllm_server.url], path=str(model), top_k=NUM_IDS)
-    pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
-    pool.wait_ready()
-    return pool
+    with ray_cluster(dashboard=False):
+        pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
+        pool.wait_ready()
+        yield pool
 
 
 @pytest.fixture(scope="module")

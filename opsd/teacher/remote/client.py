@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import httpx
 
+from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.config.http import HttpConfig
 from opsd.config.secrets import read_token
 from opsd.errors import ConfigError
@@ -24,6 +26,14 @@ Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServedSpec(EngineSpec[TeacherConfig]):
+    """What the client of a teacher's servers is made of, once they have been waited for."""
+
+    served: dict[str, Any]  # what all of the servers say of themselves
+    token: str = field(repr=False)  # that they ask for: the client may run where neither file nor variable has it
+
+
 def get_when_ready(url: str, path: str, cfg: HttpConfig, read: Callable[[httpx.Response], Answer]) -> Answer:
     """What `read` makes of a server's answer to GET, once it has one.
 
@@ -32,7 +42,7 @@ def get_when_ready(url: str, path: str, cfg: HttpConfig, read: Callable[[httpx.R
     """
     give_up_at, waited = time.monotonic() + cfg.start_timeout_s, False
     address = url.rstrip("/") + path
-    with httpx.Client(**client_settings(cfg)) as client:
+    with httpx.Client(**client_settings(cfg, token_of(cfg))) as client:
         while True:
             try:
                 response = client.get(address)
@@ -60,9 +70,13 @@ def is_repeated(status: int) -> bool:
     return status in BUSY or status >= 500
 
 
-def client_settings(cfg: HttpConfig) -> dict:
+def token_of(cfg: HttpConfig) -> str:
+    """Empty where there is none. Raises ConfigError."""
+    return read_token("teacher.http.", cfg.token_file, cfg.token_env)
+
+
+def client_settings(cfg: HttpConfig, token: str) -> dict:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for every request
-    token = read_token("teacher.http.", cfg.token_file, cfg.token_env)
     return {
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
         "timeout": httpx.Timeout(cfg.timeout_s, connect=cfg.connect_timeout_s, pool=None),

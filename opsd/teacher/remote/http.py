@@ -1,22 +1,22 @@
-"""The engines of teacher.backend=http: servers that were started with `python -m opsd.teacher.server`."""
+"""The client of teacher.backend=http: servers that were started with `python -m opsd.teacher.server`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import httpx
 import numpy as np
 
-from opsd.config.engine import EngineSpec, TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.groups import split_evenly
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
-from opsd.teacher.remote.client import get_when_ready
+from opsd.teacher.remote.client import ServedSpec, get_when_ready
 from opsd.teacher.remote.frames import MEDIA_TYPE, PROTOCOL
 from opsd.teacher.remote.transport import RequestFailed, Transport, no_scores
 from opsd.teacher.remote.wire import (
@@ -41,27 +41,16 @@ INFO = {  # what a server of our protocol says of itself, as far as it is read h
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PendingPart:
-    """A request under way and the rollouts that it asks about."""
+class HttpClient:
+    """Asks servers of ours, see Client."""
 
-    rollouts: Sequence[Rollout]
-    scores: Future[list[TeacherScores]]
-
-
-class RemoteEngines:
-    """Takes an EnginePool's place in a TeacherPool."""
-
-    def __init__(self, spec: EngineSpec[TeacherConfig]) -> None:
-        cfg = self.cfg = spec.config
+    def __init__(self, spec: ServedSpec) -> None:
+        self.cfg = spec.config
         self.vocabulary = spec.vocabulary
         self.scores_candidates = spec.scores_candidates  # as far as this run wants them
         self.returns_hidden = spec.returns_hidden
-        self.info: dict[str, Any] = {}  # what every server says of itself, from wait_ready on
-        self.transport = Transport(cfg.urls, cfg.http)
-
-    def wait_ready(self) -> None:
-        self.info = served_info(self.cfg)
+        self.info = spec.served
+        self.transport = Transport(spec.config.urls, spec.config.http, spec.token)
         self.transport.expect_answer("/score", content=self._shortest_request(), headers=HEADERS)
 
     def _shortest_request(self) -> bytes:
@@ -80,13 +69,27 @@ class RemoteEngines:
         )
         return pack_score_request([rollout], 1, self.vocabulary, with_candidates=False)
 
-    def score(self, rollouts: list[Rollout], top_k: int) -> list[PendingPart]:
-        """An even part for each server, in as few requests as its limits allow. Does not wait."""
-        pending = []
-        for share in split_evenly(rollouts, len(self.cfg.urls)):
-            for part in _within_limits(share, [self._cost(rollout, top_k) for rollout in share], self.info):
-                pending.append(self._post_score(part, top_k))
-        return pending
+    async def score(self, rollouts: Sequence[Rollout], top_k: int) -> list[TeacherScores | NoScores]:
+        """An even part for each server, in as few requests as its limits allow."""
+        shares = split_evenly(rollouts, len(self.cfg.urls))
+        costs = [[self._cost(rollout, top_k) for rollout in share] for share in shares]
+        parts = [
+            part for share, cost in zip(shares, costs, strict=True) for part in _within_limits(share, cost, self.info)
+        ]
+        return await self._all_scores(parts, top_k)
+
+    async def _all_scores(self, parts: Sequence[Sequence[Rollout]], top_k: int) -> list[TeacherScores | NoScores]:
+        found = await asyncio.gather(*(self._scores(part, top_k) for part in parts))
+        return [scores for part in found for scores in part]
+
+    async def _scores(self, rollouts: Sequence[Rollout], top_k: int) -> Sequence[TeacherScores | NoScores]:
+        """A request that fails by itself is asked again in halves, until the rollout that it fails on stands alone."""
+        try:
+            return await asyncio.wrap_future(self._post_score(rollouts, top_k))
+        except RequestFailed as failed:
+            if len(rollouts) == 1:
+                return [no_scores(failed)]
+            return await self._all_scores(split_evenly(rollouts, 2), top_k)
 
     @property
     def _with_candidates(self) -> bool:
@@ -102,7 +105,7 @@ class RemoteEngines:
         )
         return (1, num_tokens, 4 * (num_tokens + rollout.candidate_ids.size), answer_bytes)
 
-    def _post_score(self, rollouts: Sequence[Rollout], top_k: int) -> PendingPart:
+    def _post_score(self, rollouts: Sequence[Rollout], top_k: int) -> Future[list[TeacherScores]]:
         with_candidates, with_hidden = self._with_candidates, self.returns_hidden
         body = pack_score_request(
             rollouts, top_k, self.vocabulary, with_candidates=with_candidates, with_hidden=with_hidden
@@ -118,48 +121,29 @@ class RemoteEngines:
                 with_hidden=with_hidden,
             ),
         )
-        scores = self.transport.post("/score", read, content=body, headers=HEADERS)
-        return PendingPart(rollouts=rollouts, scores=scores)
+        return self.transport.post("/score", read, content=body, headers=HEADERS)
 
-    def are_scored(self, pending: list[PendingPart]) -> bool:
-        """Whether all of these are answered, or have failed. Does not wait."""
-        return all(part.scores.done() for part in pending)
-
-    def scores(self, pending: list[PendingPart]) -> list[TeacherScores | NoScores]:
-        """The scores of all parts, in the order of `score`'s rollouts. Raises StageError where the servers are lost.
-
-        A request that fails by itself is asked again in halves, until the rollout that it fails on stands alone.
-        """
-        found: list[TeacherScores | NoScores] = []
-        for part in pending:
-            try:
-                found += part.scores.result()
-            except RequestFailed as failed:
-                if len(part.rollouts) == 1:
-                    found.append(no_scores(failed))
-                else:
-                    halves = split_evenly(part.rollouts, 2)
-                    found += self.scores([self._post_score(half, self.cfg.top_k) for half in halves])
-        return found
-
-    def generate(
-        self, requests: list[Request], sampling: Sampling, policy_version: int
-    ) -> Iterator[dict[int, Rollout]]:
-        """As EnginePool.generate. A teacher's answers have no policy version."""
-        under_way = {}
-        places = range(len(requests))
-        for share in split_evenly(places, len(self.cfg.urls)):
+    async def generate(self, requests: Mapping[int, Request], sampling: Sampling) -> AsyncIterator[dict[int, Rollout]]:
+        under_way = []
+        for share in split_evenly(list(requests), len(self.cfg.urls)):
             costs = [
                 (1, len(ids) + sampling.max_tokens, 8 * len(ids), ANSWER_BYTES * sampling.max_tokens)
                 for ids in (requests[place][0].token_ids for place in share)
             ]
             for part in _within_limits(share, costs, self.info):
-                prompts, samples, seeds = ([requests[place][i] for place in part] for i in range(3))
-                body = pack_generate_request(prompts, seeds, sampling, self.vocabulary)
-                read = partial(_unpacked_answers, prompts=prompts, samples=samples, vocabulary=self.vocabulary)
-                under_way[self.transport.post("/generate", read, content=body, headers=HEADERS)] = part
-        for answers in as_completed(under_way):
-            yield dict(zip(under_way[answers], answers.result(), strict=True))
+                under_way.append(self._answers({place: requests[place] for place in part}, sampling))
+        for answers in asyncio.as_completed(under_way):
+            yield await answers
+
+    async def _answers(self, requests: dict[int, Request], sampling: Sampling) -> dict[int, Rollout]:
+        """Of one request for all of these."""
+        prompts = [prompt for prompt, _, _ in requests.values()]
+        samples = [sample for _, sample, _ in requests.values()]
+        seeds = [seed for _, _, seed in requests.values()]
+        body = pack_generate_request(prompts, seeds, sampling, self.vocabulary)
+        read = partial(_unpacked_answers, prompts=prompts, samples=samples, vocabulary=self.vocabulary)
+        answers = await asyncio.wrap_future(self.transport.post("/generate", read, content=body, headers=HEADERS))
+        return dict(zip(requests, answers, strict=True))
 
 
 def served_info(cfg: TeacherConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The engines of teacher.backend=openai: plain `vllm serve` processes, nothing of ours on their side.
+"""The client of teacher.backend=openai: plain `vllm serve` processes, nothing of ours on their side.
 
 They must be started with room for the log-probabilities that a run asks for (teacher.top_k and one for each further
 stop id) and for a prompt with its response and one token more:
@@ -13,92 +13,77 @@ prompt rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import httpx
 import numpy as np
 
-from opsd.config.engine import EngineSpec, TeacherConfig
+from opsd.config.engine import TeacherConfig
 from opsd.engines.events import event_rows
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.errors import ConfigError
-from opsd.teacher.remote.client import get_when_ready
-from opsd.teacher.remote.transport import Transport, result_of
+from opsd.teacher.remote.client import ServedSpec, get_when_ready
+from opsd.teacher.remote.transport import RequestFailed, Transport, no_scores
 from opsd.types import NoScores, Prompt, Rollout, TeacherScores, Vocabulary
 
 PATH = "/v1/completions"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PendingRollout:
-    rollout: Rollout
-    scores: Future[TeacherScores]
+class OpenAIClient:
+    """Asks `vllm serve`, see Client. A rollout a request: the server batches them itself."""
 
-
-class OpenAIEngines:
-    """Takes an EnginePool's place in a TeacherPool. A rollout a request: the server batches them itself."""
-
-    def __init__(self, spec: EngineSpec[TeacherConfig]) -> None:
-        cfg = self.cfg = spec.config
+    def __init__(self, spec: ServedSpec) -> None:
         self.vocabulary = spec.vocabulary
-        self.model = ""  # the name under which the servers have it, from wait_ready on
-        self.transport = Transport(cfg.urls, cfg.http)
-
-    def wait_ready(self) -> None:
-        self.model = served_model(self.cfg)["id"]
+        self.model = spec.served["id"]  # the name under which the servers have it
+        self.transport = Transport(spec.config.urls, spec.config.http, spec.token)
         self.transport.expect_answer(PATH, json={"model": self.model, "prompt": [0, 0], "max_tokens": 1})
 
-    def score(self, rollouts: list[Rollout], top_k: int) -> list[PendingRollout]:
-        """Does not wait."""
+    async def score(self, rollouts: Sequence[Rollout], top_k: int) -> list[TeacherScores | NoScores]:
+        return await asyncio.gather(*(self._scores(rollout, top_k) for rollout in rollouts))
+
+    async def _scores(self, rollout: Rollout, top_k: int) -> TeacherScores | NoScores:
         # so many ids may hold only top_k events
         num_logprobs = min(top_k + len(self.vocabulary.stop_ids) - 1, self.vocabulary.size)
-        pending = []
-        for rollout in rollouts:
-            ids = np.concatenate([rollout.prompt.scored_after, rollout.response_ids])
-            body = {"model": self.model, "prompt": ids.tolist(), "max_tokens": 1, "temperature": 0.0}
-            read = partial(scores_of, rollout, top_k=top_k, vocabulary=self.vocabulary)
-            scores = self.transport.post(PATH, read, json={**body, "prompt_logprobs": num_logprobs})
-            pending.append(PendingRollout(rollout=rollout, scores=scores))
-        return pending
+        ids = np.concatenate([rollout.prompt.scored_after, rollout.response_ids])
+        body = {"model": self.model, "prompt": ids.tolist(), "max_tokens": 1, "temperature": 0.0}
+        read = partial(scores_of, rollout, top_k=top_k, vocabulary=self.vocabulary)
+        scores = self.transport.post(PATH, read, json={**body, "prompt_logprobs": num_logprobs})
+        try:
+            return await asyncio.wrap_future(scores)
+        except RequestFailed as failed:
+            return no_scores(failed)
 
-    def are_scored(self, pending: list[PendingRollout]) -> bool:
-        """Whether all of these are answered, or have failed. Does not wait."""
-        return all(part.scores.done() for part in pending)
+    async def generate(self, requests: Mapping[int, Request], sampling: Sampling) -> AsyncIterator[dict[int, Rollout]]:
+        """Without candidates: one empty slot per token."""
+        for answer in asyncio.as_completed(
+            [self._answer(place, *asked, sampling) for place, asked in requests.items()]
+        ):
+            yield await answer
 
-    def scores(self, pending: list[PendingRollout]) -> list[TeacherScores | NoScores]:
-        """The scores, in the order of `score`'s rollouts. StageError where the servers are lost, not one rollout."""
-        return [result_of(each.scores) for each in pending]
-
-    def generate(
-        self, requests: list[Request], sampling: Sampling, policy_version: int
-    ) -> Iterator[dict[int, Rollout]]:
-        """As EnginePool.generate, without candidates: one empty slot per token."""
-        under_way = {}
-        for place, (prompt, sample, seed) in enumerate(requests):
-            body = {
-                "model": self.model,
-                "prompt": prompt.token_ids.tolist(),
-                "max_tokens": sampling.max_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "min_p": 0.0,  # this and the next switch off what the model's generation_config.json may ask for
-                "repetition_penalty": 1.0,
-                "seed": seed,
-                "stop_token_ids": list(self.vocabulary.stop_ids),
-                "ignore_eos": True,  # the shared stop ids alone end an answer
-                "logprobs": 0,
-                "return_token_ids": True,
-            }
-            read = partial(answer_of, prompt, sample, vocabulary=self.vocabulary)
-            under_way[self.transport.post(PATH, read, json=body)] = place
-        for answer in as_completed(under_way):
-            yield {under_way[answer]: answer.result()}
+    async def _answer(
+        self, place: int, prompt: Prompt, sample: int, seed: int, sampling: Sampling
+    ) -> dict[int, Rollout]:
+        body = {
+            "model": self.model,
+            "prompt": prompt.token_ids.tolist(),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": 0.0,  # this and the next switch off what the model's generation_config.json may ask for
+            "repetition_penalty": 1.0,
+            "seed": seed,
+            "stop_token_ids": list(self.vocabulary.stop_ids),
+            "ignore_eos": True,  # the shared stop ids alone end an answer
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        read = partial(answer_of, prompt, sample, vocabulary=self.vocabulary)
+        return {place: await asyncio.wrap_future(self.transport.post(PATH, read, json=body))}
 
 
 def served_model(cfg: TeacherConfig) -> dict[str, Any]:

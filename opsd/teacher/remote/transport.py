@@ -22,7 +22,7 @@ import httpx
 from opsd.config.http import HttpConfig
 from opsd.errors import StageError
 from opsd.teacher.remote.client import BUSY, UNREADABLE, client_settings, describe, is_repeated, sentence, unread
-from opsd.types import NoScores, TeacherScores
+from opsd.types import NoScores
 
 # What the request itself is refused for: too long, malformed. Other codes are about the address or the token.
 REFUSED = (400, 413, 422)
@@ -66,17 +66,20 @@ class RequestFailed(StageError):
 
     def __init__(self, reason: str, said: str) -> None:
         """`reason`: as in NoScores."""
-        super().__init__(f"score: {said}")
+        super().__init__(reason, said)
         self.reason, self.said = reason, said
+
+    def __str__(self) -> str:
+        return f"score: {self.said}"
 
 
 class Transport:
     """Sends from a thread of its own, which ends with the process: nothing waits for a server that hangs."""
 
-    def __init__(self, urls: list[str], cfg: HttpConfig) -> None:
+    def __init__(self, urls: list[str], cfg: HttpConfig, token: str = "") -> None:
         self.cfg = cfg
         self.servers = [Server(url=url.rstrip("/")) for url in urls]
-        self._client = httpx.AsyncClient(**client_settings(cfg))
+        self._client = httpx.AsyncClient(**client_settings(cfg, token))
         self._answerable: tuple[str, Callable, dict] | None = None  # as `post` takes them
         self._slots = asyncio.Semaphore(cfg.max_in_flight * len(urls))
         self._loop = asyncio.new_event_loop()
@@ -166,14 +169,6 @@ class Transport:
             return None, f"its answer cannot be read: {unread(error, response)}", True
         server.answered()
         return answer, "", False
-
-
-def result_of(answer: Future[TeacherScores]) -> TeacherScores | NoScores:
-    """What came of a request for the scores of one rollout. Raises StageError where the servers are lost."""
-    try:
-        return answer.result()
-    except RequestFailed as failed:
-        return no_scores(failed)
 
 
 def no_scores(failed: RequestFailed) -> NoScores:

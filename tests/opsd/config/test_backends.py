@@ -8,7 +8,7 @@ from opsd.config.backends import CAPABILITIES, ENGINES, REMOTE_BACKENDS, backend
 from opsd.engines.worker import MADE_BY
 from opsd.plan.memory import RUNTIME_CPU, RUNTIME_GPU
 from opsd.teacher.facts import FACTS
-from opsd.teacher.served import CLIENTS
+from opsd.teacher.served import CLIENTS, SERVED
 
 NAMES = "|".join(CAPABILITIES)
 COMPARISON = re.compile(rf"""backend\s*(==|!=|(not )?in)\s*\(?["']({NAMES})|["']({NAMES})["']\s*(==|!=)\s*\S*backend""")
@@ -16,7 +16,7 @@ COMPARISON = re.compile(rf"""backend\s*(==|!=|(not )?in)\s*\(?["']({NAMES})|["']
 
 def test_what_is_chosen_by_a_backends_name_is_there_for_each():
     assert set(FACTS) == {*ENGINES, *REMOTE_BACKENDS} == set(CAPABILITIES)
-    assert set(CLIENTS) == set(REMOTE_BACKENDS) and set(MADE_BY) == set(ENGINES)
+    assert set(CLIENTS) == set(SERVED) == set(REMOTE_BACKENDS) and set(MADE_BY) == set(ENGINES)
     assert set(ENGINES) <= set(RUNTIME_CPU) & set(RUNTIME_GPU)
 
 

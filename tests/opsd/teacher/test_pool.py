@@ -1,60 +1,65 @@
-"""A teacher behind HTTP, without a server: what it is not asked, and what still waits for it."""
+"""A teacher behind HTTP, without a run: what it is not asked, and when a group of rollouts is scored."""
 
-from concurrent.futures import Future
+import asyncio
+import threading
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from opsd.config.engine import TeacherConfig, teacher_spec
+import opsd.teacher.pool
 from opsd.errors import StageError
-from opsd.monitor.step import queue_lengths
-from opsd.teacher.pool import PendingScores, TeacherPool
-from opsd.teacher.remote.http import PendingPart
-from opsd.teacher.remote.openai import PendingRollout
-from opsd.teacher.served import Asked
-from opsd.types import Mixture, Vocabulary
-from tests.opsd.builders import scored_rollouts
+from opsd.teacher.pool import TeacherPool
+from opsd.types import Mixture
+from tests.opsd.teacher.server.test_bad_requests import (
+    ROLLOUTS,
+    TOP_K,
+    client_of,
+    frame_server,
+    json_server,
+    server,
+    spec_of,
+)
 
-VOCABULARY = Vocabulary(size=40, stop_ids=(0,))
+ANSWERS = {"http": frame_server({}), "openai": json_server({})}
 
 
 @pytest.mark.parametrize("backend", ["http", "openai"])
-def test_mixed_embeddings_are_not_sent_as_if_they_were_tokens(backend):
-    [item] = scored_rollouts([4], VOCABULARY)
-    other_ids = np.concatenate([item.rollout.prompt.token_ids, item.rollout.response_ids])
-    mixed = replace(item.rollout, mixture=Mixture(other_ids=other_ids, own_share=0.5))
-    cfg = TeacherConfig(backend=backend, urls=["http://127.0.0.1:1"])
-    pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
+def test_mixed_embeddings_are_not_sent_as_if_they_were_tokens(backend, monkeypatch):
+    """It is refused before the engines, here none, are asked."""
+    monkeypatch.setattr(opsd.teacher.pool, "ServedTeacher", lambda *asked, **options: Mock())
+    rollout = ROLLOUTS[0]
+    other_ids = np.concatenate([rollout.prompt.token_ids, rollout.response_ids])
+    mixed = replace(rollout, mixture=Mixture(other_ids=other_ids, own_share=0.5))
+    pool = TeacherPool(spec_of(backend, ["http://127.0.0.1:1"]))
     with pytest.raises(StageError, match=f"backend={backend} reads token ids, not mixed embeddings"):
         pool.begin([{0: mixed}])
 
 
 @pytest.mark.parametrize("backend", ["http", "openai"])
 def test_a_group_waits_until_the_last_of_its_requests_is_answered(backend):
-    rollouts = [item.rollout for item in scored_rollouts([4, 3, 2], VOCABULARY)]
-    cfg = TeacherConfig(backend=backend, urls=["http://127.0.0.1:1"])
-    pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
-    responses = [Future() for _ in rollouts]
-    parts = [
-        PendingPart(rollouts=[rollout], scores=response)
-        if backend == "http"
-        else PendingRollout(rollout=rollout, scores=response)
-        for rollout, response in zip(rollouts, responses, strict=True)
-    ]
-    pending = [
-        PendingScores(
-            rollouts={place: rollouts[min(place, 2)] for place in places},
-            scored_places=places if parts else (),
-            parts=[Asked(rollouts=rollouts, pending=parts)],
-            engines=pool.engines,
-            teacher="t",
-        )
-        for places, parts in (((0, 1), parts[:2]), ((2,), parts[2:]), ((3,), []))  # foreign ids: nothing to wait for
-    ]
-    assert queue_lengths(pending) == {"queue/rollouts": 3, "queue/groups": 2}
-    responses[1].set_result(None)
-    responses[2].set_result(None)
-    assert queue_lengths(pending) == {"queue/rollouts": 2, "queue/groups": 1}
-    responses[0].set_result(None)
-    assert queue_lengths(pending) == {"queue/rollouts": 0, "queue/groups": 0}
+    """One of two servers holds the first request that it gets back."""
+    go_on, num_answered, lock = threading.Event(), [0], threading.Lock()
+
+    def answer(path, body):
+        with lock:
+            num_answered[0] += 1
+            is_first = num_answered[0] == 1
+        if is_first:
+            go_on.wait(timeout=60)
+        return ANSWERS[backend](path, body)
+
+    async def score(client):
+        scored = asyncio.ensure_future(client.score(list(ROLLOUTS.values()), TOP_K))
+        others = len(ROLLOUTS) if backend == "openai" else 2  # requests
+        while num_answered[0] < others:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert not scored.done()
+        go_on.set()
+        return await scored
+
+    with server(answer) as a, server(answer) as b:
+        scores = asyncio.run(score(client_of(backend, [a, b])))
+    assert [len(each.sampled_logprobs) for each in scores] == [len(rollout) for rollout in ROLLOUTS.values()]

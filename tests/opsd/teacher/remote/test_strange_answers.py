@@ -21,7 +21,7 @@ from opsd.teacher.remote.openai import served_model
 from opsd.teacher.remote.transport import Transport
 from opsd.teacher.remote.wire import pack_scores
 from tests.opsd.teacher.served import serving
-from tests.opsd.teacher.server.test_bad_requests import INFO, ITEMS, MODELS, frame_server, pool_of, scored, server
+from tests.opsd.teacher.server.test_bad_requests import INFO, ITEMS, MODELS, client_of, frame_server, scored, server
 
 HASTY = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=0.3, start_timeout_s=0.3)
 HTML = "<!doctype html><title>Sign in</title>"
@@ -147,7 +147,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_scores_of_another_question_are_dropped_and_counted(wrong):
     with server(frame_server({1: (200, WRONG[wrong])})) as url:
-        usable, dropped = scored(pool_of("http", [url]))
+        usable, dropped = scored(client_of("http", [url]))
     assert dropped["teacher_error"] == 1 and dropped.total() == 1
     assert [item.rollout for item in usable] == [item.rollout for place, item in enumerate(ITEMS) if place != 1]
 
@@ -157,7 +157,7 @@ def test_requests_leave_no_line_on_the_terminal(caplog):
     caplog.set_level(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.NOTSET)
     with server(frame_server({})) as url:
-        scored(pool_of("http", [url]))
+        scored(client_of("http", [url]))
         get_when_ready(url, "/info", HASTY, lambda response: response)
     assert [record.name for record in caplog.records if record.name.startswith("http")] == []
 

@@ -1,5 +1,6 @@
 """Requests to small real servers that fail on command: none is lost, none is repeated that must not be."""
 
+import pickle
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,8 +10,8 @@ import pytest
 
 from opsd.config.http import HttpConfig
 from opsd.errors import ConfigError, StageError
-from opsd.teacher.remote.client import get_when_ready
-from opsd.teacher.remote.transport import Transport
+from opsd.teacher.remote.client import get_when_ready, token_of
+from opsd.teacher.remote.transport import RequestFailed, Transport
 from tests.opsd.teacher.served import serving
 
 QUICK = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=60, start_timeout_s=60)
@@ -107,6 +108,11 @@ def test_a_refusal_is_not_repeated(status):
         assert len(asked_a) + len(asked_b) == 1
 
 
+def test_a_refusal_says_the_same_in_another_process():
+    failed = pickle.loads(pickle.dumps(RequestFailed("teacher_refused", "too long")))
+    assert (str(failed), failed.reason, failed.said) == ("score: too long", "teacher_refused", "too long")
+
+
 def test_the_token_travels_from_the_environment_or_a_file(monkeypatch, tmp_path):
     (tmp_path / "token").write_text("from-file\n")
     monkeypatch.setenv("TEACHER_TEST_TOKEN", "from-env")
@@ -116,10 +122,10 @@ def test_the_token_travels_from_the_environment_or_a_file(monkeypatch, tmp_path)
             HttpConfig(token_env="TEACHER_TEST_TOKEN", token_file=str(tmp_path / "token")),
             HttpConfig(token_env="TEACHER_TEST_NO_TOKEN"),
         ):
-            Transport([url], cfg).post("/score", as_it_is, content=b"x").result()
+            Transport([url], cfg, token_of(cfg)).post("/score", as_it_is, content=b"x").result()
         assert [token for _, _, token in asked] == ["Bearer from-env", "Bearer from-file", None]
     with pytest.raises(ConfigError, match=r"teacher\.http\.token_file=.*there is no such file"):
-        Transport([url], HttpConfig(token_file=str(tmp_path / "none")))
+        token_of(HttpConfig(token_file=str(tmp_path / "none")))
 
 
 def test_a_start_waits_for_a_server_that_still_loads():

@@ -1,5 +1,6 @@
 """A server that cannot answer for one rollout: that rollout is dropped and counted, and the server stays in use."""
 
+import asyncio
 import json
 import threading
 from collections import Counter
@@ -9,15 +10,15 @@ from http.server import BaseHTTPRequestHandler
 import numpy as np
 import pytest
 
-from opsd.batch import scored_batch
+from opsd.batch import PendingScores, scored_batch
 from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.config.http import HttpConfig
 from opsd.errors import StageError
-from opsd.teacher.pool import TeacherPool
 from opsd.teacher.remote.frames import PROTOCOL
 from opsd.teacher.remote.wire import pack_scores, unpack_score_request
+from opsd.teacher.served import CLIENTS, served_spec
 from opsd.types import Vocabulary
-from tests.opsd.builders import scored_rollouts
+from tests.opsd.builders import Answers, kept_here, scored_rollouts
 from tests.opsd.teacher.served import serving
 
 VOCABULARY = Vocabulary(size=40, stop_ids=(0,))
@@ -36,15 +37,17 @@ DIES = object()  # in place of an answer: the connection ends
 
 
 @contextmanager
-def server(answer):
-    """`answer(path, body) -> (status, text or bytes)`; yields its address."""
+def server(answer, token=""):
+    """`answer(path, body) -> (status, text or bytes)`; yields its address. `token`: without it all is refused."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.reply(200, json.dumps(MODELS if self.path == "/v1/models" else INFO))
 
         def do_POST(self):
-            said = answer(self.path, self.rfile.read(int(self.headers["content-length"])))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            is_known = not token or self.headers.get("authorization") == f"Bearer {token}"
+            said = answer(self.path, body) if is_known else (401, "who is there?")
             if said is DIES:
                 self.close_connection = True
             else:
@@ -109,15 +112,21 @@ def frame_server(bad):
     return answer
 
 
-def pool_of(backend, urls, http=QUICK):
+def spec_of(backend, urls, http=QUICK):
     cfg = TeacherConfig(backend=backend, urls=urls, http=http, top_k=TOP_K)
-    pool = TeacherPool(teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64))
-    pool.wait_ready()
-    return pool
+    return teacher_spec(cfg, vocabulary=VOCABULARY, device="cpu", max_model_tokens=64)
 
 
-def scored(pool):
-    batch = scored_batch(pool.begin([ROLLOUTS]))
+def client_of(*asked):
+    return CLIENTS[asked[0]](served_spec(spec_of(*asked)))
+
+
+def scored(client):
+    rollouts = list(ROLLOUTS.values())
+    parts = kept_here(rollouts, asyncio.run(client.score(rollouts, TOP_K)), VOCABULARY)
+    places = tuple(ROLLOUTS)
+    pending = PendingScores(rollouts=ROLLOUTS, scored_places=places, parts=parts, engines=Answers(), teacher="t")
+    batch = scored_batch([pending])
     return [item for payload in batch.payloads for item in payload.whole().items], batch.dropped
 
 
@@ -137,21 +146,21 @@ SAYS = {
 def test_answers_that_no_server_can_score_are_dropped_and_counted(said, num_servers):
     says, reason = SAYS[said]
     with server(json_server({0: says, 5: says})) as a, server(json_server({0: says, 5: says})) as b:
-        pool = pool_of("openai", [a, b][:num_servers])
+        client = client_of("openai", [a, b][:num_servers])
         for _ in range(2):
-            usable, dropped = scored(pool)
+            usable, dropped = scored(client)
             assert dropped == {reason: 2, "foreign_token": 0, "nan_score": 0}
             assert [item.rollout for item in usable] == [ROLLOUTS[place] for place in (1, 2, 3, 4, 6, 7)]
             for item, place in zip(usable, (1, 2, 3, 4, 6, 7), strict=True):
                 assert np.array_equal(item.scores.top_logprobs, ITEMS[place].scores.top_logprobs)
-        assert all(each.failures == 0 for each in pool.engines.client.transport.servers)
+        assert all(each.failures == 0 for each in client.transport.servers)
 
 
 def test_a_nan_in_the_numbers_is_counted_as_such():
     rows = prompt_logprobs(2)
     rows[-1] = {token: {"logprob": float("nan")} for token in rows[-1]}
     with server(json_server({2: (200, json.dumps({"choices": [{"prompt_logprobs": rows}]}))})) as url:
-        usable, dropped = scored(pool_of("openai", [url]))
+        usable, dropped = scored(client_of("openai", [url]))
     assert dropped == {"nan_score": 1, "foreign_token": 0}
     assert len(usable) == len(ITEMS) - 1
 
@@ -160,8 +169,8 @@ def test_a_nan_in_the_numbers_is_counted_as_such():
 def test_of_a_request_with_many_rollouts_only_those_are_dropped_that_it_fails_on(said):
     says, reason = SAYS[said]
     with server(frame_server({0: says, 5: says})) as a, server(frame_server({0: says, 5: says})) as b:
-        pool = pool_of("http", [a, b])
-        usable, dropped = scored(pool)
+        client = client_of("http", [a, b])
+        usable, dropped = scored(client)
     assert dropped[reason] == 2 and dropped.total() == 2
     assert [item.rollout for item in usable] == [ROLLOUTS[place] for place in (1, 2, 3, 4, 6, 7)]
     assert np.array_equal(usable[-1].scores.top_logprobs, ITEMS[7].scores.top_logprobs)
@@ -170,10 +179,10 @@ def test_of_a_request_with_many_rollouts_only_those_are_dropped_that_it_fails_on
 @pytest.mark.parametrize("ill", [(500, "out of memory"), (503, "starting"), DIES])
 def test_a_server_that_fails_on_everything_costs_no_answer(ill):
     with server(lambda path, body: ill) as bad, server(json_server({3: SAYS["500"][0]})) as good:
-        pool = pool_of("openai", [bad, good])
-        usable, dropped = scored(pool)
+        client = client_of("openai", [bad, good])
+        usable, dropped = scored(client)
         assert dropped["teacher_error"] == 1 and len(usable) == len(ITEMS) - 1
-        ill_server, well_server = pool.engines.client.transport.servers
+        ill_server, well_server = client.transport.servers
         assert ill_server.failures > 0 and well_server.failures == 0
 
 
@@ -185,11 +194,11 @@ def test_when_all_servers_fall_ill_the_run_ends_and_no_answer_is_blamed():
         return (500, "out of memory") if is_ill.is_set() else well(path, body)
 
     with server(answer) as a, server(answer) as b:
-        pool = pool_of("openai", [a, b], HASTY)
-        assert scored(pool)[1] == Counter(foreign_token=0, nan_score=0)
+        client = client_of("openai", [a, b], HASTY)
+        assert scored(client)[1] == Counter(foreign_token=0, nan_score=0)
         is_ill.set()
         with pytest.raises(StageError, match="no teacher server has answered for 0.5 s .*500 out of memory"):
-            scored(pool)
+            scored(client)
 
 
 def test_where_every_answer_is_refused_the_run_ends_with_what_the_server_said():
@@ -197,4 +206,4 @@ def test_where_every_answer_is_refused_the_run_ends_with_what_the_server_said():
         server(lambda path, body: (400, "max_logprobs is 5")) as url,
         pytest.raises(StageError, match="none of 8 rollouts .* 8 were refused by it.*max_logprobs is 5"),
     ):
-        scored(pool_of("openai", [url]))
+        scored(client_of("openai", [url]))
