@@ -1,7 +1,7 @@
 """Generated bad inputs: whatever settings, data files and model folders say, a user gets a run or one line.
 
-More than a thousand of them are refused, the same ones at every run of the tests. Nothing outside of the test's own
-folder is written.
+More than a thousand of them are refused, the same ones at every run of the tests; with `-m long` some four thousand.
+Nothing outside of the test's own folder is written.
 """
 
 import functools
@@ -129,7 +129,8 @@ SETTINGS = st.one_of(
 REQUIRED = {"output_dir": "out", "student": {"path": "s"}, "teacher": {"path": "t"}, "data": {"train_path": "a"}}
 
 
-def test_settings(folder, monkeypatch):
+@pytest.mark.parametrize("number", [300, pytest.param(1500, marks=pytest.mark.long)])
+def test_settings(folder, monkeypatch, number):
     """Up to the moment at which a run would read its models."""
     monkeypatch.setattr(OmegaConf, "structured", functools.cache(OmegaConf.structured))  # half of the time
 
@@ -143,7 +144,7 @@ def test_settings(folder, monkeypatch):
         check_hooks(load_build_hooks(cfg.hooks)(cfg), cfg)
         check_counts(cfg, 64, "cpu")
 
-    assert number_refused(SETTINGS, start, 300) >= 250
+    assert number_refused(SETTINGS, start, number) >= 0.8 * number
 
 
 FIELDS = st.sampled_from(["prompt", "answer", "data_source", "tools", "reward_model", "worked", "a\nb"])
@@ -189,13 +190,14 @@ def read(name, reading, tokenizer):
     load_prompts(name, DataConfig(train_path="", **reading), tokenizer, 20)
 
 
-def test_jsonl(folder, tokenizer):
+@pytest.mark.parametrize("number", [450, pytest.param(1500, marks=pytest.mark.long)])
+def test_jsonl(folder, tokenizer, number):
     def load(lines_and_reading):
         lines, reading = lines_and_reading
         (folder / "rows.jsonl").write_bytes(b"\n".join(lines))
         read("rows.jsonl", reading, tokenizer)
 
-    assert number_refused(st.tuples(st.lists(LINES, min_size=1, max_size=3), READINGS), load, 450) >= 380
+    assert number_refused(st.tuples(st.lists(LINES, min_size=1, max_size=3), READINGS), load, number) >= 0.8 * number
 
 
 COLUMNS = st.sampled_from(
@@ -218,7 +220,8 @@ COLUMNS = st.sampled_from(
 DAMAGE = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4)
 
 
-def test_parquet(folder, tokenizer):
+@pytest.mark.parametrize("number", [250, pytest.param(1000, marks=pytest.mark.long)])
+def test_parquet(folder, tokenizer, number):
     """Columns of any type, twice too, and files with changed bytes, or with some cut off their end."""
     table = st.lists(st.tuples(FIELDS, COLUMNS), min_size=1, max_size=4)
 
@@ -233,13 +236,14 @@ def test_parquet(folder, tokenizer):
         read("rows.parquet", reading, tokenizer)
 
     inputs = st.tuples(table, DAMAGE, st.integers(0, 3) | st.just(0), READINGS)
-    assert number_refused(inputs, load, 250) >= 220
+    assert number_refused(inputs, load, number) >= 0.8 * number
 
 
 CONFIG_VALUES = st.one_of(SCALARS.filter(lambda value: not isinstance(value, int) or abs(value) < 50), VALUES)
 
 
-def test_model_folders(folder):
+@pytest.mark.parametrize("number", [250, pytest.param(1000, marks=pytest.mark.long)])
+def test_model_folders(folder, number):
     """One value of a small file that is another, or a file of other bytes."""
     files = {name: (folder / "model" / name).read_text() for name in ("config.json", "generation_config.json")}
     files["tokenizer_config.json"] = (folder / "model" / "tokenizer_config.json").read_text()
@@ -250,7 +254,7 @@ def test_model_folders(folder):
             | st.binary(max_size=10),
         )
     )
-    shutil.copytree(folder / "model", folder / "changed")
+    shutil.copytree(folder / "model", folder / "changed", dirs_exist_ok=True)
 
     def load(change):
         name, content = change
@@ -263,4 +267,4 @@ def test_model_folders(folder):
         finally:
             (folder / "changed" / name).write_text(files[name])
 
-    assert number_refused(changes, load, 250) >= 160
+    assert number_refused(changes, load, number) >= 0.6 * number
