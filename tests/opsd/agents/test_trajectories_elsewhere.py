@@ -1,5 +1,6 @@
 """Trajectories of several engines, of a teacher elsewhere, for several ranks: as those of one of each."""
 
+import asyncio
 from itertools import zip_longest
 from types import SimpleNamespace
 
@@ -16,7 +17,8 @@ from opsd.learner.dealing import rows_for
 from opsd.payload.keeper import KeptHere, looked_through
 from opsd.payload.kept import joined
 from opsd.payload.whole import own_scores, wholes
-from opsd.teacher.served import ServedTeacher
+from opsd.teacher.remote.client import ServedSpec
+from opsd.teacher.served import ClientWorker
 from opsd.teacher.server.limits import Limits
 from opsd.types import Selection
 from tests.opsd.agents.sampled import (
@@ -106,16 +108,17 @@ def test_a_teacher_behind_a_server_says_what_the_one_in_the_run_says(sampled, pa
         vocab_size=VOCABULARY.size, hidden_bytes=0,
     )  # fmt: skip
     with serving(engine_spec(paths[1]), limits) as (url, _):
-        served = ServedTeacher(engine_spec("", backend="http", urls=[url]))
-        served.client.info = {
-            f"max_{name}": getattr(limits, name) for name in ("rollouts", "tokens", "body_bytes", "answer_bytes")
-        }
-        served.client.info |= {"scores_candidates": True, "hidden_bytes": 0}
-        [(_, other_told, payload)] = served.scores(served.score(rollouts, TOP_K))
+        info = {f"max_{name}": getattr(limits, name) for name in ("rollouts", "tokens", "body_bytes", "answer_bytes")}
+        info |= {"scores_candidates": True, "hidden_bytes": 0}
+        spec = engine_spec("", backend="http", urls=[url])
+        client = ClientWorker()  # in this process
+        client.start(ServedSpec(**vars(spec), served=info, token=""))
+        asyncio.run(client.score(0, rollouts, TOP_K, None))
+    other_told = client.told([0])
     assert other_told.missing == {} and told.stats.keys() == other_told.stats.keys()
     for name, values in told.stats.items():
         np.testing.assert_allclose(other_told.stats[name], values, atol=1e-4, err_msg=name)
-    [other_rows] = payload.rows([np.arange(len(told.stats["entropy_T"]))], WANTED)
+    other_rows = client.rows(0, [np.arange(len(told.stats["entropy_T"]))], WANTED)
     for name in ("token_ids_L", "row_N", "support_NU"):
         np.testing.assert_array_equal(getattr(other_rows, name), getattr(rows, name))
     np.testing.assert_allclose(other_rows.teacher_logprobs_NB, rows.teacher_logprobs_NB, atol=1e-4)
