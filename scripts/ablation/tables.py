@@ -41,6 +41,9 @@ memory at most. Empty: not measured.
 """
 
 KEPT = {**dict.fromkeys(("q1", "q2", "q3", "q4"), ".2f"), "entropy": ".3f", "divergence": ".3f", "position": ".2f"}
+DOES_NOT_SAY = """What it does not say: whether a rule would win at a learning rate of its own, with more steps, with
+larger models or another vocabulary, or on a task where most tokens are easy.
+"""
 WHAT = {**{name: task.what for name, task in TASKS.items()}, **CLUSTER}  # by name, in a few words
 
 
@@ -85,6 +88,7 @@ def section(runs: Comparison) -> str:
         f"Commits: {', '.join(sorted({run['commit'][:12] for run in every}))}. "
         f"Cost: {cost(every)}.",
     ]
+    lines += ["", "### What it says", "", *reading(runs), "", DOES_NOT_SAY.rstrip()]
     if runs.incomplete:
         lines += ["", f"Arms that lack some seeds, and stand in no table: {', '.join(runs.incomplete)}."]
     for title, table in (
@@ -95,6 +99,30 @@ def section(runs: Comparison) -> str:
         if table:
             lines += ["", f"### {title}", "", table.rstrip()]
     return "\n".join([*lines, "", f"![Differences of mean@8]({runs.task}.png)", ""])
+
+
+def reading(runs: Comparison) -> list[str]:
+    """For each comparison: which arms are better, which worse, and which cannot be told apart."""
+    by_ratio: dict[str, dict[str, Difference]] = {}
+    for arm, each in runs.against(lambda arm: ARMS[arm].random, mean_at_8).items():
+        by_ratio.setdefault(f"{ARMS[arm].ratio:g}", {})[arm] = each
+    equal_tokens = {arm: each for arm, (_, each) in runs.at_equal_tokens().items()}
+    found = {
+        "Than `all`, after equal steps": runs.against(lambda arm: BASELINE, mean_at_8),
+        **{f"Than as many random tokens, a share of {ratio}": arms for ratio, arms in by_ratio.items()},
+        "Than `all`, after equal trained tokens": equal_tokens,
+    }
+    return [line for than, arms in found.items() if arms for line in (f"- {than}:", *verdict(arms))]
+
+
+def verdict(found: dict[str, Difference]) -> list[str]:
+    """By mean@8 and the interval for all arms of the comparison at once; the largest difference first."""
+    ordered = sorted(found, key=lambda arm: -abs(found[arm].mean))
+    better = [f"`{arm}` {shown(found[arm])}" for arm in ordered if found[arm].stands_out and found[arm].mean > 0]
+    worse = [f"`{arm}` {shown(found[arm])}" for arm in ordered if found[arm].stands_out and found[arm].mean < 0]
+    neither = [f"`{arm}` {shown(found[arm])}" for arm in ordered if not found[arm].stands_out]
+    groups = {"better": better, "worse": worse, "not told apart": neither}
+    return [f"  - {name}: {', '.join(arms) or 'none'}" for name, arms in groups.items()]
 
 
 def cost(runs: list[Record]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from opsd.errors import DataError
 from scripts.ablation.comparison import area, comparison, mean_at_8, mean_at_tokens
 from scripts.ablation.records import ROOT, append, read
-from scripts.ablation.tables import page, write
+from scripts.ablation.tables import page, reading, write
 from tests.scripts.ablation.raw_runs import made_up_run, made_up_runs
 
 RESULTS = ROOT / "recipes" / "results" / "ablation"
@@ -42,6 +42,22 @@ def test_the_page_has_a_line_for_each_arm_with_its_intervals(tmp_path):
     assert not rows["random@0.2"][2].startswith("**")
     equal = rows_of(text, "After equal trained tokens")
     assert equal["entropy@0.2"][0] == "0.200" and "all" not in equal
+
+
+def test_what_it_says_is_what_stands_out(tmp_path):
+    """entropy@0.2 is made far better than all others, the random tokens as good as all; 0.1 of theirs far worse."""
+    runs = [*made_up_runs(), *(made_up_run("random@0.1", seed, final_share=0.1) for seed in range(3))]
+    lines = reading(comparison("sums", runs))
+    equal_steps, random_fifth = (
+        lines.index("- Than `all`, after equal steps:"),
+        lines.index("- Than as many random tokens, a share of 0.2:"),
+    )
+    better, worse, neither = lines[equal_steps + 1 : equal_steps + 4]
+    assert better.startswith("  - better: `entropy@0.2` **+0.") and "random" not in better
+    assert worse.startswith("  - worse: `random@0.1` **-0.") and "," not in worse
+    assert neither.startswith("  - not told apart: `random@0.2` ")
+    assert lines[random_fifth + 1].startswith("  - better: `entropy@0.2`")
+    assert lines[random_fifth + 2 : random_fifth + 4] == ["  - worse: none", "  - not told apart: none"]
 
 
 @pytest.mark.slow
