@@ -53,3 +53,15 @@ def test_what_running_ahead_saves_is_what_was_measured():
     ratios = [float(row["ratio"]) for row in tables("recipes/results/overlap.md")[0]]
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f} % of the loop's time" in text
+
+
+def test_the_ablations_differences_are_those_of_its_page():
+    """Every mean with its interval in README stands in RESULTS.md."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    page = (ROOT / "recipes" / "results" / "ablation" / "RESULTS.md").read_text().replace("*", "")
+    found = re.findall(
+        r"[+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}\)", text.replace(" of mean@8 over as many at random", "")
+    )
+    quoted = re.findall(r"\([+-]\d\.\d{3} to [+-]\d\.\d{3}\)", text)
+    assert len(found) == len(quoted) >= 5
+    assert [each for each in found if each not in page] == []
