@@ -107,6 +107,6 @@ class TeacherPool:
         requests = [(prompt, 0, 0) for prompt in prompts]
         if self.agents is None:
             return in_order(self.engines.generate(requests, sampling, 0))
-        assert isinstance(self.engines, EnginePool), "tools and a server: opsd.agents.check refuses it"
+        assert not self.cfg.remote, "tools and a server: opsd.agents.check refuses it"
         wrap = trajectories_of(self.agents, keeps_tools=False)  # a run asks once
         return in_order(self.engines.generate(requests, sampling, 0, wrap=wrap))
