@@ -12,6 +12,7 @@ from opsd.agents.tools import ToolCall
 from opsd.errors import ConfigError
 
 pytest.importorskip("mcp")
+pytestmark = pytest.mark.slow  # its tests take more than ten seconds together: real servers and processes
 BUILD = "opsd.agents.mcp:build_tools"
 COMMAND = [sys.executable, str(Path(__file__).parent / "mcp_server.py")]
 

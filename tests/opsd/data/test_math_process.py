@@ -14,6 +14,8 @@ import pytest
 from opsd.data.math_process import Judgement, MathProcess, MathProcesses
 from opsd.errors import StageError
 
+pytestmark = pytest.mark.slow  # its tests take more than ten seconds together: real servers and processes
+
 GAVE_UP = Judgement(right=False, value=None, gave_up=True)
 
 

@@ -23,6 +23,8 @@ from opsd.teacher.remote.wire import pack_scores
 from tests.opsd.teacher.served import serving
 from tests.opsd.teacher.server.test_bad_requests import INFO, ITEMS, MODELS, client_of, frame_server, scored, server
 
+pytestmark = pytest.mark.slow  # its tests take more than ten seconds together: real servers and processes
+
 HASTY = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=0.3, start_timeout_s=0.3)
 HTML = "<!doctype html><title>Sign in</title>"
 

@@ -14,6 +14,8 @@ from opsd.teacher.remote.client import get_when_ready, token_of
 from opsd.teacher.remote.transport import RequestFailed, Transport
 from tests.opsd.teacher.served import serving
 
+pytestmark = pytest.mark.slow  # its tests take more than ten seconds together: real servers and processes
+
 QUICK = HttpConfig(backoff_s=0.01, max_backoff_s=0.05, give_up_after_s=60, start_timeout_s=60)
 HASTY = replace(QUICK, give_up_after_s=0.3, start_timeout_s=0.3)
 

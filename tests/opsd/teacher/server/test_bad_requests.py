@@ -21,6 +21,8 @@ from opsd.types import Vocabulary
 from tests.opsd.builders import Answers, kept_here, scored_rollouts
 from tests.opsd.teacher.served import serving
 
+pytestmark = pytest.mark.slow  # its tests take more than ten seconds together: real servers and processes
+
 VOCABULARY = Vocabulary(size=40, stop_ids=(0,))
 TOP_K = 8
 ITEMS = scored_rollouts([5, 3, 4, 2, 6, 3, 2, 4], VOCABULARY, top_k=TOP_K)

@@ -16,6 +16,8 @@ from opsd.errors import ConfigError
 from opsd.teacher.server.connections import BACKLOG, OTHER_FILES, allow_files
 from tests.opsd.teacher.server.stand_in import BODY, Engine, listening, service_of
 
+pytestmark = pytest.mark.slow  # its tests take more than ten seconds together: real servers and processes
+
 HEADERS = b"POST /score HTTP/1.1\r\nhost: a\r\n"
 SLOW_S = 0.8  # what the server allows, in tests of its patience
 

@@ -16,6 +16,8 @@ from tests.opsd.builders import scored_rollouts
 from tests.opsd.teacher.server.engine_in_thread import TOP_K, serving_engine
 from tests.opsd.teacher.server.hostile import OTHER_BODIES, bodies, frames_with_headers
 
+pytestmark = pytest.mark.slow  # its tests take more than ten seconds together: real servers and processes
+
 VOCABULARY = Vocabulary(size=60, stop_ids=(0, 3), foreign_ids=(58, 59))
 SHARED = Vocabulary(size=58, stop_ids=(0, 3))  # from which the tokens are drawn
 ROLLOUTS = [item.rollout for item in scored_rollouts([4, 9, 1, 6], SHARED, top_k=5)]
@@ -46,7 +48,6 @@ def expect_equal(frame, rollouts, wanted):
             np.testing.assert_array_equal(getattr(got, name), getattr(scores, name))
 
 
-@pytest.mark.slow
 def test_hostile_bodies_are_refused_and_the_next_good_request_is_answered_the_same(served):
     url, score = served
     good = score_body(ROLLOUTS)
