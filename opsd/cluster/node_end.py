@@ -11,30 +11,18 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MARK = "OPSD_NODE"  # in the environment of a node's processes; their command lines become titles
 GRACE_S = 5.0  # in which Ray's processes end by themselves
 
 
 @contextmanager
-def marked() -> Iterator[str]:
-    """Processes that are started within the block have the mark that it yields, which no others have."""
-    mark = os.environ[MARK] = uuid.uuid4().hex
-    try:
-        yield mark
-    finally:
-        os.environ.pop(MARK, None)
-
-
-@contextmanager
-def ended_with_driver(mark: str, grace_s: float = GRACE_S) -> Iterator[None]:
-    """If this process ends within the block, so does, `grace_s` later, every process of this user that has the mark."""
+def ended_with_driver(session_dir: str, grace_s: float = GRACE_S) -> Iterator[None]:
+    """If this process ends within the block, so do, `grace_s` later, the others that write logs into `session_dir`."""
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, mark, str(grace_s)],
+        [sys.executable, "-I", "-S", __file__, os.path.realpath(session_dir), str(grace_s)],
         stdin=subprocess.PIPE,  # its end is this process's
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -47,13 +35,35 @@ def ended_with_driver(mark: str, grace_s: float = GRACE_S) -> Iterator[None]:
         process.communicate()
 
 
-def end_all(mark: str) -> None:
-    wanted = f"{MARK}={mark}".encode()
-    for each in Path("/proc").glob("[0-9]*"):
+def writers(folder: str) -> Iterator[int]:
+    """This user's processes that have a file below `folder` open for writing; its name has no links.
+
+    By their files, as nothing else names them: Ray writes a title over their command lines and, at random, over a
+    sixth of their environments.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if wanted in (each / "environ").read_bytes().split(b"\0"):
-                os.kill(int(each.name), signal.SIGKILL)
+            if any(_writes_below(folder, process, number) for number in os.listdir(process / "fd")):
+                yield int(process.name)
         except OSError:  # it has ended meanwhile, or is another user's
+            continue
+
+
+def _writes_below(folder: str, process: Path, number: str) -> bool:
+    try:
+        if not os.readlink(process / "fd" / number).startswith(f"{folder}/"):
+            return False
+        described = (process / "fdinfo" / number).read_text().split()
+    except OSError:  # it is closed by now
+        return False
+    return int(described[described.index("flags:") + 1], 8) & os.O_ACCMODE != os.O_RDONLY
+
+
+def end_all(session_dir: str) -> None:
+    for process in writers(session_dir):
+        try:
+            os.kill(process, signal.SIGKILL)
+        except OSError:
             continue
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from opsd.cluster.node_end import ended_with_driver, marked
+from opsd.cluster.node_end import ended_with_driver
 from opsd.cluster.reach import require_answer
 from opsd.cluster.token_file import private_token_file
 from opsd.cluster.warm import actor_search_path, warm_executable
@@ -48,14 +48,13 @@ def ray_cluster(*, dashboard: bool, answer_s: float | None = None):
         for name in ("RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S"):
             os.environ.setdefault(name, "120")  # a first start from a cold disk, or on a busy machine, takes over 30 s
         os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "2000")  # of its 100,000 a long run fills all
-    with marked() as mark:
-        context = _connect(local)
+    context = _connect(local)
     # Ray's own handler prints its C++ stack and aborts: a job that its scheduler ends leaves as after Ctrl-C.
     if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     patience["answer_s"] = answer_s
     try:
-        with ended_with_driver(mark) if local else nullcontext():
+        with ended_with_driver(context.address_info["session_dir"]) if local else nullcontext():
             yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         patience["answer_s"] = None

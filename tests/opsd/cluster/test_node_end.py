@@ -4,14 +4,19 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
 
-from opsd.cluster.node_end import MARK, marked
+from opsd.cluster.node_end import writers
 
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(120)"]
+# It opens a log, as each of Ray's processes does.
+WRITER = """
+import sys, time
+log = open(sys.argv[1], sys.argv[2])
+print("open", flush=True)
+time.sleep(120)
+"""
 # A driver that says when it is watched.
 DRIVER = """
 import sys, time
@@ -26,10 +31,11 @@ with ended_with_driver(sys.argv[1], grace_s=0.0):
 def started():
     processes = []
 
-    def start(*command, mark=None, **options):
-        environment = {**os.environ, **({MARK: mark} if mark else {})}
-        processes.append(subprocess.Popen([*command], env=environment, **options))
-        return processes[-1]
+    def start(program, *arguments):
+        process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE)
+        processes.append(process)
+        assert process.stdout.readline() in (b"open\n", b"watched\n")
+        return process
 
     yield start
     for each in processes:
@@ -37,37 +43,51 @@ def started():
         each.communicate()
 
 
-def test_a_killed_drivers_node_ends_and_another_goes_on(started):
-    own, other = uuid.uuid4().hex, uuid.uuid4().hex
-    agent, stranger = started(*SLEEPER, mark=own), started(*SLEEPER, own, mark=other)
-    driver = started(sys.executable, "-c", DRIVER, own, stdout=subprocess.PIPE)
-    assert driver.stdout.readline() == b"watched\n"
+@pytest.fixture
+def session_dir(tmp_path):
+    folder = tmp_path / "session"
+    folder.mkdir()
+    (folder / "raylet.out").write_text("")
+    return folder
+
+
+def test_a_killed_drivers_node_ends_and_nothing_else(started, session_dir, tmp_path):
+    agent = started(WRITER, session_dir / "agent.out", "w")
+    reader = started(WRITER, session_dir / "raylet.out", "r")  # a user who looks at the log
+    neighbour = started(WRITER, tmp_path / "session.out", "w")  # the folder's name and more
+    driver = started(DRIVER, session_dir)
     assert agent.poll() is None
     driver.send_signal(signal.SIGKILL)
     assert agent.wait(timeout=60) == -signal.SIGKILL
-    assert stranger.poll() is None
+    assert reader.poll() is None and neighbour.poll() is None
 
 
-def test_a_driver_that_ends_leaves_no_watcher_and_ends_nothing(started):
+def test_a_folder_with_another_name_is_the_same(started, session_dir, tmp_path):
+    (tmp_path / "latest").symlink_to(session_dir)
+    agent = started(WRITER, session_dir / "agent.out", "a")
+    started(DRIVER, tmp_path / "latest").send_signal(signal.SIGKILL)
+    assert agent.wait(timeout=60) == -signal.SIGKILL
+
+
+def test_a_driver_that_ends_leaves_no_watcher_and_ends_nothing(started, session_dir):
     program = DRIVER.replace("time.sleep(120)", "pass").replace("grace_s=0.0", "grace_s=60.0")
-    own = uuid.uuid4().hex
-    agent = started(*SLEEPER, mark=own)
-    assert subprocess.run([sys.executable, "-c", program, own], timeout=60).returncode == 0
-    assert own not in "".join(command_lines())
+    agent = started(WRITER, session_dir / "agent.out", "w")
+    assert subprocess.run([sys.executable, "-c", program, session_dir], timeout=60).returncode == 0
+    assert str(session_dir) not in "".join(watchers())
     assert agent.poll() is None
 
 
-def test_only_what_is_started_within_has_the_mark():
-    show = [sys.executable, "-c", f"import os; print(os.environ.get({MARK!r}, ''))"]
-    with marked() as mark:
-        inside = subprocess.run(show, capture_output=True, text=True).stdout.strip()
-    assert inside == mark
-    assert subprocess.run(show, capture_output=True, text=True).stdout.strip() == ""
+@pytest.mark.parametrize("mode", ["w", "a", "r+"])
+def test_who_writes_is_found(started, session_dir, mode):
+    agent = started(WRITER, session_dir / "raylet.out", mode)
+    assert list(writers(os.path.realpath(session_dir))) == [agent.pid]
 
 
-def command_lines():
+def watchers():
     for each in Path("/proc").glob("[0-9]*"):
         try:
-            yield (each / "cmdline").read_text()
+            command = (each / "cmdline").read_text()
         except OSError:
             continue
+        if "node_end" in command:
+            yield command
