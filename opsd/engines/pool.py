@@ -17,7 +17,7 @@ from opsd.cluster.ray import gather, no_answer, patience, start_actor
 from opsd.config.engine import EngineSpec
 from opsd.engines.actors import EngineActors
 from opsd.engines.candidates import away, with_references
-from opsd.engines.groups import split_evenly
+from opsd.engines.groups import TokensInFlight, num_read
 from opsd.engines.payload import KeptByWorker, PartUnderWay
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
@@ -47,6 +47,7 @@ class EnginePool:
         self.max_num_seqs = spec.config.max_num_seqs
         self.busy_s = [0.0] * len(self.workers)  # of each engine at work, as far as it has told
         self._busy_before = [0.0] * len(self.workers)  # in earlier lives
+        self._in_flight = TokensInFlight(len(self.workers))  # of what is scored
         self._queue: Any = None  # made where the first work needs it
         self._jobs = itertools.count()
         self._keys = itertools.count()  # of payloads that the engines keep
@@ -181,8 +182,12 @@ class EnginePool:
 
         `statistics`: what is told of each token beside the fields of TokenStats.
         """
-        split = enumerate(split_evenly(rollouts, len(self.workers)))
-        return [self._scored_by(number, own, top_k, statistics) for number, own in split if own]
+        split = self._in_flight.split([num_read(rollout) for rollout in rollouts])
+        return [
+            self._scored_by(number, rollouts[own.start : own.stop], top_k, statistics)
+            for number, own in enumerate(split)
+            if own
+        ]
 
     def _scored_by(
         self, number: int, rollouts: Sequence[Rollout], top_k: int, statistics: Statistics | None
@@ -203,6 +208,7 @@ class EnginePool:
         own: dict[int, list[int]] = {}  # by engine, the numbers of its parts
         for number, each in enumerate(parts):
             own.setdefault(each.engine, []).append(number)
+            self._in_flight.done(each.engine, sum(map(num_read, each.rollouts)))
         return [self._told(engine, numbers, [parts[n] for n in numbers]) for engine, numbers in own.items()]
 
     def _told(self, engine: int, numbers: list[int], parts: list[PartUnderWay]) -> Told:

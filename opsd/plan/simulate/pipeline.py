@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from functools import partial
 
-from opsd.engines.groups import split_evenly
+from opsd.engines.groups import TokensInFlight, split_evenly
 from opsd.plan.simulate.clock import Clock
 from opsd.plan.simulate.parts import Layout, Outcome, Rates, Work
 from opsd.plan.simulate.services import Answer, Requests, RolloutEngine, ScoringEngine
@@ -28,7 +29,8 @@ class Pipeline:
         self.clock = Clock(layout.num_devices)
         split, parts = layout.split, (self.clock, rates, layout, work.prompt_tokens)
         self.engines = [RolloutEngine(*parts, self._hand_over) for _ in range(split.rollout)]
-        self.scorers = [ScoringEngine(*parts, self._scored) for _ in range(split.teacher)]
+        self.scorers = [ScoringEngine(*parts, partial(self._scored, number)) for number in range(split.teacher)]
+        self.scored_in_flight = TokensInFlight(split.teacher)
         self.num_rolled: Counter[int] = Counter()
         self.num_scored: Counter[int] = Counter()
         self.updates = 0
@@ -65,10 +67,15 @@ class Pipeline:
         self.num_rolled[step] += len(answers)
         if self.num_rolled[step] == self.work.num_answers:
             self.rolled_s[step] = self.clock.now
-        for scorer, part in zip(self.scorers, split_evenly(answers, len(self.scorers)), strict=True):
-            scorer.give(list(part))
+        parts = self.scored_in_flight.split([self._num_read(answer) for answer in answers])
+        for scorer, part in zip(self.scorers, parts, strict=True):
+            scorer.give([answers[index] for index in part])
 
-    def _scored(self, answers: list[Answer]) -> None:
+    def _num_read(self, answer: Answer) -> int:
+        return self.work.prompt_tokens + answer.tokens
+
+    def _scored(self, scorer: int, answers: list[Answer]) -> None:
+        self.scored_in_flight.done(scorer, sum(map(self._num_read, answers)))
         for answer in answers:
             self.num_scored[answer.step] += 1
             if self.num_scored[answer.step] == self.work.num_answers:
