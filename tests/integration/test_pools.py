@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import ray
 
 from opsd.cluster.ray import patience, ray_cluster
 from opsd.config.engine import EngineSpec, RolloutConfig, TeacherConfig, teacher_spec
-from opsd.engines.groups import in_order
+from opsd.engines.groups import in_order, num_read
 from opsd.errors import WorkerLost
 from opsd.rollout import RolloutPool
 from opsd.teacher.pool import TeacherPool
@@ -74,6 +75,16 @@ def test_scores_come_back_by_place_in_whatever_order_the_groups_came(pools, grou
             assert rollout is expected
         for rollout, scores in pairs:
             np.testing.assert_allclose(scores.sampled_logprobs, rollout.sampled_logprobs, atol=1e-4)
+
+
+def test_answers_that_come_one_by_one_are_scored_by_both_engines(pools, groups):
+    pending = pools[1].begin([{place: rollout} for group in groups for place, rollout in group.items()])
+    tokens = Counter[int]()
+    for part in (part for group in pending for part in group.parts):
+        tokens[part.engine] += sum(map(num_read, part.rollouts))
+    assert max(tokens.values()) - min(tokens.values()) <= max(num_read(r) for group in groups for r in group.values())
+    assert len(answered(pending)) == 2 * NUM_PROMPTS
+    assert pools[1].engines._in_flight.tokens == [0, 0]
 
 
 def test_a_rollout_with_a_foreign_token_is_left_unscored(pools, groups):
