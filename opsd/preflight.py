@@ -124,7 +124,13 @@ def check(cfg: RunConfig) -> Setup:
         eval_prompts=eval_prompts,
         prompt_lines=[line for file in files for line in file.described(tokenizer)],
         support=support,
-        student=EngineSpec(path=cfg.student.path, config=cfg.rollout, trust_remote_code=trusted, **shared),
+        student=EngineSpec(
+            path=cfg.student.path,
+            config=cfg.rollout,
+            trust_remote_code=trusted,
+            partial_rollouts=cfg.schedule.partial_rollouts,
+            **shared,
+        ),
         adapter=adapter_of(cfg.student),
         agents=agents,
         teachers={

@@ -1,12 +1,15 @@
-"""What models read beside the student's own tokens: another sequence mixed in, or tools' answers between them."""
+"""What is known of a rollout's tokens beside themselves: a sequence mixed in, tools' answers between, their weights."""
 # T the student's tokens, R tokens of the whole response, P prompt tokens
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+from opsd.errors import expect_shape
 
 ENDS = ("answered", "max_turns", "cut", "no_room", "tool")  # see Trajectory.end
 
@@ -43,3 +46,26 @@ class Trajectory:
     @property
     def num_turns(self) -> int:
         return len(self.turn_starts)
+
+
+def expect_beside(num_prompt: int, num_tokens: int, mixture: Mixture | None, trajectory: Trajectory | None) -> None:
+    """Raises ValueError where one of these is not of a rollout of so many prompt and response tokens."""
+    if mixture is not None:
+        expect_shape("mixture.other_ids", mixture.other_ids, (num_prompt + num_tokens,))
+    if trajectory is not None:
+        expect_shape("trajectory.place_T", trajectory.place_T, (num_tokens,))
+
+
+def version_fields(version_T: np.ndarray) -> dict[str, Any]:
+    """The fields of a Rollout that say which weights drew its tokens. int32 [T], ascending, of each token."""
+    oldest, newest = int(version_T[0]), int(version_T[-1])
+    return {"policy_version": oldest, "token_versions": None if oldest == newest else version_T}
+
+
+def expect_versions(token_versions: np.ndarray | None, oldest: int, num_tokens: int) -> None:
+    """Raises ValueError where these cannot be the policy versions of so many tokens, drawn one after another."""
+    if token_versions is None:
+        return
+    expect_shape("token_versions", token_versions, (num_tokens,))
+    if token_versions[0] != oldest or (np.diff(token_versions) < 0).any():
+        raise ValueError(f"token_versions must ascend from policy_version={oldest}, got {token_versions}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from opsd.errors import common_names, expect_all, expect_places, expect_shape
-from opsd.sequences import Mixture, Trajectory
+from opsd.sequences import Mixture, Trajectory, expect_beside, expect_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ class Rollout:
     candidate_logprobs: np.ndarray  # float32 [T, C]; -inf in an empty slot
     stopped: bool  # True: ended with a stop token; False: cut at the length limit
     policy_version: int  # steps after which the weights stood, skipped ones too; -1: the student did not sample it
+    token_versions: np.ndarray | None = None  # int32 [T], of each token, from policy_version on; None: all are of it
     mixture: Mixture | None = None  # what both models read at its place; None: the rollout itself
     trajectory: Trajectory | None = None  # what stands between its tokens; None: it is one turn
     candidates: Any = None  # where these two are, see opsd.engines.candidates, while they have no columns; None: here
@@ -93,10 +94,8 @@ class Rollout:
         expect_shape("sampled_logprobs", self.sampled_logprobs, (num_tokens,))
         expect_shape("candidate_logprobs", self.candidate_logprobs, self.candidate_ids.shape)
         expect_shape("candidate_ids", self.candidate_ids, (num_tokens, self.candidate_ids.shape[-1]))
-        if self.mixture is not None:
-            expect_shape("mixture.other_ids", self.mixture.other_ids, (len(self.prompt.token_ids) + num_tokens,))
-        if self.trajectory is not None:
-            expect_shape("trajectory.place_T", self.trajectory.place_T, (num_tokens,))
+        expect_beside(len(self.prompt.token_ids), num_tokens, self.mixture, self.trajectory)
+        expect_versions(self.token_versions, self.policy_version, num_tokens)
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -110,6 +109,11 @@ class Rollout:
     def place_T(self) -> np.ndarray:
         """int64 [T]: where in `read_ids` the rollout's tokens stand."""
         return np.arange(len(self)) if self.trajectory is None else self.trajectory.place_T
+
+    @property
+    def version_T(self) -> np.ndarray:
+        """int32 [T]: the policy version that drew each token."""
+        return np.full(len(self), self.policy_version, np.int32) if self.token_versions is None else self.token_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +169,7 @@ class TokenStats:
     # rest of it is one bucket, in which they cannot be told apart.
     named_mass_T: Tensor | None = None
     attention_T: Tensor | None = None  # float32 [T], that the teacher pays to the token; only with teacher.attention
-    # float32 [T] each, what the run's selection asked for beside these: see TrainHooks.statistics.
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)  # float32 [T] each, asked for by TrainHooks.statistics
 
     def __post_init__(self) -> None:
         twice = self.extra.keys() & vars(self).keys()
@@ -249,8 +252,7 @@ class Selection:
 
     index_N: Tensor  # int64 [N], ascending and distinct, into the batch's tokens
     weight_N: Tensor  # float32 [N], >= 0, at least one > 0; the learner divides by `denominator`
-    # float32 [N], > 0, divides both models' logits; the loss is scaled by its square
-    temperature_N: Tensor | None = None
+    temperature_N: Tensor | None = None  # float32 [N], > 0, divides both models' logits; its square scales the loss
     inputs: dict[str, Tensor] = field(default_factory=dict)  # [N] each: what the objective takes by these names
     # What the weighted sum over the global batch is divided by, > 0; None: the sum of the weights. Infinite: a step of
     # loss 0, for a method that finds nothing to learn.

@@ -30,14 +30,15 @@ def weight_transfer(cfg: RunConfig, device: str, *, renamed: bool) -> str:
     """object_store | nccl | ipc: rollout.weight_transfer with auto decided, for a run on `device` (cpu or cuda).
 
     `renamed`: the student's files have other names than the model in memory (see `opsd.models.weights.names_differ`).
-    Only the object store carries all weights at once, which it takes to name them as vLLM knows them, and merges an
-    adapter.
+    Only the object store carries all weights at once, which it takes to name them as vLLM knows them, merges an
+    adapter, and lets an engine take them when it likes (schedule.partial_rollouts).
     """
     if cfg.rollout.weight_transfer != "auto":
         return cfg.rollout.weight_transfer
     direct = "nccl" if cfg.placement.mode == "separate" else "ipc"
     merges = cfg.student.lora.rank > 0
-    if device == "cpu" or direct not in cfg.rollout.can.weight_transfers or renamed or merges:
+    whole = renamed or merges or cfg.schedule.partial_rollouts
+    if device == "cpu" or direct not in cfg.rollout.can.weight_transfers or whole:
         return "object_store"
     # Over ipc each engine takes the weights from the rank that has the same GPU.
     if direct == "ipc" and cfg.rollout.num_workers > cfg.learner.num_workers:

@@ -157,4 +157,5 @@ def without_student(rollout: Rollout) -> Rollout:
         candidate_logprobs=np.full(shape, -np.inf, np.float32),
         candidates=None,
         policy_version=NOT_SAMPLED,
+        token_versions=None,
     )

@@ -25,6 +25,7 @@ from opsd.engines.pool import request_seed
 from opsd.engines.protocols import Engine, Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.work import Work
+from opsd.sequences import version_fields
 from opsd.types import Rollout, Trajectory
 
 OPEN_PER_SLOT = 2  # trajectories for each sequence that an engine runs at once, where tools.max_open says nothing
@@ -63,6 +64,7 @@ class _Open:
         return replace(
             self.turns[-1],
             prompt=self.request[0],
+            **version_fields(np.concatenate([turn.version_T for turn in self.turns])),
             **{name: np.concatenate([getattr(turn, name) for turn in self.turns]) for name in columns},
             trajectory=Trajectory(
                 read_ids=np.concatenate(pieces),

@@ -190,6 +190,7 @@ class EngineSpec(Generic[Section]):
     trust_remote_code: bool = False  # run Python code that lies in the model's folder
     shares_gpu: bool = False  # with the learner, which has the GPU while the engine sleeps
     returns_hidden: bool = False  # a teacher's scores have its hidden states with them, see loss.payload
+    partial_rollouts: bool = False  # it takes new weights in mid-answer, see schedule.partial_rollouts
 
     def __post_init__(self) -> None:
         section, can = self.config.section, self.config.can

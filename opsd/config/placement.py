@@ -38,6 +38,15 @@ class ScheduleConfig:
     # to learn from are made n steps ahead, while the learner works, so they are of weights n steps older (fewer in the
     # first n steps of a run or of its continuation). Needs placement.mode=separate.
     max_staleness: int = 0
+    # An engine takes new weights between two steps of its decoding, and what is unfinished goes on under them, so that
+    # no answer holds them back; each token knows the weights that drew it. What is drawn by which depends on the clock:
+    # no two runs are alike.
+    partial_rollouts: bool = False
 
     def __post_init__(self) -> None:
         at_least("schedule.max_staleness", self.max_staleness, 0)
+        if self.partial_rollouts and not self.max_staleness:
+            raise ConfigError(
+                "schedule.partial_rollouts=true needs schedule.max_staleness of at least 1, got 0: no weights come "
+                "while answers are made"
+            )

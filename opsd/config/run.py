@@ -237,6 +237,12 @@ class RunConfig:
 
     def _check_ahead(self) -> None:
         """Refuses what cannot be made while the learner works, or would be wrong with older weights' answers."""
+        direct = self.schedule.partial_rollouts and self.rollout.weight_transfer in ("nccl", "ipc")
+        if direct:  # both sides take part in them, so an engine cannot leave them until it has made a step
+            raise ConfigError(
+                f"schedule.partial_rollouts=true needs rollout.weight_transfer=object_store or auto, got "
+                f"{self.rollout.weight_transfer}: an engine takes weights in between its steps from where they lie"
+            )
         refused = {
             "placement.mode=colocated": self.placement.mode == "colocated",  # the roles take turns on its GPUs
             "teacher.follow_decay": self.teacher.follow_decay is not None,  # which teacher scored would be chance

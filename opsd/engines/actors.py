@@ -14,7 +14,7 @@ from opsd.cluster.placement import Placement
 from opsd.cluster.ray import gather, start_actor
 from opsd.config.engine import EngineSpec
 from opsd.engines.vllm import engine_environment
-from opsd.engines.worker import PAYLOAD_CALLS
+from opsd.engines.worker import PAYLOAD_CALLS, WEIGHT_CALLS
 from opsd.errors import WorkerLost, say
 from opsd.payload.keeper import Keeper
 
@@ -39,7 +39,7 @@ class EngineActors:
         self._worker_class = worker_class
         self._num_gpus = config.tensor_parallel_size if spec.device == "cuda" else 0
         self._environment = engine_environment(config, spec.device)
-        self._beside = {PAYLOAD_CALLS: 1} if keeps_payload else None
+        self._beside = {PAYLOAD_CALLS: 1} if keeps_payload else {WEIGHT_CALLS: 1} if spec.partial_rollouts else None
         self._spec = replace(spec, path=os.path.abspath(spec.path))  # an actor's working folder is its node's
         number = config.num_workers
         self._seats = placement.seats(role, number, self._num_gpus) if placement else [None] * number

@@ -31,6 +31,7 @@ class Written(NamedTuple):
     sampled_logprobs: np.ndarray
     stopped: bool
     policy_version: int
+    token_versions: np.ndarray | None
     trajectory: Trajectory | None
 
 
@@ -38,7 +39,7 @@ def taken_out(group: dict[int, Rollout]) -> tuple[dict[int, Written], list[Candi
     """The answers without their candidates, and these, in the same order."""
     candidates = [(rollout.candidate_ids, rollout.candidate_logprobs) for rollout in group.values()]
     written = {
-        place: Written(r.response_ids, r.sampled_logprobs, r.stopped, r.policy_version, r.trajectory)
+        place: Written(r.response_ids, r.sampled_logprobs, r.stopped, r.policy_version, r.token_versions, r.trajectory)
         for place, r in group.items()
     }
     return written, candidates

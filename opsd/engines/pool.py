@@ -23,7 +23,7 @@ from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.work import SharedWork, Work, deal, size_of
 from opsd.engines.work_queue import WorkQueue
-from opsd.engines.worker import PAYLOAD_CALLS, EngineWorker
+from opsd.engines.worker import PAYLOAD_CALLS, WEIGHT_CALLS, EngineWorker
 from opsd.errors import StageError, WorkerLost
 from opsd.ops.signals import Statistics
 from opsd.payload.keeper import Keeper, Told
@@ -45,6 +45,7 @@ class EnginePool:
         self.path = spec.path
         self.actors = EngineActors(role, spec, placement, keeps_payload=keeps_payload, worker_class=self.worker_class)
         self.max_num_seqs = spec.config.max_num_seqs
+        self.partial_rollouts = spec.partial_rollouts
         self.busy_s = [0.0] * len(self.workers)  # of each engine at work, as far as it has told
         self._busy_before = [0.0] * len(self.workers)  # in earlier lives
         self._in_flight = TokensInFlight(len(self.workers))  # of what is scored
@@ -236,10 +237,15 @@ class EnginePool:
         see EngineActors.
 
         `pending`: so many updates may be on their way when this returns. What goes wrong with one is raised when it is
-        waited for.
+        waited for. With `spec.partial_rollouts` none is: they are beside each engine, which takes them in after its
+        next step, and whose answers raise what goes wrong.
         """
         self.actors.policy_version = policy_version
-        self._updates.append([worker.update_weights.remote(weights, policy_version) for worker in self.workers])
+        calls = [worker.update_weights for worker in self.workers]
+        if self.partial_rollouts:
+            calls = [worker.leave_weights.options(concurrency_group=WEIGHT_CALLS) for worker in self.workers]
+            pending = 0  # what an engine is asked next may not begin before the weights are there
+        self._updates.append([call.remote(weights, policy_version) for call in calls])
         while len(self._updates) > pending:
             lives, refs = list(self.actors.lives), self._updates.popleft()
             for number, ref in enumerate(refs):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from torch import Tensor
 
+from opsd.engines.incoming import Incoming
 from opsd.engines.sampling import Sampling
 from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 
@@ -22,6 +23,7 @@ class Engine(Protocol):
     vocabulary: Vocabulary  # may be replaced between two calls, by one with other shared ids
     returns_hidden: bool  # likewise: whether the scores have the hidden states
     max_num_seqs: int  # that it generates at once, at most
+    incoming: Incoming  # weights that it takes in between two steps of `generate`
 
     def generate(
         self,
@@ -33,7 +35,8 @@ class Engine(Protocol):
         """A rollout for each request, by its place, in groups as they finish.
 
         `group_size`: rollouts in a group, at least, but for the last one; None: as the engine has them. Raises
-        StageError where the engine holds the weights of another policy version.
+        StageError where the engine holds the weights of another policy version; newer ones will do where it takes some
+        in meanwhile (EngineSpec.partial_rollouts).
         """
         ...
 

@@ -1,5 +1,6 @@
 """A transformers engine: exact log-probabilities of any causal model, without vLLM. Slower; the reference for it."""
-# B sequences of a batch, L tokens of the longest, T response tokens, R rows, V vocabulary, D width, C candidates
+# B sequences of a batch, L tokens of the longest, T response tokens, S steps, R rows, V vocabulary, D width,
+# C candidates
 
 from __future__ import annotations
 
@@ -15,16 +16,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from opsd.config.engine import EngineSpec, TeacherConfig
 from opsd.engines.groups import score_in_groups
+from opsd.engines.incoming import Incoming, require_version
 from opsd.engines.logits import draw, event_logprobs, float32_logits, shared_logits, top_events, uniforms
 from opsd.engines.protocols import Request
 from opsd.engines.row_scores import score_rows, teacher_scores
 from opsd.engines.sampling import Sampling
 from opsd.engines.weights import complete_weights
 from opsd.engines.work import Work, as_work, room_of
-from opsd.errors import ConfigError, StageError
+from opsd.errors import ConfigError
 from opsd.models.head import head_difference, head_form, require_head
 from opsd.ops.align import predicting_rows
 from opsd.ops.mixing import mixed_embeddings
+from opsd.sequences import version_fields
 from opsd.types import Mixture, Rollout, TeacherScores
 
 
@@ -36,6 +39,7 @@ class TransformersEngine:
         config = spec.config
         self.vocabulary = spec.vocabulary
         self.policy_version = 0  # the weights of `spec.path`, until others come
+        self.partial_rollouts, self.incoming = spec.partial_rollouts, Incoming()
         self.device = torch.device(spec.device)
         self.max_num_seqs = config.max_num_seqs
         self.max_batch_tokens = config.scoring_bound or sys.maxsize  # padding counts
@@ -66,14 +70,15 @@ class TransformersEngine:
 
         A seed draws the same tokens in any batch on the CPU; on a GPU a batch of another size rounds otherwise.
 
-        A batch of max_num_seqs finishes as one group, whatever `group_size` says. Raises StageError where the engine
+        A batch of max_num_seqs finishes as one group, whatever `group_size` says. Weights that come meanwhile are taken
+        in between two tokens, and what the cache holds of the older ones stays. Raises StageError where the engine
         holds the weights of another policy version.
         """
-        if self.policy_version != policy_version:
-            raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
+        self._take_in()
+        require_version(self.policy_version, policy_version, or_newer=self.partial_rollouts)
         work = as_work(requests)
         while work.more and (batch := work.take(self.max_num_seqs, 0)):
-            rollouts = self._generate_batch(list(batch.values()), sampling, policy_version)
+            rollouts = self._generate_batch(list(batch.values()), sampling)
             yield dict(zip(batch, rollouts, strict=True))
 
     @torch.inference_mode()
@@ -91,8 +96,12 @@ class TransformersEngine:
             own[name].copy_(weight)
         self.policy_version = policy_version
 
+    def _take_in(self) -> None:
+        if self.incoming:
+            self.update_weights(*self.incoming.take())
+
     @torch.inference_mode()
-    def _generate_batch(self, requests: list[Request], sampling: Sampling, policy_version: int) -> list[Rollout]:
+    def _generate_batch(self, requests: list[Request], sampling: Sampling) -> list[Rollout]:
         """Decode until every sequence has stopped or is full; prompts are padded on the left."""
         prompt_ids = [torch.from_numpy(prompt.token_ids.astype(np.int64)) for prompt, _, _ in requests]
         token_ids_BL, mask_BL = (part.to(self.device) for part in _pad_left(prompt_ids))
@@ -102,7 +111,10 @@ class TransformersEngine:
         done_B = torch.zeros(len(requests), dtype=torch.bool, device=self.device)
         cache = None
         steps = []  # of (tokens [B], their events' log-probabilities [B], candidate ids and log-probabilities [B, C])
+        versions = []  # of the weights of each step
         for step in range(int(room_B.max())):
+            self._take_in()
+            versions.append(self.policy_version)
             position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)[:, -token_ids_BL.shape[1] :]
             output = self.model(
                 input_ids=token_ids_BL,
@@ -129,13 +141,13 @@ class TransformersEngine:
             token_ids_BL = token_B[:, None]
             mask_BL = torch.cat([mask_BL, torch.ones_like(token_ids_BL)], dim=1)
         decoded = [torch.stack(part, dim=1) for part in zip(*steps, strict=True)]
-        return self._cut_at_stop(requests, room_B.tolist(), decoded, policy_version)
+        return self._cut_at_stop(requests, room_B.tolist(), decoded, np.array(versions, np.int32))
 
     def _cut_at_stop(
-        self, requests: list[Request], rooms: list[int], decoded: list[Tensor], policy_version: int
+        self, requests: list[Request], rooms: list[int], decoded: list[Tensor], version_S: np.ndarray
     ) -> list[Rollout]:
         """`decoded`: the steps of `_generate_batch`, [B, steps, ...]; what follows a sequence's stop, or the end of its
-        room, is not its own."""
+        room, is not its own. `version_S`: the policy version of each step."""
         tokens, logprobs, candidate_ids, candidate_logprobs = (part.cpu().numpy() for part in decoded)
         rollouts = []
         for row, ((prompt, sample, _), room) in enumerate(zip(requests, rooms, strict=True)):
@@ -150,7 +162,7 @@ class TransformersEngine:
                     candidate_ids=candidate_ids[row, :length],
                     candidate_logprobs=candidate_logprobs[row, :length],
                     stopped=bool(is_stop_T.any()),
-                    policy_version=policy_version,
+                    **version_fields(version_S[:length]),
                 )
             )
         return rollouts

@@ -16,16 +16,17 @@ import numpy as np
 from torch import Tensor
 
 from opsd.config.engine import EngineConfig, EngineSpec, scores_rows
-from opsd.engines.events import EventRows, event_rows, pad_rows
+from opsd.engines.events import event_rows, pad_rows
 from opsd.engines.groups import score_in_groups
+from opsd.engines.incoming import Incoming, require_version
 from opsd.engines.protocols import Request
 from opsd.engines.sampling import Sampling
 from opsd.engines.vllm_settings import caches_prefixes, check_engine_args, head_settings, llm_arguments, sleep_level
 from opsd.engines.weights import complete_weights
-from opsd.engines.work import Work, as_work, room_of, size_of
+from opsd.engines.work import Work, as_work, size_of
 from opsd.errors import StageError
 from opsd.models.weights import as_stored, model_without_weights, untied_settings
-from opsd.types import Rollout, TeacherScores, Vocabulary
+from opsd.types import Rollout, TeacherScores
 
 
 def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:
@@ -61,7 +62,7 @@ class VllmEngine:
         check_engine_args(config)
         self.skeleton = model_without_weights(spec.path, trust_remote_code=spec.trust_remote_code)
         self.vocabulary = spec.vocabulary
-        self.policy_version = 0  # the weights of `spec.path`, until others come
+        self.partial_rollouts, self.incoming = spec.partial_rollouts, Incoming()
         self.max_batch_tokens = config.scoring_bound or sys.maxsize
         self.max_num_seqs = config.max_num_seqs
         self.scores_rows = scores_rows(config)
@@ -79,6 +80,7 @@ class VllmEngine:
         if overrides:
             arguments["hf_overrides"] = overrides
         self.llm = LLM(model=spec.path, trust_remote_code=spec.trust_remote_code, **arguments)
+        self._name_weights(0)  # those of `spec.path`, until others come
         self.vocab_size = self.llm.model_config.get_vocab_size()
         if self.scores_rows and self.llm.llm_engine.vllm_config.use_v2_model_runner:
             raise StageError(
@@ -103,15 +105,22 @@ class VllmEngine:
         Prompt and `sampling.max_tokens` together must fit max_model_tokens. A model with a padded vocabulary may sample
         an id outside the shared one: see `rows.has_foreign_ids`. Raises StageError where the engine holds the weights
         of another policy version.
+
+        Weights that come meanwhile are taken in between two of vLLM's steps. What is under way goes on with the keys
+        and values that it has, made by older weights: to make them anew would stop all answers for a prefill of all
+        that they have read, at every step of the learner. PipelineRL (arXiv 2509.19128) keeps them, too. A request that
+        vLLM is given later shares nothing with those that it was given before.
         """
-        if self.policy_version != policy_version:
-            raise StageError(f"asked for policy version {policy_version}, the engine holds {self.policy_version}")
+        self._take_in()
+        require_version(self.policy_version, policy_version, or_newer=self.partial_rollouts)
         work = as_work(requests)
         if not work.more:
             return
         self._wake()
-        from opsd.engines.vllm_samples import keep_arrays, sampled_rows  # imports vLLM
+        from opsd.engines.vllm_params import sampling_params  # imports vLLM, as the next one
+        from opsd.engines.vllm_samples import keep_arrays, rollout_of, sampled_rows
 
+        stop_ids, num_logprobs = list(self.vocabulary.stop_ids), self._num_logprobs(sampling.num_candidates)
         running: dict[str, int] = {}  # place by vLLM's name
         asked: dict[int, Request] = {}  # by place
 
@@ -123,7 +132,7 @@ class VllmEngine:
             new = work.take(self.max_num_seqs - len(running), tokens)
             if not new:
                 return
-            params = [self._sampling_params(sampling, request) for request in new.values()]
+            params = [sampling_params(sampling, each, stop_ids, num_logprobs) for each in new.values()]
             names = self._enqueue([prompt.token_ids for prompt, _, _ in new.values()], params)
             keep_arrays(self.llm, names)
             asked.update(new)
@@ -135,7 +144,7 @@ class VllmEngine:
             events = event_rows(*sampled_rows(answers), self.vocabulary, sampling.num_candidates)
             parts = events.split([len(answer.token_ids) for answer in answers])
             yield {
-                place: _rollout(asked.pop(place), answer.token_ids, part, self.vocabulary, policy_version)
+                place: rollout_of(asked.pop(place), answer, part, self.vocabulary)
                 for place, answer, part in zip(outputs, answers, parts, strict=True)
             }
 
@@ -169,9 +178,30 @@ class VllmEngine:
         if "kv_cache" in self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep.discard("kv_cache")
-        if self.caches_prefixes and not self.llm.reset_prefix_cache():
+        at_work = self.partial_rollouts and self.llm.llm_engine.has_unfinished_requests()  # then see `_enqueue`
+        if self.caches_prefixes and not at_work and not self.llm.reset_prefix_cache():
             raise StageError("weight update: the engine is at work, so what it knows of prompts cannot be dropped")
+        self._name_weights(policy_version)
+
+    def _name_weights(self, policy_version: int) -> None:
         self.policy_version = policy_version
+        self.llm.llm_engine.set_weight_version(str(policy_version))  # it tells it of every token
+
+    def _take_in(self) -> list[Any]:
+        """New weights, if some have come; what is unfinished waits for them. Returns vLLM's outputs meanwhile.
+
+        On a GPU vLLM begins a step before it has heard of the one before it: that one still ends under its own weights.
+        """
+        if not self.incoming:
+            return []
+        self.llm.sleep(level=0, mode="keep")  # no step begins
+        most = self.llm.llm_engine.vllm_config.max_concurrent_batches
+        outputs = [output for _ in range(most) for output in self.llm.llm_engine.step()]
+        try:
+            self.update_weights(*self.incoming.take())
+        finally:
+            self.llm.wake_up(tags=["scheduling"])
+        return outputs
 
     def sleep(self) -> None:
         """Give the GPU's memory back until the next call or weight update, see `sleep_level`. Not run on a GPU."""
@@ -192,7 +222,9 @@ class VllmEngine:
         sequences = [np.concatenate([rollout.prompt.scored_after, rollout.response_ids]) for rollout in rollouts]
         if not self.scores_rows:
             return self._score_by_prompt_logprobs(rollouts, sequences, top_k)
-        names = self._enqueue(sequences, [self._scoring_params()] * len(rollouts))
+        from opsd.engines.vllm_params import scoring_params  # imports vLLM
+
+        names = self._enqueue(sequences, [scoring_params()] * len(rollouts))
         expected = dict(zip(names, rollouts, strict=True))
         self.llm.collective_rpc("expect_scores", args=(expected, top_k, self.vocabulary, self.returns_hidden))
         for _ in self._finished(_places(names, range(len(names))), None):
@@ -206,7 +238,9 @@ class VllmEngine:
         self, rollouts: list[Rollout], sequences: list[np.ndarray], top_k: int
     ) -> list[TeacherScores]:
         """vLLM's own way. A stop id outside the top-k is not part of the stop event's mass."""
-        params = self._scoring_params(prompt_logprobs=self._num_logprobs(top_k))
+        from opsd.engines.vllm_params import scoring_params  # imports vLLM
+
+        params = scoring_params(prompt_logprobs=self._num_logprobs(top_k))
         names = self._enqueue(sequences, [params] * len(rollouts))
         [finished] = self._finished(_places(names, range(len(names))), None)
         outputs = [finished[place] for place in range(len(rollouts))]
@@ -224,8 +258,14 @@ class VllmEngine:
         ]
 
     def _enqueue(self, sequences: list[np.ndarray], params: list) -> list[str]:
-        """vLLM's names of the requests. Token ids go in as they are."""
-        return self.llm.enqueue([{"prompt_token_ids": ids.tolist()} for ids in sequences], params, use_tqdm=False)
+        """vLLM's names of the requests. Token ids go in as they are.
+
+        Prompts that begin alike share keys and values of the same weights only: no request finds those of an older one
+        that is under way when weights change, and which cannot be dropped.
+        """
+        salt = {"cache_salt": str(self.policy_version)} if self.caches_prefixes else {}
+        prompts = [{"prompt_token_ids": ids.tolist(), **salt} for ids in sequences]
+        return self.llm.enqueue(prompts, params, use_tqdm=False)
 
     def _finished(
         self, running: dict[str, int], group_size: int | None, refill: Callable[[], None] = lambda: None
@@ -236,7 +276,7 @@ class VllmEngine:
         """
         outputs = {}
         while self.llm.llm_engine.has_unfinished_requests():
-            for output in self.llm.llm_engine.step():
+            for output in [*self.llm.llm_engine.step(), *self._take_in()]:
                 if output.finished:
                     outputs[running.pop(output.request_id)] = output
             if group_size is not None and len(outputs) >= group_size:
@@ -246,30 +286,6 @@ class VllmEngine:
         if outputs:
             yield outputs
 
-    def _sampling_params(self, sampling: Sampling, request: Request):
-        from vllm import SamplingParams
-
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=room_of(request, sampling.max_tokens),
-            seed=request[2],
-            ignore_eos=True,  # the shared stop ids alone end an answer
-            stop_token_ids=list(self.vocabulary.stop_ids),
-            logprobs=self._num_logprobs(sampling.num_candidates),
-            flat_logprobs=True,
-            detokenize=False,
-            skip_clone=True,
-        )
-
-    def _scoring_params(self, **asked: Any):
-        from vllm import SamplingParams
-
-        return SamplingParams(
-            temperature=0.0, max_tokens=1, flat_logprobs=True, detokenize=False, skip_clone=True, **asked
-        )
-
     def _num_logprobs(self, num_events: int) -> int:
         """Enough ids for `num_events` events even where all stop ids are among them."""
         return min(num_events + len(self.vocabulary.stop_ids) - 1, self.vocab_size)
@@ -278,19 +294,3 @@ class VllmEngine:
 def _places(names: list[str], places: Iterable[int]) -> dict[str, int]:
     """Places by the names that vLLM's outputs have: without the random part that it appends."""
     return {name.partition("-")[0]: place for name, place in zip(names, places, strict=True)}
-
-
-def _rollout(
-    request: Request, token_ids: Sequence[int], events: EventRows, vocabulary: Vocabulary, policy_version: int
-) -> Rollout:
-    prompt, sample, _ = request
-    return Rollout(
-        prompt=prompt,
-        sample=sample,
-        response_ids=np.array(token_ids, np.int32),
-        sampled_logprobs=events.sampled_logprobs_T,
-        candidate_ids=events.top_ids_TK,
-        candidate_logprobs=events.top_logprobs_TK,
-        stopped=token_ids[-1] in vocabulary.stop_ids,
-        policy_version=policy_version,
-    )

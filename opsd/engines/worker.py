@@ -30,14 +30,16 @@ def transformers_engine(spec: EngineSpec) -> Engine:
 MADE_BY: dict[str, Callable[[EngineSpec], Engine]] = {"vllm": VllmEngine, "transformers": transformers_engine}
 
 
-PAYLOAD_CALLS = "payload"  # their concurrency group: one thread
+# Concurrency groups of one thread each, whose calls do not wait for what the engine is at.
+PAYLOAD_CALLS = "payload"
+WEIGHT_CALLS = "weights"
 
 
 class EngineWorker(Keeper):
     """Owns one engine; its process holds nothing else. What it answers with comes with the seconds it was at work.
 
-    A Keeper's calls are made in another thread (see PAYLOAD_CALLS), so that they do not wait for what the engine has
-    still to do.
+    A Keeper's calls and `leave_weights` are made in other threads (see PAYLOAD_CALLS), so that they do not wait for
+    what the engine has still to do.
     """
 
     def __init__(self) -> None:
@@ -85,6 +87,10 @@ class EngineWorker(Keeper):
 
     def update_weights(self, weights: dict[str, Tensor], policy_version: int) -> None:
         self.engine.update_weights(weights, policy_version)
+
+    def leave_weights(self, weights: dict[str, Tensor], policy_version: int) -> None:
+        """For the engine, which takes them in between two steps of what it is at, or before what it is asked next."""
+        self.engine.incoming.leave(weights, policy_version)
 
     def weight_transfer(self, call: str, *request: dict) -> None:
         """One of the calls with which vLLM's sender drives an engine, see opsd.learner.nccl_sender."""

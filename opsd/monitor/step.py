@@ -75,14 +75,19 @@ def step_metrics(record: StepRecord, phase_s: dict[str, float], *, weight_versio
 
 
 def staleness(step: int, rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """Optimiser steps between the weights that wrote an answer and those that learn from it in `step`.
+    """Optimiser steps between the weights that drew a token and those that learn from it in `step`: mean and largest.
 
-    Over the student's own answers; None where there is none. 0 in a synchronous loop.
+    Over the tokens of the student's own answers; None where there is none. 0 in a synchronous loop. `mixed_versions`:
+    the share of these answers that went on under new weights, see schedule.partial_rollouts.
     """
-    steps = [step - rollout.policy_version for rollout in rollouts if rollout.policy_version >= 0]
+    own = [rollout for rollout in rollouts if rollout.policy_version >= 0]
+    if not own:
+        return dict.fromkeys(("staleness", "staleness_max", "mixed_versions"))
+    steps_T = step - np.concatenate([rollout.version_T for rollout in own])
     return {
-        "staleness": float(np.mean(steps)) if steps else None,
-        "staleness_max": max(steps) if steps else None,
+        "staleness": float(steps_T.mean()),
+        "staleness_max": int(steps_T.max()),
+        "mixed_versions": float(np.mean([rollout.token_versions is not None for rollout in own])),
     }
 
 

@@ -128,7 +128,8 @@ def _only(item: ScoredRollout, own_N: np.ndarray) -> ScoredRollout:
     own: dict[str, Any] = {name: getattr(rollout, name)[own_N] for name in columns}
     said: dict[str, Any] = {each.name: getattr(scores, each.name) for each in fields(TeacherScores)}
     said = {name: None if values is None or name == "hidden" else values[own_N] for name, values in said.items()}
-    return ScoredRollout(rollout=replace(rollout, **own, mixture=None, trajectory=None), scores=TeacherScores(**said))
+    alone = replace(rollout, **own, mixture=None, trajectory=None, token_versions=None)
+    return ScoredRollout(rollout=alone, scores=TeacherScores(**said))
 
 
 def _hidden(scored: ScoredBatch, kept: Sequence[tuple[ScoredRollout, np.ndarray]]) -> np.ndarray:

@@ -41,6 +41,7 @@ def _whole(rollout: Rollout) -> Rollout:
         candidate_ids=ids_RC,
         candidate_logprobs=logprobs_RC,
         trajectory=None,
+        token_versions=None,
     )
 
 

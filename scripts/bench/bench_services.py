@@ -40,7 +40,11 @@ class BareWorker(EngineWorker):
 
     def bare_generate(self, prompts: list[Prompt], seeds: list[int], sampling: Sampling, logprobs: bool) -> tuple:
         """(response tokens, seconds)"""
-        params = [self.engine._sampling_params(sampling, seed) for seed in seeds]
+        from opsd.engines.vllm_params import sampling_params  # imports vLLM
+
+        vocabulary, num_logprobs = self.engine.vocabulary, self.engine._num_logprobs(sampling.num_candidates)
+        requests = [(prompt, 0, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        params = [sampling_params(sampling, each, list(vocabulary.stop_ids), num_logprobs) for each in requests]
         if not logprobs:
             for own in params:
                 own.logprobs = None
@@ -65,7 +69,9 @@ class BareWorker(EngineWorker):
         return [o.prompt_logprobs[-len(r) :] for o, r in zip(outputs, rollouts, strict=True)]
 
     def _score_outputs(self, rollouts: list[Rollout], top_k: int, *, flat: bool) -> list:
-        params = [self.engine._scoring_params(prompt_logprobs=top_k) for _ in rollouts]
+        from opsd.engines.vllm_params import scoring_params  # imports vLLM
+
+        params = [scoring_params(prompt_logprobs=top_k) for _ in rollouts]
         for own in params:
             own.flat_logprobs = flat
         return self._run([np.concatenate([r.prompt.token_ids, r.response_ids]) for r in rollouts], params)

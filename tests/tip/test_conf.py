@@ -142,6 +142,15 @@ def test_the_residual_is_refused_where_answers_are_no_draws_of_the_students(over
         ("schedule.max_staleness=1 teacher.follow_decay=0.9", "teacher.follow_decay needs schedule.max_staleness=0"),
         ("schedule.max_staleness=2 placement.mode=colocated", "placement.mode=colocated needs schedule.max_staleness"),
         ("schedule.max_staleness=-1", "schedule.max_staleness must be at least 0, got -1"),
+        ("schedule.partial_rollouts=true", "schedule.partial_rollouts=true needs schedule.max_staleness of at least 1"),
+        (
+            "schedule.partial_rollouts=true schedule.max_staleness=1 rollout.weight_transfer=nccl",
+            "schedule.partial_rollouts=true needs rollout.weight_transfer=object_store or auto, got nccl",
+        ),
+        (
+            "schedule.partial_rollouts=true schedule.max_staleness=1 loss.residual=true",
+            "loss.residual=true needs schedule.max_staleness=0, got 1",
+        ),
     ],
 )
 def test_answers_of_older_weights_are_refused_where_they_would_be_wrong(overrides, message):

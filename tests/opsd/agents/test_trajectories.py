@@ -1,6 +1,7 @@
 """Golden trajectories of a scripted model: exact ids, which of them are the student's, ends and counts."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from opsd.config.tools import ToolsConfig
 from opsd.engines.sampling import Sampling
 from opsd.engines.work import Work
 from opsd.errors import ConfigError
+from opsd.sequences import version_fields
 from opsd.types import Prompt, Rollout
 from tests.opsd.agents.agent_models import BUILD, call, ids_of, make_agent_tokenizer
 
@@ -114,6 +116,23 @@ def test_a_golden_trajectory(monkeypatch, toolbox, spec):
     assert (rollout.policy_version, rollout.stopped, trajectory.end) == (5, True, "answered")
     assert (trajectory.num_turns, trajectory.num_calls, trajectory.failures) == (3, 4, {"malformed": 1})
     assert rollout.prompt.row == {"start": 40} and rollout.prompt.max_response_tokens is None
+
+
+def test_turns_of_several_weights_are_one_rollout_of_the_oldest(monkeypatch, toolbox, spec):
+    """The first turn goes on under new weights, and the second begins under newer ones."""
+    turn = ScriptedEngine.turn
+
+    def aging(engine, request, policy_version):
+        made, number = turn(engine, request, policy_version), len(engine.prompts[request[0].index])
+        versions = np.full(len(made), policy_version + number, np.int32)
+        versions[0] -= 1
+        return replace(made, **version_fields(versions))
+
+    monkeypatch.setattr(ScriptedEngine, "turn", aging)
+    _, [group] = played(monkeypatch, toolbox, spec, [[f"{call('add')}<end>", "43<end>"]])
+    first, second = np.diff([*group[0].trajectory.turn_starts, len(group[0])])
+    assert group[0].policy_version == 5
+    assert group[0].version_T.tolist() == [5, *[6] * (first - 1), 6, *[7] * (second - 1)]
 
 
 def test_how_trajectories_end(monkeypatch, toolbox, spec):

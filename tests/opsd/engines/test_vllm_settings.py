@@ -1,13 +1,14 @@
 """What each device, placement and role resolves to: no vLLM is started."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from opsd.config.engine import EngineConfig, EngineSpec, RolloutConfig, TeacherConfig
-from opsd.config.placement import PlacementConfig
+from opsd.config.placement import PlacementConfig, ScheduleConfig
 from opsd.config.run import LearnerConfig, RunConfig
 from opsd.engines import vllm as vllm_engine
 from opsd.engines.sampling import Sampling
@@ -70,6 +71,9 @@ def test_the_way_of_the_weights(device, mode, rollout, renamed, expected):
         rollout=RolloutConfig(**rollout), placement=PlacementConfig(mode=mode), learner=LearnerConfig(num_workers=2)
     )
     assert weight_transfer(cfg, device, renamed=renamed) == expected
+    if mode == "separate":
+        schedule = ScheduleConfig(max_staleness=1, partial_rollouts=True)
+        assert weight_transfer(replace(cfg, schedule=schedule), device, renamed=renamed) == "object_store"
     if expected == "object_store":
         assert not arguments("rollout", device, weight_transfer=expected).get("weight_transfer_config")
     else:
@@ -131,7 +135,9 @@ class RecordingLLM:
     def __init__(self, **_):
         self.calls = []
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 2)
-        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(use_v2_model_runner=False))
+        self.llm_engine = SimpleNamespace(
+            vllm_config=SimpleNamespace(use_v2_model_runner=False), set_weight_version=lambda version: None
+        )
 
     def sleep(self, level):
         self.calls.append(f"sleep {level}")
@@ -212,3 +218,23 @@ def test_an_update_forgets_prompts_only_where_they_are_kept(engine_of):
     on_gpu.llm.reset_prefix_cache = lambda: False
     with pytest.raises(StageError, match="the engine is at work"):
         on_gpu.update_weights({}, policy_version=2)
+
+
+def test_new_weights_wait_for_the_steps_that_vllm_has_begun(engine_of, monkeypatch):
+    """With a step in flight, as on a GPU: its outputs come out before, and under the older version."""
+    engine = engine_of("rollout")
+    engine.partial_rollouts, calls = True, engine.llm.calls
+    steps = iter([["an output"], []])
+    vllm_config = SimpleNamespace(max_concurrent_batches=2)
+    for name, value in {
+        "vllm_config": vllm_config,
+        "step": lambda: calls.append("step") or next(steps),
+        "has_unfinished_requests": lambda: True,
+        "set_weight_version": lambda version: calls.append(f"version {version}"),
+    }.items():
+        monkeypatch.setattr(engine.llm.llm_engine, name, value, raising=False)
+    monkeypatch.setattr(engine.llm, "sleep", lambda level, mode: calls.append(f"pause {level} {mode}"))
+    assert engine._take_in() == []
+    engine.incoming.leave({}, 4)
+    assert engine._take_in() == ["an output"]
+    assert calls == ["pause 0 keep", "step", "step", "replace_weights", "version 4", "wake scheduling"]

@@ -4,11 +4,12 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from opsd.batch import batch_stats, held_here
 from opsd.monitor.log import PHASES
-from opsd.monitor.step import StepRecord, step_metrics, token_rows
+from opsd.monitor.step import StepRecord, staleness, step_metrics, token_rows
 from opsd.types import ScoredRollout, Selection, StepReport, Vocabulary
 from tests.opsd.builders import scored_rollouts
 
@@ -45,10 +46,20 @@ def test_staleness_is_counted_from_the_weights_that_wrote_each_answer():
     assert values["weight_version"] == 8
 
 
+def test_an_answer_under_several_weights_counts_by_its_tokens():
+    [first, second] = scored_rollouts([4, 8], VOCABULARY)
+    versions = np.array([5, 5, 5, 5, 6, 6, 7, 7], np.int32)
+    mixed = replace(second.rollout, policy_version=5, token_versions=versions)
+    whole = replace(first.rollout, policy_version=7)
+    values = staleness(8, [whole, mixed])
+    assert values == {"staleness": (4 * 1 + 4 * 3 + 2 * 2 + 2 * 1) / 12, "staleness_max": 3, "mixed_versions": 0.5}
+    assert staleness(8, [whole, replace(whole, policy_version=-1)])["mixed_versions"] == 0.0
+
+
 def test_answers_that_the_student_did_not_write_have_no_staleness():
     assert metrics_of([5, -1], step=7)["staleness"] == 2.0
     values = metrics_of([-1, -1], step=7)
-    assert values["staleness"] is None and values["staleness_max"] is None
+    assert values["staleness"] is values["staleness_max"] is values["mixed_versions"] is None
 
 
 def test_speed_is_of_the_training_phases_and_drops_are_summed():

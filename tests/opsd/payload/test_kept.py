@@ -157,3 +157,14 @@ def test_scores_of_other_tokens_are_refused_where_they_are_kept():
     first, second = scored_rollouts([4, 4], VOCABULARY)
     with pytest.raises(StageError, match="score: the teacher t gives token"):
         kept_here([first.rollout, second.rollout], [second.scores, first.scores], VOCABULARY)
+
+
+def test_the_weights_that_drew_a_token_change_nothing_in_what_is_kept_of_it():
+    def aged(item):
+        versions = np.arange(3, 3 + len(item.rollout), dtype=np.int32)
+        return replace(item, rollout=replace(item.rollout, policy_version=3, token_versions=versions))
+
+    items, wanted = scored_rollouts(LENGTHS, VOCABULARY), Wanted(support="teacher", num_candidates=8)
+    plain, mixed = (kept_rows(batch_of(each), KEPT, wanted, VOCABULARY) for each in (items, [aged(i) for i in items]))
+    for each in fields(plain):
+        np.testing.assert_equal(getattr(mixed, each.name), getattr(plain, each.name))
