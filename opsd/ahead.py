@@ -2,7 +2,8 @@
 
 Every engine does what it is given in the order in which it is given it. So the order of the driver's calls, weights of
 step s before the answers of step s + n, is all that says which weights make which answers: always those of n steps
-before, whatever takes how long. A seeded run on a CPU is the same each time, for every n.
+before, whatever takes how long. A seeded run on a CPU is the same each time, for every n. Not so where engines take new
+weights in mid-answer (schedule.partial_rollouts): then it says how old they are at most.
 """
 
 from __future__ import annotations

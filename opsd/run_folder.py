@@ -44,7 +44,7 @@ FREE_ON_RESUME = {
 CONFIG, SUMMARY, MARKER = "config.yaml", "summary.json", ".opsd-run.json"
 REPORT_CHARTS = (
     "accuracy", "kl", "loss", "kept", "quadrants", "agreement", "entropy", "named_mass", "length", "truncated",
-    "grad_norm", "throughput", "phases", "idle",
+    "grad_norm", "staleness", "throughput", "phases", "idle",
 )  # fmt: skip
 # What runs write into their folder, and all that overwrite=true deletes there; patterns of names.
 OWN_FILES = (

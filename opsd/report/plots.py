@@ -239,6 +239,12 @@ def draw_grad_norm(axes: Axes, run: RunData) -> None:
     _from_zero(axes)
 
 
+def draw_staleness(axes: Axes, run: RunData) -> None:
+    _curve(axes, run, "staleness_max", "grey", "largest")
+    _curve(axes, run, "staleness", "blue", "mean")
+    _from_zero(axes)
+
+
 def draw_throughput(axes: Axes, run: RunData) -> None:
     _curve(axes, run, "tokens_per_s", "blue")
     _from_zero(axes)
@@ -269,6 +275,9 @@ CHARTS = {
     "length": Chart(title="Answer length", note="Mean response tokens.", draw=draw_length),
     "truncated": Chart(title="Cut answers", note="Share that hit the length limit.", draw=draw_truncated),
     "grad_norm": Chart(title="Gradient norm", note="Before clipping.", draw=draw_grad_norm),
+    "staleness": Chart(
+        title="Staleness of tokens", note="Steps from the weights that drew them to the learner's.", draw=draw_staleness
+    ),
     "throughput": Chart(title="Throughput", note="Tokens a second of each step.", draw=draw_throughput),
     "phases": Chart(title="Seconds per step, by phase", note="Wall seconds.", draw=draw_phases, wide=True),
     "idle": Chart(

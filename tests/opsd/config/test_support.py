@@ -100,7 +100,9 @@ def test_an_engine_that_cannot_keep_the_promise_does_not_start(monkeypatch, runs
     class LLM:
         def __init__(self, **_):
             self.model_config = SimpleNamespace(get_vocab_size=lambda: 2)
-            self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(use_v2_model_runner=runs_v2))
+            self.llm_engine = SimpleNamespace(
+                vllm_config=SimpleNamespace(use_v2_model_runner=runs_v2), set_weight_version=lambda version: None
+            )
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM))
     monkeypatch.setattr(vllm_engine, "model_without_weights", lambda *_, **__: None)

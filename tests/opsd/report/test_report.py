@@ -211,7 +211,7 @@ def test_the_page_asks_for_nothing_outside_itself(report_path, page):
 def test_curves_take_the_colours_of_the_page_so_that_dark_mode_reaches_them(report_path):
     source = report_path.read_text(encoding="utf-8")
     charts = re.findall(r'<svg class="chart".*?</svg>', source, re.DOTALL)
-    assert len(charts) == 14
+    assert len(charts) == 15
     assert all("var(--" in chart for chart in charts)
     fixed = [colour for chart in charts for colour in re.findall(r"(?:fill|stroke): (#\w+)", chart)]
     assert fixed == []
