@@ -102,7 +102,8 @@ class RolloutPool:
         return in_order(self.engines.generate(requests, sampling, self.policy_version, wrap=self.wrap))
 
     def update_weights(self, weights: ObjectRef, *, policy_version: int) -> None:
-        """New weights (a reference to a state dict) into every running engine, after what it was asked for before."""
+        """New weights (a reference to a state dict) into every running engine, after what it was asked for before, or,
+        where it takes them in mid-answer, after its next step."""
         self.engines.update_weights(weights, policy_version, pending=self.max_staleness)
         self.policy_version = policy_version
 

@@ -1,6 +1,7 @@
 """A vLLM engine in this process: samples rollouts, scores them, takes new weights while it runs.
 
-Measured on CPU only. What a GPU alone can do (sleep) follows vLLM 0.32's documentation and has not been run on one.
+Measured on CPU only. What a GPU alone does (sleep, a step that begins before the last one's outputs are there) follows
+vLLM 0.32's documentation and sources, and has not been run on one.
 """
 # T response tokens, C student candidates, S stop ids
 

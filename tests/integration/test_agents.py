@@ -88,6 +88,15 @@ def test_trajectories_that_are_made_ahead_are_the_same_each_time(agents, tmp_pat
     assert first == pytest.approx(second, abs=1e-6) and len(set(first)) == 3
 
 
+@pytest.mark.long
+def test_trajectories_go_on_under_new_weights(agents, tmp_path):
+    """Turns that begin under new weights, and turns that these interrupt."""
+    ahead = ("schedule.max_staleness=1", "schedule.partial_rollouts=true", "rollout.max_num_seqs=2", "num_steps=4")
+    lines = training_lines(finished(agents, tmp_path, *SETTINGS, *ahead))
+    assert len(lines) == 4 and any(line["mixed_versions"] > 0 for line in lines)
+    assert all(0 <= line["staleness"] <= line["staleness_max"] <= 1 for line in lines)
+
+
 @pytest.fixture(scope="module")
 def plain(agents, tmp_path_factory):
     """The losses with one engine, one rank, the teacher in the run; every event has a bucket of its own."""
