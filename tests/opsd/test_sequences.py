@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsd.sequences import version_fields
+from opsd.payload.whole import wholes
+from opsd.sequences import Trajectory, version_fields
 from opsd.types import Vocabulary
 from tests.opsd.builders import scored_rollouts
 from tip.answers import without_student
@@ -42,3 +43,10 @@ def test_versions_of_other_tokens_or_going_back_are_refused(rollout, oldest, ver
 def test_an_answer_without_the_student_s_opinion_has_no_versions(rollout):
     bare = without_student(replace(rollout, **version_fields(VERSIONS)))
     assert bare.policy_version == -1 and bare.token_versions is None
+
+
+def test_a_trajectory_of_several_weights_is_read_whole_by_its_teacher(rollout):
+    read_ids = np.insert(rollout.response_ids, 2, [5, 6])
+    turns = Trajectory(read_ids=read_ids, place_T=np.array([0, 1, 4, 5]), turn_starts=(0, 2), end="answered")
+    [whole] = wholes([replace(rollout, trajectory=turns, **version_fields(VERSIONS))])
+    assert whole.response_ids.tolist() == read_ids.tolist()

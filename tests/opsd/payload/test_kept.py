@@ -11,7 +11,7 @@ from opsd.batch import PendingScores, scored_batch
 from opsd.errors import StageError
 from opsd.learner.dealing import deal, kept_in, rows_for
 from opsd.learner.packing import micro_batches, pack
-from opsd.ops.losses.objective import PACKED_INPUTS
+from opsd.ops.losses.objective import PACKED_INPUTS, ROLLOUT_LOGPROB
 from opsd.payload.keeper import in_one, looked_through
 from opsd.payload.kept import Wanted, joined, kept_rows
 from opsd.payload.scored import agreement_sums
@@ -164,7 +164,8 @@ def test_the_weights_that_drew_a_token_change_nothing_in_what_is_kept_of_it():
         versions = np.arange(3, 3 + len(item.rollout), dtype=np.int32)
         return replace(item, rollout=replace(item.rollout, policy_version=3, token_versions=versions))
 
-    items, wanted = scored_rollouts(LENGTHS, VOCABULARY), Wanted(support="teacher", num_candidates=8)
+    wanted = Wanted(support="teacher", num_candidates=8, asked=frozenset({ROLLOUT_LOGPROB}))
+    items = scored_rollouts(LENGTHS, VOCABULARY)
     plain, mixed = (kept_rows(batch_of(each), KEPT, wanted, VOCABULARY) for each in (items, [aged(i) for i in items]))
     for each in fields(plain):
         np.testing.assert_equal(getattr(mixed, each.name), getattr(plain, each.name))
