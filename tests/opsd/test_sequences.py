@@ -9,7 +9,6 @@ from opsd.payload.whole import wholes
 from opsd.sequences import Trajectory, version_fields
 from opsd.types import Vocabulary
 from tests.opsd.builders import scored_rollouts
-from tip.answers import without_student
 
 VERSIONS = np.array([3, 3, 4, 6], np.int32)
 
@@ -38,11 +37,6 @@ def test_the_oldest_weights_are_the_rollouts_and_one_version_needs_no_array(roll
 def test_versions_of_other_tokens_or_going_back_are_refused(rollout, oldest, versions, message):
     with pytest.raises(ValueError, match=message):
         replace(rollout, policy_version=oldest, token_versions=np.array(versions, np.int32))
-
-
-def test_an_answer_without_the_student_s_opinion_has_no_versions(rollout):
-    bare = without_student(replace(rollout, **version_fields(VERSIONS)))
-    assert bare.policy_version == -1 and bare.token_versions is None
 
 
 def test_a_trajectory_of_several_weights_is_read_whole_by_its_teacher(rollout):

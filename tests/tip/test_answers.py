@@ -122,6 +122,8 @@ def test_a_mixture_stands_beside_every_answer():
     one, other = rollout_of(prompts[0], 0), rollout_of(replace(prompts[1], token_ids=np.array([9], np.int32)), 0)
     assert mixed_with(one, other, 0.7).mixture.other_ids.tolist() == [9, 8, 1, 1]
     assert mixed_with(other, one, 0.7).mixture.other_ids.tolist() == [2, 3, 8]
+    of_two_weights = replace(one, token_versions=np.array([4, 5], np.int32))
+    assert mixed_with(of_two_weights, other, 0.7).version_T.tolist() == [NOT_SAMPLED] * 2
 
 
 def test_what_cannot_work_is_refused():
