@@ -25,7 +25,9 @@ OURS = (ConfigError, DataError, StageError)
 LATE_S = 5.0  # after a failure that may be another's consequence: Ray takes a moment to notice a process that is gone
 MAX_REASON = 300  # characters of what others say
 FRAME = re.compile(r'File "(.+?)", line (\d+), in (\w+)')  # of a traceback
-
+# Of what Ray says where it ends an actor to save its node: the memory of the node, and the table of who has most.
+LOW_MEMORY = re.compile(r"was (\S+) used / (\S+) limit")
+MEMORY_USERS = re.compile(r"^\d+\t([\d.]+)\t(.+)$", re.MULTILINE)
 
 patience: dict[str, float | None] = {"answer_s": None}  # for one answer of a worker; None: for ever
 
@@ -179,7 +181,10 @@ def _in_a_line(error: ray.exceptions.RayError) -> str:
 
 
 def _loss_in_a_line(said: str) -> str:
-    """Ray's ten lines about an actor that is gone: which one it was, and how it ended."""
+    """Ray's ten lines about an actor that is gone: which one it was, and how it ended; or its fifty on low memory."""
+    if low := LOW_MEMORY.search(said):
+        largest = ", ".join(f"{command[:40].strip()} with {gib} GB" for gib, command in MEMORY_USERS.findall(said)[:3])
+        return f"its node ran low on memory, {low[1]} used of {low[2]}, and Ray ended it; the largest: {largest}"
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["Ray does not say why"]
     facts = [line for line in lines if re.match(r"(name|pid|ip): ", line)]
     reason = lines[-1].rpartition("Worker exit detail: ")[2].partition(" Some common causes include")[0][:MAX_REASON]

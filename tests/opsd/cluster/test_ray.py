@@ -123,6 +123,41 @@ def test_a_worker_that_was_killed_is_named_and_not_the_one_that_missed_it(monkey
     )
 
 
+# Ray's own, with fewer of its lines; it names the largest processes of the node after all else.
+LOW_ON_MEMORY = (
+    "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: ee2c) was "
+    "22.39GB used / 23.54GB limit (0.951042)\nOOM kill reason: Memory usage 24026091520B exceeded threshold of "
+    "24012687360B (95.0% of 25276514304B limit)\nObject store memory usage: [- objects spillable: 0\n]\n"
+    "Total non-selected idle workers: 2\nTo see more information about memory usage on this node, use `ray logs "
+    "raylet.out -ip 127.0.0.1`\nTop 10 memory users: PID\tMEM(GB)\tCOMMAND\n25777\t3.19\tray::LearnerWorker.train_on\n"
+    "25107\t2.82\tray::LearnerWorker\n24553\t2.21\tray::EngineWorker.update_weights\n18709\t0.48\tpython -m tip.train\n"
+    "Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/. Consider provisioning "
+    "more memory on this node or reducing task parallelism by requesting more CPUs per task."
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.OutOfMemoryError(LOW_ON_MEMORY),
+        ray.exceptions.RayActorError(
+            error_msg=f"The actor died unexpectedly before finishing this task.\n\tpid: 4711\n\tname: learner-1\nThe "
+            f"actor is dead because its worker process has died. Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: "
+            f"{LOW_ON_MEMORY}"
+        ),
+    ],
+)
+def test_a_worker_that_its_node_had_no_memory_for_is_told_as_that(monkeypatch, error):
+    Results(monkeypatch, {1: error})
+    with pytest.raises(WorkerLost) as raised:
+        gather("learn", [0, 1])
+    assert str(raised.value) == (
+        "learn: worker 1 was lost: its node ran low on memory, 22.39GB used of 23.54GB, and Ray ended it; the largest: "
+        "ray::LearnerWorker.train_on with 3.19 GB, ray::LearnerWorker with 2.82 GB, ray::EngineWorker.update_weights "
+        "with 2.21 GB"
+    )
+
+
 def test_any_other_error_is_a_line_with_its_place(monkeypatch):
     Results(monkeypatch, {0: failed(IndexError("index 9\nis out of bounds"))})
     with pytest.raises(StageError) as raised:
