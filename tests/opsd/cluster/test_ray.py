@@ -142,7 +142,7 @@ LOW_ON_MEMORY = (
         ray.exceptions.OutOfMemoryError(LOW_ON_MEMORY),
         ray.exceptions.RayActorError(
             error_msg=f"The actor died unexpectedly before finishing this task.\n\tpid: 4711\n\tname: learner-1\nThe "
-            f"actor is dead because its worker process has died. Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: "
+            f"actor is dead because its worker process died. Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: "
             f"{LOW_ON_MEMORY}"
         ),
     ],
