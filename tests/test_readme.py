@@ -1,6 +1,8 @@
 """The figures in README.md are those of recipes/results/, each of which a committed command printed."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,11 +44,22 @@ def test_the_quick_start_s_figures_are_those_of_its_five_seeds(expected):
     )  # fmt: skip
 
 
-def test_smollm2_s_figures_are_those_of_its_run(expected):
-    [[run]] = tables("recipes/results/smollm2.md")
-    where = "SmolLM2-135M to 21 of its layers, 24 steps: reverse KL, nats per token"
-    assert expected[where] == (run["reverse KL before"], run["after 2"], "")
-    assert expected["the same: top-1 agreement with the teacher"] == (run["top-1 before"], run["after 3"], "")
+def test_smollm2_s_figures_are_those_of_its_seeds(expected):
+    seeds = [row for row in tables("recipes/results/smollm2.md")[0] if row["run"].startswith("default-")]
+    assert [row["seed"] for row in seeds] == ["0", "1"]
+    where = "SmolLM2-135M to 21 of its layers, 24 steps, two seeds: reverse KL, nats per token"
+    for name, column in ((where, "reverse KL"), ("the same: top-1 agreement with the teacher", "top-1")):
+        after = "after 2" if column == "reverse KL" else "after 3"
+        values = [[row[which] for row in seeds] for which in (f"{column} before", after)]
+        assert expected[name] == (*map(spread, values), "")
+
+
+def test_smollm2_s_table_is_that_of_its_summaries():
+    runs = sorted((ROOT / "recipes" / "results" / "smollm2").iterdir())
+    command = [sys.executable, ROOT / "scripts" / "summary_table.py", *runs]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    page = (ROOT / "recipes" / "results" / "smollm2.md").read_text().splitlines()
+    assert len(runs) >= 4 and [line for line in printed[: 2 + len(runs)] if line not in page] == []
 
 
 def test_what_running_ahead_saves_is_what_was_measured():
