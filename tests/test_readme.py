@@ -76,3 +76,17 @@ def test_the_ablations_differences_are_those_of_its_page():
     quoted = re.findall(r"\([+-]\d\.\d{3} to [+-]\d\.\d{3}\)", text)
     assert len(found) == len(quoted) >= 5
     assert [each for each in found if each not in page] == []
+
+
+def test_the_table_against_trl_is_that_of_its_page():
+    [table] = [table for table in tables("README.md") if "pair, trainer" in table[0]]
+    measured = tables("recipes/results/against_trl.md")
+    for page, trl, ours in zip(measured, table[::2], table[1::2], strict=True):
+        neither, first, second, longer = (row["held-out reverse KL, nats"] for row in page)
+        own = {"TRL": first, "this project": second}
+        timed = own | {page[3]["trainer"].partition(",")[0]: longer}
+        for name, row, run in (("TRL", trl, page[1]), ("this project", ours, page[2])):
+            assert row["pair, trainer"].endswith(name)
+            assert (row["s per step"], row["peak memory, GiB"]) == (run["s per step"], run["peak memory, GiB"])
+            assert row["held-out reverse KL, nats: before"] == neither
+            assert (row["after equal steps"], row["after equal time"]) == (own[name], timed[name])

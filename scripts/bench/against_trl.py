@@ -96,6 +96,7 @@ def run_ours(args: argparse.Namespace, steps: int, folder: Path) -> Outcome:
         "learner.warmup_steps": 10,
         "learner.micro_batch_tokens": 4096,
         "schedule.max_staleness": args.max_staleness,
+        **{f"{role}.cpu_threads": args.cpu_threads for role in ("rollout", "teacher", "learner")},
         "log.wandb": "off",
         "log.dashboard": "false",
     }
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=8, help="of the teacher, and candidates of the student; TRL: all")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--max-staleness", type=int, default=0, help="of this project's answers")
+    parser.add_argument("--cpu-threads", type=int, default=1, help="of each of this project's roles; TRL: all cores")
     parser.add_argument("--eval-prompts", type=int, default=256)
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
