@@ -33,14 +33,14 @@ def test_a_folder_that_only_other_nodes_have_is_named_with_the_node(tmp_path):
 
 
 @pytest.mark.parametrize("num_failures", [0, 1, 2])
-def test_a_node_of_ray_that_misses_its_time_is_started_once_more(num_failures, monkeypatch, capsys):
+def test_a_node_of_ray_that_misses_its_time_is_started_once_more(num_failures, tmp_path, monkeypatch, capsys):
     calls = []
 
     def init(**_options):
         calls.append(1)
         if len(calls) <= num_failures:
             raise Exception("\nThe current node timed out during startup.\nA second line.")
-        return SimpleNamespace(dashboard_url="127.0.0.1:1")
+        return SimpleNamespace(dashboard_url="127.0.0.1:1", address_info={"session_dir": str(tmp_path)})
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
