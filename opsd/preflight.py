@@ -115,7 +115,6 @@ def check(cfg: RunConfig) -> Setup:
         "max_model_tokens": longest + cfg.rollout.max_response_tokens + 1,  # one more for the scoring engine
         "shares_gpu": cfg.placement.mode == "colocated",
     }
-    trusted = cfg.student.trust_remote_code
     return Setup(
         device=device,
         tokenizer=tokenizer,
@@ -124,19 +123,23 @@ def check(cfg: RunConfig) -> Setup:
         eval_prompts=eval_prompts,
         prompt_lines=[line for file in files for line in file.described(tokenizer)],
         support=support,
-        student=EngineSpec(
-            path=cfg.student.path,
-            config=cfg.rollout,
-            trust_remote_code=trusted,
-            partial_rollouts=cfg.schedule.partial_rollouts,
-            **shared,
-        ),
+        student=_student_spec(cfg, shared),
         adapter=adapter_of(cfg.student),
         agents=agents,
         teachers={
             source: teacher_spec(each, **shared, returns_hidden=cfg.loss.payload == "hidden")
             for source, each in configs.items()
         },
+    )
+
+
+def _student_spec(cfg: RunConfig, shared: _Shared) -> EngineSpec[RolloutConfig]:
+    return EngineSpec(
+        path=cfg.student.path,
+        config=cfg.rollout,
+        trust_remote_code=cfg.student.trust_remote_code,
+        partial_rollouts=cfg.schedule.partial_rollouts,
+        **shared,
     )
 
 

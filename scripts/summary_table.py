@@ -82,7 +82,7 @@ def arm_rows(found: dict[str, dict[int, dict]]) -> list[list[str]]:
             own = {seed: run[key] for seed, run in runs.items() if run[key] is not None}
             if not own:
                 continue
-            shared = [value - first[seed][key] for seed, value in own.items() if seed in first]
+            shared = [own[seed] - run[key] for seed, run in first.items() if seed in own and run[key] is not None]
             against = "" if runs is first or not shared else interval(shared)
             rows.append([name, measure, str(len(own)), interval(list(own.values())), against])
     return rows

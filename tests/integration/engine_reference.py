@@ -1,14 +1,19 @@
 """What the engines' tests are made of: models, prompts, and what a plain transformers forward pass in float64 says."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from opsd.config.engine import RolloutConfig
 from opsd.engines.groups import in_order
 from opsd.engines.sampling import Sampling
+from opsd.engines.vllm import engine_environment
 from opsd.types import Prompt, Rollout, TeacherScores, Vocabulary
 from tests.tiny_models import make_tiny_qwen3
 
@@ -17,6 +22,19 @@ OWN_EOS = 5  # what the model's own config names as its end; no stop id of the r
 VOCABULARY = Vocabulary(size=NUM_IDS, stop_ids=(2, 9))
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=24, num_candidates=8)
 CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+@contextmanager
+def cpu_engine_process() -> Iterator[pytest.MonkeyPatch]:
+    """What an actor's environment would have set before the first import. What is patched is undone at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in engine_environment(RolloutConfig(), "cpu").items():
+            patch.setenv(name, value)
+        patch.setattr(torch._dynamo.config, "disable", True)
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield patch
+        torch.set_num_threads(num_threads)
 
 
 def make_models(folder: Path) -> dict[str, Path]:

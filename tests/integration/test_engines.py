@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opsd.config.backends import ENGINES
-from opsd.config.engine import RolloutConfig, TeacherConfig, teacher_spec
+from opsd.config.engine import TeacherConfig, teacher_spec
 from opsd.engines.groups import in_order
-from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import MADE_BY
 from opsd.errors import StageError
 from opsd.types import Prompt, Rollout
@@ -23,6 +22,7 @@ from tests.integration.engine_reference import (
     OWN_EOS,
     SAMPLING,
     VOCABULARY,
+    cpu_engine_process,
     expect_candidates,
     expect_top,
     generate,
@@ -36,16 +36,10 @@ ALL_IDS = replace(SAMPLING, num_candidates=NUM_IDS + 6)  # more candidates than 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cpu_engine_process():
+def process_of_an_actor():
     """What the actor's environment would have set before the first import."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in engine_environment(RolloutConfig(), "cpu").items():
-            patch.setenv(name, value)
-        patch.setattr(torch._dynamo.config, "disable", True)
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    with cpu_engine_process():
         yield
-        torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")

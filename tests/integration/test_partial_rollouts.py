@@ -14,11 +14,10 @@ from opsd.config.backends import ENGINES
 from opsd.config.engine import EngineSpec, RolloutConfig
 from opsd.engines import vllm, vllm_settings
 from opsd.engines.groups import in_order
-from opsd.engines.vllm import engine_environment
 from opsd.engines.worker import MADE_BY
 from opsd.errors import StageError
 from opsd.types import Prompt
-from tests.integration.engine_reference import CLOSE, NUM_IDS, VOCABULARY, make_models, make_prompts
+from tests.integration.engine_reference import CLOSE, NUM_IDS, VOCABULARY, cpu_engine_process, make_models, make_prompts
 from tests.integration.engine_reference import SAMPLING as FEW_IDS
 
 pytestmark = pytest.mark.slow
@@ -28,18 +27,12 @@ GREEDY = replace(SAMPLING, temperature=0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cpu_engine_process():
+def process_of_an_actor():
     """What the actor's environment would have set before the first import, and prompts that share, as on a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in engine_environment(RolloutConfig(), "cpu").items():
-            patch.setenv(name, value)
+    with cpu_engine_process() as patch:
         for module in (vllm, vllm_settings):
             patch.setattr(module, "caches_prefixes", lambda config, device: True)
-        patch.setattr(torch._dynamo.config, "disable", True)
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         yield
-        torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
