@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from opsd.batch import batch_stats, scored_batch
 from opsd.config.auto import resolve_device, with_dtypes
+from opsd.config.payload import with_payload
 from opsd.config.run import RunConfig, compose_config
 from opsd.config.setting_names import refuse_misspelt
 from opsd.data.epochs import with_epochs_as_steps
@@ -22,6 +23,7 @@ from opsd.errors import WorkerLost, reported, say
 from opsd.hook_checks import check_hooks, checked_select
 from opsd.hooks import TrainHooks, load_build_hooks
 from opsd.monitor.step import StepRecord, queue_lengths
+from opsd.ops.losses.objective import Objective
 from opsd.run import Run, started
 from opsd.stopping import says_what_is_left
 
@@ -60,6 +62,7 @@ def distil(cfg: RunConfig, build_hooks: Callable[[RunConfig], TrainHooks]) -> di
     cfg = with_dtypes(with_epochs_as_steps(cfg), resolve_device(cfg.device))
     for attempt in itertools.count(1):
         hooks = build_hooks(cfg)
+        cfg = with_payload(cfg, by_token=Objective.of(hooks.divergence).by_token)
         check_hooks(hooks, cfg)
         try:
             with started(cfg, hooks) as run:

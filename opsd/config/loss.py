@@ -8,7 +8,7 @@ from typing import Any
 from opsd.config.checks import at_least, one_of
 from opsd.errors import ConfigError
 
-PAYLOADS = ("logprobs", "hidden")
+PAYLOADS = ("auto", "logprobs", "hidden")
 SUPPORTS = ("auto", "teacher", "student", "union")
 
 
@@ -22,7 +22,8 @@ class LossConfig:
     support: str = "auto"
     # What comes from the teacher to the loss. logprobs: of the support's tokens; all others are one bucket. hidden: its
     # last hidden state of each kept token, from which the learner makes the whole distribution: no support, no bias.
-    payload: str = "logprobs"
+    # auto: hidden where the run's own teacher can give it and the loss take it, and no support is asked for.
+    payload: str = "auto"
     # The reverse KL alone: a gradient that is, on average over the answers, that of the whole vocabulary and not that
     # of the named tokens and a rest. Needs rollout.temperature=1, rollout.top_p=1 and the student's own answers.
     residual: bool = False

@@ -66,6 +66,9 @@ def load_teacher_head(path: str, *, trust_remote_code: bool, device: torch.devic
             continue
         value = read_weight(path, model, wanted)
         if value is None:
-            raise ConfigError(f"loss.payload=hidden: no weight file of {path} holds the {name} of its lm_head")
+            raise ConfigError(
+                f"loss.payload=hidden: no weight file of {path} holds the {name} of its lm_head: set "
+                "loss.payload=logprobs"
+            )
         found[name] = value.to(device, getattr(torch, dtype))
     return TeacherHead(path=path, weight_VE=found["weight"], bias_V=found.get("bias"), form=head_form(model.config))

@@ -12,11 +12,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from opsd.config.auto import planned_device, with_dtypes
+from opsd.config.payload import with_payload
 from opsd.config.run import RunConfig, compose_config
 from opsd.config.setting_names import refuse_misspelt
 from opsd.errors import ConfigError, DataError
 from opsd.hook_checks import check_hooks
-from opsd.hooks import load_build_hooks
+from opsd.hooks import bind_objective, load_build_hooks
+from opsd.ops.losses.objective import Objective
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.models import read_model
 from opsd.plan.refusals import refusals
@@ -40,7 +42,9 @@ def launch(config_class: type[RunConfig], conf_module: str, config_name: str) ->
     def main(hydra_cfg: DictConfig) -> None:
         try:
             cfg: Any = compose_config(hydra_cfg, planned_class)  # of a class that is made here
-            check_hooks(load_build_hooks(cfg.hooks)(cfg), cfg)
+            hooks = load_build_hooks(cfg.hooks)(cfg)
+            cfg = with_payload(cfg, by_token=Objective.of(hooks.divergence).by_token)
+            check_hooks(hooks, cfg)
             job = planned_job(cfg, cfg.cluster)
         except (ConfigError, DataError) as error:
             problems = [str(error)]
@@ -74,7 +78,7 @@ def print_simulation(job: Job, cfg: SimulateConfig) -> list[str]:
 def planned_job(cfg: RunConfig, cluster: ClusterConfig) -> Job:
     """Raises ConfigError where a model's sizes are not to be had. device=cuda is planned for without a GPU here."""
     device = planned_device(cfg.device)
-    cfg = with_dtypes(cfg, device)
+    cfg = with_payload(with_dtypes(cfg, device), by_token=bind_objective(cfg.loss).by_token)
     teachers = {section_of(source): teacher for source, teacher in teachers_by_source(cfg.teacher).items()}
     candidates_scored(cfg)  # refuses what a teacher cannot do, before it is counted
     return Job(

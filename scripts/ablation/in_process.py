@@ -51,9 +51,9 @@ from tip.plugin import build_hooks
 def config(overrides: Sequence[str]) -> TipRunConfig:
     """What `python -m tip.train` would run with, on transformers engines and the CPU. Raises ConfigError."""
     ConfigStore.instance().store(name="schema", node=TipRunConfig)
-    own = ["rollout.backend=transformers", "teacher.backend=transformers", "output_dir=unused", *overrides]
+    own = ["rollout.backend=transformers", "teacher.backend=transformers", "loss.payload=logprobs", "output_dir=unused"]
     with initialize_config_module("tip.conf", version_base=None):
-        cfg = with_dtypes(compose_config(compose("tip", overrides=own), TipRunConfig), "cpu")
+        cfg = with_dtypes(compose_config(compose("tip", overrides=[*own, *overrides]), TipRunConfig), "cpu")
     refused = {
         "answers=student": cfg.answers != "student",
         "stats=rollout": cfg.stats != "rollout",

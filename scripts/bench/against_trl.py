@@ -7,12 +7,13 @@
 Both learn by the reverse KL of every token, with AdamW, the same peak learning rate, ten steps of warm-up, then a
 cosine, and no weight decay. TRL is set as its documentation has it (`DistillationConfig`: beta 1, its own
 sampling with transformers, gradient checkpointing) but for bf16, which it refuses on a CPU; its vLLM mode needs a GPU.
-This project is plain on-policy distillation with its defaults: vLLM engines, one rank. Each uses the cores as it likes.
+This project is plain on-policy distillation with its defaults: vLLM engines, one rank, a loss over the whole
+vocabulary, as TRL's is; and the same with `loss.payload=logprobs`. Each uses the cores as it likes.
 
 Seconds per step are the median over the steps after the fifth, start-up apart. Memory is the highest sum of what all
 processes of a run hold (proportional set size, a shared page counted once). The held-out reverse KL is over the whole
-vocabulary, on answers that the student samples to the held-out prompts, by transformers. After equal steps, the faster
-of the two also runs as many steps as the other's time allows.
+vocabulary, on answers that the student samples to the held-out prompts, by transformers. After equal steps, who is
+faster than another also runs as many steps as the time of that other allows: this project against TRL.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -28,6 +30,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -77,7 +80,7 @@ def run_trl(args: argparse.Namespace, steps: int, folder: Path) -> Outcome:
     )
 
 
-def run_ours(args: argparse.Namespace, steps: int, folder: Path) -> Outcome:
+def run_ours(args: argparse.Namespace, steps: int, folder: Path, payload: str = "auto") -> Outcome:
     settings = {
         "output_dir": folder,
         "num_steps": steps,
@@ -95,6 +98,7 @@ def run_ours(args: argparse.Namespace, steps: int, folder: Path) -> Outcome:
         "learner.learning_rate": args.learning_rate,
         "learner.warmup_steps": 10,
         "learner.micro_batch_tokens": 4096,
+        "loss.payload": payload,
         "schedule.max_staleness": args.max_staleness,
         **{f"{role}.cpu_threads": args.cpu_threads for role in ("rollout", "teacher", "learner")},
         "log.wandb": "off",
@@ -106,6 +110,13 @@ def run_ours(args: argparse.Namespace, steps: int, folder: Path) -> Outcome:
     phases = ("rollout", "score", "select", "learn", "sync")
     seconds = [sum(line[f"phase_s/{name}"] for name in phases) for line in lines if "loss" in line]
     return outcome(folder / "student", seconds[1:], wall_s, steps, peak)
+
+
+PROGRAMS = {
+    "TRL": run_trl,
+    "this project": run_ours,
+    "this project, log-probabilities": partial(run_ours, payload="logprobs"),
+}
 
 
 def outcome(student: Path, seconds: list[float], wall_s: float, steps: int, peak: int) -> Outcome:
@@ -214,26 +225,36 @@ def main() -> None:
     parser.add_argument("--max-staleness", type=int, default=0, help="of this project's answers")
     parser.add_argument("--cpu-threads", type=int, default=1, help="of each of this project's roles; TRL: all cores")
     parser.add_argument("--eval-prompts", type=int, default=256)
+    parser.add_argument("--trainers", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     texts, teacher = texts_of(args.held_out, args), Path(args.pair) / "teacher"
-    programs = {"TRL": run_trl, "this project": run_ours}
 
     def kl(student: Path) -> float:
         return held_out_kl(student, teacher, texts, args.max_tokens)
 
     with tempfile.TemporaryDirectory() as parent:
-        outcomes = {name: run(args, args.steps, Path(parent) / name.split()[0]) for name, run in programs.items()}
+
+        def run(name: str, steps: int) -> Outcome:
+            return PROGRAMS[name](args, steps, Path(parent) / re.sub(r"\W+", "_", f"{name} {steps}"))
+
+        outcomes = {name: run(name, args.steps) for name in args.trainers}
         rows = [["neither", "0", "", "", "", f"{kl(Path(args.pair) / 'student'):.4f}"]]
         for name, found in outcomes.items():
             rows.append(row_of(name, args.steps, found, kl(found.student)))
-        slow, fast = sorted(outcomes, key=lambda name: -outcomes[name].step_s)
-        steps = round(args.steps * outcomes[slow].step_s / outcomes[fast].step_s)
-        if steps > args.steps:
-            found = programs[fast](args, steps, Path(parent) / "equal_time")
-            rows.append(row_of(f"{fast}, as long as {slow}", steps, found, kl(found.student)))
+        for slow, fast in equal_times(outcomes):
+            steps = round(args.steps * outcomes[slow].step_s / outcomes[fast].step_s)
+            if steps > args.steps:
+                found = run(fast, steps)
+                rows.append(row_of(f"{fast}, as long as {slow}", steps, found, kl(found.student)))
         header = ["trainer", "steps", "s per step", "start and end, s", "peak memory, GiB", "held-out reverse KL, nats"]
         print_table(f"{args.batch} answers of at most {args.max_tokens} tokens a step", header, rows)
+
+
+def equal_times(outcomes: dict[str, Outcome]) -> list[tuple[str, str]]:
+    """(slower, faster) of TRL and each of the others."""
+    pairs = [("TRL", name) for name in outcomes if name != "TRL"] if "TRL" in outcomes else []
+    return [tuple(sorted(pair, key=lambda name: -outcomes[name].step_s)) for pair in pairs]
 
 
 def row_of(name: str, steps: int, found: Outcome, kl: float) -> list[str]:

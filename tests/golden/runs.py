@@ -72,6 +72,7 @@ def command_of(name: str, models: Path, output_dir: Path) -> list[str]:
         "teacher.top_k": 8,
         "learner.learning_rate": 1e-3,
         "learner.micro_batch_tokens": 64,
+        "loss.payload": "logprobs",
         "log.wandb": "off",
         "log.dashboard": "false",
     }

@@ -5,24 +5,27 @@ import pytest
 from tests.integration.runs import TRANSFORMERS, finished, losses, train, weights
 
 NUM_STEPS = 4
-EVERY_EVENT = ("teacher.top_k=64", "loss.support=union")  # of the tiny pair's vocabulary
+EVERY_EVENT = ("teacher.top_k=64", "loss.support=union", "loss.payload=logprobs")  # of the tiny pair's vocabulary
 SHORT = (f"num_steps={NUM_STEPS}", "eval.num_kl_prompts=0")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 
 
-@pytest.mark.long  # every run of the tests has such a run in tests/golden, and the head's own tests have the oracle
 @pytest.mark.parametrize(
     "method",
     [
         pytest.param((), id="plain"),
-        pytest.param(("loss.divergence=jsd", "+loss.options={beta: 0.3}", "method=adakd"), id="adakd and jsd"),
+        pytest.param(
+            ("loss.divergence=jsd", "+loss.options={beta: 0.3}", "method=adakd"),
+            id="adakd and jsd",
+            marks=pytest.mark.long,  # the head's own tests have the oracle of every divergence
+        ),
     ],
 )
-def test_the_loss_is_the_dense_one(pair, tmp_path, method):
+def test_by_default_the_loss_is_the_dense_one(pair, tmp_path, method):
     """As where every event has a bucket of its own, which the tiny vocabulary allows."""
-    known = (*SHORT, *TRANSFORMERS, *EVERY_EVENT, *method)
-    hidden = finished(pair, tmp_path / "hidden", *known, "loss.payload=hidden")
-    dense = finished(pair, tmp_path / "dense", *known)
+    known = (*SHORT, *TRANSFORMERS, "teacher.top_k=64", *method)
+    hidden = finished(pair, tmp_path / "hidden", *known)
+    dense = finished(pair, tmp_path / "dense", *known, *EVERY_EVENT)
     assert losses(hidden) == pytest.approx(losses(dense), abs=2e-5)
     moved = weights(dense)
     for name, weight in weights(hidden).items():

@@ -78,6 +78,11 @@ class Objective:
         return total_N
 
     @property
+    def by_token(self) -> bool:
+        """Whether it is a sum over the vocabulary, so that it has an exact form."""
+        return all(loss.by_token for _, loss in self.parts)
+
+    @property
     def inputs(self) -> set[str]:
         """Names of the row inputs without which it cannot be called."""
         return {name for _, loss in self.parts for name in loss.inputs}

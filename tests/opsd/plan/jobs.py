@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from opsd.config.engine import RolloutConfig, TeacherConfig
+from opsd.config.loss import LossConfig
 from opsd.config.run import DataConfig, LearnerConfig, RunConfig, StudentConfig
 from opsd.plan.cluster import ClusterConfig
 from opsd.plan.program import planned_job
@@ -18,6 +19,7 @@ def gpu_job(*, cluster=None, **sections):
         rollout=RolloutConfig(max_response_tokens=8192, dtype="bfloat16", num_workers=2),
         teacher=TeacherConfig(path="Qwen/Qwen3-8B", dtype="bfloat16", num_workers=2),
         learner=LearnerConfig(num_workers=4, activation_checkpointing=True),
+        loss=LossConfig(payload="logprobs"),
     )
     for name, settings in sections.items():
         cfg = replace(cfg, **{name: replace(getattr(cfg, name), **settings)})

@@ -129,7 +129,7 @@ def test_an_engine_takes_its_share_of_a_gpu_and_the_scores_come_on_top():
 
 
 def test_hidden_states_travel_in_the_place_of_supports_and_the_learner_holds_their_head():
-    plain, hidden = gpu_job(), gpu_job(loss={"payload": "hidden"})
+    plain, hidden = gpu_job(), gpu_job(loss={"payload": "auto"})
     tokens, width = plain.traffic.response_tokens, hidden.teachers[0].model.hidden_size
     assert hidden.traffic.score_bytes - plain.traffic.score_bytes == 2 * width * tokens
     assert hidden.traffic.batch_bytes - plain.traffic.batch_bytes == (2 * width - 12 * (64 + 32)) * tokens
