@@ -20,7 +20,7 @@ NUM_STEPS = 4
     ],
 )
 def test_losses_and_selections_are_those_of_a_run_of_its_own(pair, tmp_path, arm):
-    settings = [*ARMS[arm].settings, f"num_steps={NUM_STEPS}", "eval.num_kl_prompts=0"]
+    settings = [*ARMS[arm].settings, f"num_steps={NUM_STEPS}", "eval.num_kl_prompts=0", "loss.payload=logprobs"]
     lines = training_lines(finished(pair, tmp_path / arm, *TRANSFORMERS, *settings))
     own = [each for each in arguments(pair, tmp_path / "unused", *settings) if not each.startswith("output_dir=")]
     leave_group()
