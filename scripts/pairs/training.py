@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -94,8 +93,8 @@ def train_pair(
     "student_shown", to prompts with it.
     `probe` decides when the student stops; neither list may share a problem with the training stream.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the two processes
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    # Forked, as this process has imported torch, which takes seconds, and has not computed yet: no threads to lose.
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         jobs = [
             pool.submit(_train_one, plan, model, out / model.name, seed, probe, evaluation)
             for model in (plan.teacher, plan.student)
