@@ -32,8 +32,10 @@ class HeadCase:
     temperature_N: Tensor
 
     @classmethod
-    def random(cls, device: str, dtype: str, *, rows: int, vocab: int, width: int, named: int) -> HeadCase:
-        generator = torch.Generator(device).manual_seed(0)
+    def random(
+        cls, device: str, dtype: str, *, rows: int, vocab: int, width: int, named: int, seed: int = 0
+    ) -> HeadCase:
+        generator = torch.Generator(device).manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, device=device)

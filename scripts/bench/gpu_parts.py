@@ -7,7 +7,12 @@ from importlib.util import find_spec
 from typing import Any
 
 RATIOS = (1.0, 0.5, 0.2, 0.1)
-HEAD_METHODS = {"sparse": "sparse", "dense": "dense, teacher's logits given", "compiled": "dense, compiled"}
+HEAD_METHODS = {
+    "exact": "exact",
+    "sparse": "sparse",
+    "dense": "dense, teacher's logits given",
+    "compiled": "dense, compiled",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +35,13 @@ def parts(device: str) -> list[Part]:
 def checks(device: str) -> list[Part]:
     large = device == "cuda"
     head = dict(rows=512, vocab=151_936, width=256, named=64) if large else dict(rows=40, vocab=300, width=32, named=8)
+    both = {**{name: size for name, size in head.items() if name != "named"}, "teacher_width": 384 if large else 48}
     # The CPU multiplies bfloat16 into bfloat16 only, which is no product to hold to float32.
     exact_in = "bfloat16" if large else "float32"
     dtypes = ("float32", "bfloat16")
     wanted = [
         *((f"head, {dtype}", "gpu_head:head", {"dtype": dtype, **head}) for dtype in dtypes),
+        *((f"exact head, {dtype}", "gpu_exact:exact_head", {"dtype": dtype, **both}) for dtype in dtypes),
         (f"head at logits of 20, {exact_in}", "gpu_head:head_exactness", {"dtype": exact_in, **head}),
         *((f"packed attention, {dtype}", "gpu_training:packed_attention", {"dtype": dtype}) for dtype in dtypes),
         *((f"training step, {dtype}", "gpu_training:training_step", {"dtype": dtype}) for dtype in dtypes),
@@ -78,7 +85,7 @@ def speed_on_cpu() -> list[Part]:
     step = {**on, "prompt_tokens": 4, "response_tokens": 28, "top_k": 8, "repeats": 1}
     return [
         peak_part(on, peak),
-        *head_parts(head, 64, 16, ("sparse", "dense")),
+        *head_parts(head, 64, 16, ("exact", "sparse", "dense")),
         *pass_parts("cpu", (64,), vocab=500, named=8, repeats=1),
         *step_parts(step, "tiny", 128, checkpointing=True),
         *step_parts(step, "tiny", 128, checkpointing=False),

@@ -58,8 +58,8 @@ def head_speed(done: Done) -> str:
     peak = done.get("matmul peak", {}).get("result")
     note = f"The matmul peak, measured here: {peak['tflops']:.3g} TFLOP/s. " if peak else ""
     note += (
-        "TFLOP/s count the three products that any exact way needs (6 N V D). Peak: above the inputs, gradients "
-        "included."
+        "TFLOP/s count the three products that any way needs (6 N V D), and not that of the teacher's head, which is a "
+        "fourth of `exact`. Peak: above the inputs, gradients included."
     )
     header = ["way to loss and gradients", "N", "D", "ms", "TFLOP/s", "of the peak", "peak GB"]
     return section("The head", header, rows, note)

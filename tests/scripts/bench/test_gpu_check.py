@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import gpu_check
+import gpu_exact
 import gpu_head
 import gpu_table
 import gpu_training
@@ -108,6 +109,15 @@ def test_the_head_without_its_temperatures_is_found_wrong(monkeypatch):
     monkeypatch.setattr(gpu_head, "sparse_head_loss", lambda *a, **k: right(*a, **{**k, "temperature_N": None}))
     wrong = failing(gpu_head.head(**HEAD))
     assert "reverse_kl, its own chunks: value" in wrong and "jsd, three chunks: grad weight" in wrong
+
+
+@pytest.mark.parametrize("wrong", [{"temperature_N": None}, {"stop_ids": ()}])
+def test_the_exact_head_without_its_temperatures_or_merged_stops_is_found_wrong(monkeypatch, wrong):
+    size = dict(device="cpu", dtype="float32", rows=40, vocab=300, width=32, teacher_width=48)
+    right = gpu_exact.exact_head_loss
+    assert all(check.passed for check in gpu_exact.exact_head(**size))
+    monkeypatch.setattr(gpu_exact, "exact_head_loss", lambda *a, **k: right(*a, **{**k, **wrong}))
+    assert not any(check.passed for check in gpu_exact.exact_head(**size) if check.what.endswith("value"))
 
 
 def test_logits_that_are_rounded_to_bfloat16_are_found_wrong(monkeypatch):
