@@ -80,13 +80,22 @@ def test_the_ablations_differences_are_those_of_its_page():
 
 def test_the_table_against_trl_is_that_of_its_page():
     [table] = [table for table in tables("README.md") if "pair, trainer" in table[0]]
-    measured = tables("recipes/results/against_trl.md")
-    for page, trl, ours in zip(measured, table[::2], table[1::2], strict=True):
-        neither, first, second, longer = (row["held-out reverse KL, nats"] for row in page)
-        own = {"TRL": first, "this project": second}
-        timed = own | {page[3]["trainer"].partition(",")[0]: longer}
-        for name, row, run in (("TRL", trl, page[1]), ("this project", ours, page[2])):
-            assert row["pair, trainer"].endswith(name)
-            assert (row["s per step"], row["peak memory, GiB"]) == (run["s per step"], run["peak memory, GiB"])
-            assert row["held-out reverse KL, nats: before"] == neither
-            assert (row["after equal steps"], row["after equal time"]) == (own[name], timed[name])
+    tiny, smollm2, by_itself = (
+        {row["trainer"]: row for row in reversed(page)} for page in tables("recipes/results/against_trl.md")
+    )
+    kl = "held-out reverse KL, nats"
+    ours, known = "this project, log-probabilities", "held-out reverse KL, nats: before"
+    expected = [  # measured in, of whom, and of whom after as much time
+        (tiny, "TRL", "TRL, as long as this project"),
+        (tiny, "this project", "this project"),
+        (smollm2, "TRL", "TRL"),
+        (smollm2, ours, f"{ours}, as long as TRL"),
+        (by_itself, "this project", None),
+    ]
+    for row, (page, name, longer) in zip(table, expected, strict=True):
+        assert row["pair, trainer"].partition(": ")[2].removesuffix(", run by itself") == name
+        assert (row[known], row["after equal steps"]) == (page["neither"][kl], page[name][kl])
+        assert row["peak memory, GiB"] == page[name]["peak memory, GiB"]
+        same_run = longer is not None  # what was run by itself has no time to stand beside another's
+        assert row["s per step"] == (page[name]["s per step"] if same_run else "")
+        assert row["after equal time"] == (page[longer][kl] if same_run else "")
