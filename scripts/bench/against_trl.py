@@ -12,8 +12,8 @@ vocabulary, as TRL's is; and the same with `loss.payload=logprobs`. Each uses th
 
 Seconds per step are the median over the steps after the fifth, start-up apart. Memory is the highest sum of what all
 processes of a run hold (proportional set size, a shared page counted once). The held-out reverse KL is over the whole
-vocabulary, on answers that the student samples to the held-out prompts, by transformers. After equal steps, who is
-faster than another also runs as many steps as the time of that other allows: this project against TRL.
+vocabulary, on answers that the student samples to the held-out prompts, by transformers. After equal steps, the faster
+of TRL and each of this project's two also runs as many steps as the other's time allows.
 """
 
 from __future__ import annotations

@@ -4,38 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gpu_errors import DTYPES, SLACK, Check, relative_error
-from gpu_head import HeadCase, dense_events
+from gpu_errors import Check
+from gpu_head import HeadCase, Results, dense_events, loss_checks
 from opsd.ops.head.exact import exact_head_loss
-from opsd.ops.losses.divergences import DIVERGENCES
-
-Results = tuple[Tensor, ...]  # divergence [N], gradient of hidden, gradient of weight
 
 
 def exact_head(*, device: str, dtype: str, rows: int, vocab: int, width: int, teacher_width: int) -> list[Check]:
     """Values and gradients of the exact loss against dense float64 on the same rounded inputs."""
     student = HeadCase.random(device, dtype, rows=rows, vocab=vocab, width=width, named=1)
     teacher = HeadCase.random(device, dtype, rows=rows, vocab=vocab, width=teacher_width, named=1, seed=1)
-    checks = []
-    for name in ("reverse_kl", "forward_kl", "jsd"):
-        exact = dense_loss(student, teacher, DIVERGENCES[name], torch.float64)
-        plain = dense_loss(student, teacher, DIVERGENCES[name], DTYPES[dtype])
-        for chunk_rows in (None, 1 + rows // 3):
-            found = exact_loss(student, teacher, DIVERGENCES[name], chunk_rows)
-            parts = zip(("value", "grad hidden", "grad weight"), found, plain, exact, strict=True)
-            checks += [
-                Check(
-                    what=f"{name}, {'its own chunks' if chunk_rows is None else 'three chunks'}: {part}",
-                    error=relative_error(own, truth),
-                    allowed=2.0 * relative_error(other, truth) + SLACK[dtype],
-                )
-                for part, own, other, truth in parts
-            ]
-    return checks
+    models = (student, teacher)
+    return loss_checks(dtype, rows, partial(exact_loss, *models), partial(dense_loss, *models))
 
 
 def exact_loss(student: HeadCase, teacher: HeadCase, divergence: Callable[..., Tensor], chunk: int | None) -> Results:

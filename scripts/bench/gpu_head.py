@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ from opsd.ops.losses.divergences import DIVERGENCES, reverse_kl
 
 STOP_IDS = (3, 11)
 PADDING = 7  # rows of the head that are no tokens
+PARTS = ("value", "grad hidden", "grad weight")  # of a loss
 EXACT = 1e-3  # nats; a logit near 20 that is rounded to bfloat16 errs by up to 0.06
+
+
+Results = tuple[Tensor, ...]  # what PARTS names: divergence [N], gradients of hidden and weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +73,19 @@ class HeadCase:
 def head(*, device: str, dtype: str, rows: int, vocab: int, width: int, named: int) -> list[Check]:
     """Values and gradients of the sparse loss, and of its buckets, against dense float64 on the same rounded inputs."""
     case = HeadCase.random(device, dtype, rows=rows, vocab=vocab, width=width, named=named)
-    checks = [*bucket_checks(case, dtype)]
+    return [
+        *bucket_checks(case, dtype),
+        *loss_checks(dtype, rows, partial(sparse_loss, case), partial(dense_loss, case)),
+    ]
+
+
+def loss_checks(dtype: str, rows: int, loss: Callable[..., Results], dense: Callable[..., Results]) -> list[Check]:
+    """Of a head's loss(divergence, chunk_rows), in chunks of two sizes, against dense(divergence, dtype) in float64."""
+    checks = []
     for name in ("reverse_kl", "forward_kl", "jsd"):
-        exact = dense_loss(case, DIVERGENCES[name], torch.float64)
-        plain = dense_loss(case, DIVERGENCES[name], DTYPES[dtype])
+        exact, plain = (dense(DIVERGENCES[name], kind) for kind in (torch.float64, DTYPES[dtype]))
         for chunk_rows in (None, 1 + rows // 3):
-            found = sparse_loss(case, DIVERGENCES[name], chunk_rows)
-            parts = zip(("value", "grad hidden", "grad weight"), found, plain, exact, strict=True)
+            parts = zip(PARTS, loss(DIVERGENCES[name], chunk_rows), plain, exact, strict=True)
             checks += [
                 Check(
                     what=f"{name}, {'its own chunks' if chunk_rows is None else 'three chunks'}: {part}",
@@ -119,7 +130,7 @@ def bucket_checks(case: HeadCase, dtype: str) -> list[Check]:
     ]
 
 
-def sparse_loss(case: HeadCase, divergence: Callable[..., Tensor], chunk_rows: int | None) -> tuple[Tensor, ...]:
+def sparse_loss(case: HeadCase, divergence: Callable[..., Tensor], chunk_rows: int | None) -> Results:
     hidden_ND, weight_VD = case.leaves()
     loss, value_N = sparse_head_loss(
         hidden_ND,
@@ -135,7 +146,7 @@ def sparse_loss(case: HeadCase, divergence: Callable[..., Tensor], chunk_rows: i
     return value_N, hidden_ND.grad, weight_VD.grad
 
 
-def dense_loss(case: HeadCase, divergence: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def dense_loss(case: HeadCase, divergence: Callable[..., Tensor], dtype: torch.dtype) -> Results:
     """(divergence [N], gradient of hidden, gradient of weight) by autograd through all logits."""
     hidden_ND, weight_VD = case.leaves(dtype)
     student_NB, _ = dense_buckets(case, hidden_ND, weight_VD)
